@@ -1,0 +1,36 @@
+# Every target makes .venv from nothing but python3 (>= 3.11) and make, once, and reuses it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+UV := uv==0.13.9
+
+.PHONY: demo test lint bench lock clean
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "amr needs python3 >= 3.11; set PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## synthetic clips, naive and naive + AMR, the table and the page
+	$(BIN)/amr demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.amr_overhead
+
+lock: $(READY)  ## after a change of pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:
+	rm -rf .venv
