@@ -1,0 +1,75 @@
+"""What every fusion is: encodings in, logits out."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from amr.errors import UserError
+
+
+class Fusion(nn.Module):
+    """The head: fuses the encodings and classifies what comes out.
+
+    A subclass implements `combine` (or, where logits are formed per modality, `fuse` and `classify`). Everything
+    cross-modal lives here, so encodings can be cached and the head re-run alone. A head treats every clip by itself (no
+    batch norm) and can be differentiated twice: attributions are gradients, and their penalty is trained through.
+
+    Args:
+        dims: Encoding size of each modality, in the order in which shares are reported.
+        num_classes: Number of classes C.
+        combined_dim: Size of what `combine` returns.
+        hidden: Width of a hidden ReLU layer between the combination and the classifier; None for none.
+
+    Raises:
+        UserError: `dims` is empty, or a size is below 1.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_classes: int, combined_dim: int, hidden: int | None = None) -> None:
+        if not dims:
+            raise UserError("fusion: needs the encoding of at least one modality, got none")
+        require_positive(num_classes=num_classes, hidden=hidden)
+        super().__init__()
+        self.dims = dict(dims)
+        self.num_classes = num_classes
+        self.hidden = nn.Identity() if hidden is None else nn.Sequential(nn.Linear(combined_dim, hidden), nn.ReLU())
+        self.classifier = nn.Linear(combined_dim if hidden is None else hidden, num_classes)
+
+    def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, combined_dim)."""
+        raise NotImplementedError
+
+    def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Penultimate features, shape (B, D)."""
+        fused: Tensor = self.hidden(self.combine(encodings))
+        return fused
+
+    def classify(self, fused: Tensor) -> Tensor:
+        """Logits, shape (B, C), of penultimate features (B, D)."""
+        logits: Tensor = self.classifier(fused)
+        return logits
+
+    def forward(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Logits, shape (B, C)."""
+        return self.classify(self.fuse(encodings))
+
+
+FusionFactory = Callable[[dict[str, int], int], Fusion]
+"""A fusion class with its options filled in; called with the encodings' sizes and the number of classes."""
+
+
+def pool_tokens(encoding: Tensor) -> Tensor:
+    """Mean over a token sequence: (B, T, ..., D) to (B, D); (B, D) is returned as it is."""
+    return encoding if encoding.ndim == 2 else torch.mean(encoding, dim=tuple(range(1, encoding.ndim - 1)))
+
+
+def pool_all(encodings: Mapping[str, Tensor], names: Mapping[str, object]) -> dict[str, Tensor]:
+    """Pooled encodings, each (B, D_m), in the order of `names` whatever the order of `encodings`."""
+    return {name: pool_tokens(encodings[name]) for name in names}
+
+
+def require_positive(**options: int | None) -> None:
+    """Raises UserError, naming the option, if one is below 1; None stands for a default and passes."""
+    for key, value in options.items():
+        if value is not None and value < 1:
+            raise UserError(f"fusion: {key} must be at least 1, got {value}")

@@ -1,0 +1,85 @@
+"""The model: encoders that see one modality each, and a head that sees only their encodings."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from amr.attribution import evaluating
+from amr.encoders.base import Encoder
+from amr.errors import UserError
+from amr.fusion.base import Fusion
+
+
+class FusionModel(nn.Module):
+    """Encoders followed by a head (fusion and classifier).
+
+    Everything cross-modal lives in the head, so encodings can be cached and `head` re-run alone.
+
+    Args:
+        encoders: Encoder of each modality; the order is the order of shares.
+        head: Fusion and classifier over those encodings.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], head: Fusion) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.head = head
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of shares."""
+        return tuple(self.encoders)
+
+    def encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Encodes every modality by itself.
+
+        Args:
+            inputs: Input of each modality, (B, ...); further keys are ignored.
+            present: Boolean (B,) for modalities that some clips lack. A missing clip's encoding is zero, and its
+                placeholder input never reaches the encoder (nor its running statistics).
+
+        Returns:
+            Encoding of each modality, (B, D_m) or (B, T, D_m).
+
+        Raises:
+            UserError: If a modality has no input.
+        """
+        encodings = {}
+        for name, encoder in self.encoders.items():
+            if name not in inputs:
+                raise UserError(f"batch: no input for the modality {name!r}; it has {', '.join(map(repr, inputs))}")
+            mask = None if present is None else present.get(name)
+            if mask is None or bool(mask.all()):
+                encodings[name] = encoder(inputs[name])
+            else:
+                encodings[name] = _encode_present(encoder, inputs[name], mask)
+        return encodings
+
+    def penultimate(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Features that the classifier sees, (B, D)."""
+        return self.head.fuse(encodings)
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits, (B, C)."""
+        logits: Tensor = self.head(self.encode(inputs, present))
+        return logits
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of fusion and classifier: all that AMR may change."""
+        return self.head.parameters()
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the encoders."""
+        return self.encoders.parameters()
+
+
+def _encode_present(encoder: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """Encodes the rows where `mask` (B,) is true, and returns zeros elsewhere."""
+    if bool(mask.any()):
+        encoded: Tensor = encoder(x[mask])
+    else:  # keeps every parameter in the graph, which DDP's reducer waits for, and takes the encoding's shape
+        with torch.no_grad(), evaluating(encoder):
+            sample: Tensor = encoder(x[:1])
+        encoded = sample[:0] + 0 * sum(p.sum() for p in encoder.parameters() if p.requires_grad)
+    return encoded.new_zeros(len(x), *encoded.shape[1:]).index_put((mask.nonzero().squeeze(1),), encoded)

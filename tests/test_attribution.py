@@ -1,0 +1,219 @@
+"""Shares against captum, finite differences and closed forms; the penalty against its own formula."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient
+from torch import Tensor, nn
+
+from amr.attribution import attribution_shares, ratio_penalty
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+
+FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
+NAMES = ("a", "b", "c", "d")
+
+
+def case(fusion: type[Fusion], modalities: int, tokens: bool, dtype: torch.dtype) -> tuple[Fusion, dict[str, Tensor]]:
+    torch.manual_seed(modalities)
+    dims = {name: 4 for name in NAMES[:modalities]}
+    head = fusion(dims, 5, hidden=16).to(dtype)  # type: ignore[call-arg, arg-type]
+    shape = (3,) if tokens else ()
+    return head, {name: torch.randn(6, *shape, 4, dtype=dtype) for name in dims}
+
+
+def reference(products: list[Tensor]) -> Tensor:
+    """Shares from g⊙e, one (B, ...) a modality, by numpy."""
+    norms = np.stack([np.sqrt((p.detach().numpy() ** 2).reshape(len(p), -1).sum(1)) for p in products], axis=1)
+    return torch.from_numpy(norms / norms.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shares_equal_captum(fusion: type[Fusion], modalities: int, tokens: bool, score: Any) -> None:
+    head, encodings = case(fusion, modalities, tokens, torch.float64)
+    head.eval()
+    names = list(encodings)
+
+    def forward(*parts: Tensor) -> Tensor:
+        logits: Tensor = head(dict(zip(names, parts, strict=True)))
+        return logits if score == "logit" else logits.softmax(1)
+
+    target = head(encodings).argmax(1)
+    inputs = tuple(e.clone().requires_grad_() for e in encodings.values())
+    products = InputXGradient(forward).attribute(inputs, target=target)
+    torch.testing.assert_close(attribution_shares(head, encodings, score=score), reference(list(products)))
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shares_equal_finite_differences(score: Any) -> None:
+    head, encodings = case(Gated, 3, False, torch.float64)
+    top = head(encodings).argmax(1, keepdim=True)
+
+    def f(e: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = head(e)
+        return (logits if score == "logit" else logits.softmax(1)).gather(1, top).squeeze(1)
+
+    products = []
+    for name, e in encodings.items():
+        gradient = torch.empty_like(e)
+        for d in range(e.shape[1]):
+            step = torch.zeros_like(e)
+            step[:, d] = 1e-6
+            gradient[:, d] = (f({**encodings, name: e + step}) - f({**encodings, name: e - step})) / 2e-6
+        products.append(gradient * e)
+    torch.testing.assert_close(attribution_shares(head, encodings, score=score), reference(products), rtol=1e-6, atol=1e-8)
+
+
+def test_the_penalty_gradient_equals_finite_differences() -> None:
+    head, encodings = case(Gated, 3, False, torch.float64)
+    ratio = torch.tensor([1.0, 2.0, 3.0])
+
+    def penalty() -> Tensor:
+        return ratio_penalty(attribution_shares(head, encodings, create_graph=True), ratio)
+
+    parameters = [p for p in head.parameters()]
+    gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
+    checked = 0
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        for i in range(0, parameter.numel(), 7):
+            flat = parameter.data.view(-1)
+            before = flat[i].item()
+            values = []
+            for sign in (1, -1):
+                flat[i] = before + sign * 1e-6
+                values.append(penalty().item())
+            flat[i] = before
+            assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient.view(-1)[i].item(), abs=1e-7)
+            checked += 1
+    assert checked > 10
+
+
+def test_linear_head_in_closed_form() -> None:
+    head = nn.Linear(5, 3, bias=False).double()
+    e = {"a": torch.randn(4, 2).double(), "b": torch.randn(4, 3).double()}
+
+    def f(parts: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = head(torch.cat(list(parts.values()), 1))
+        return logits
+
+    rows = head.weight[f(e).argmax(1)]
+    expected = reference([rows[:, :2] * e["a"], rows[:, 2:] * e["b"]])
+    torch.testing.assert_close(attribution_shares(f, e, score="logit"), expected)
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shares_do_not_change_when_an_encoding_and_its_weights_are_rescaled(score: Any) -> None:
+    head, encodings = case(Concat, 2, False, torch.float64)
+    before = attribution_shares(head, encodings, score=score)
+    layer = head.hidden[0]  # type: ignore[index]
+    with torch.no_grad():
+        layer.weight[:, :4] /= 1000
+    after = attribution_shares(head, {"a": encodings["a"] * 1000, "b": encodings["b"]}, score=score)
+    torch.testing.assert_close(after, before)
+
+
+def test_probability_shares_survive_saturation() -> None:
+    """Where p rounds to 1 in single precision, shares equal those of a double-precision softmax."""
+    head, encodings = case(Concat, 2, False, torch.float32)
+    with torch.no_grad():
+        head.classifier.weight *= 300
+    confident = head(encodings).softmax(1).amax(1)
+    assert (confident == 1).any()
+    double = Concat({"a": 4, "b": 4}, 5, hidden=16).double()
+    double.load_state_dict({key: value.double() for key, value in head.state_dict().items()})
+    shares = attribution_shares(head, encodings)
+    expected = attribution_shares(double, {name: e.double() for name, e in encodings.items()})
+    torch.testing.assert_close(shares.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+
+
+def test_only_parameters_of_the_head_are_reached_and_nothing_else_is_touched() -> None:
+    head = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    head[1].eval()  # a mode of its own, to be put back
+    head.requires_grad_(True)
+    e = torch.randn(5, 4, requires_grad=True)
+    upstream = e * 2
+    wrapped = _Wrapped(head)
+    statistics, rng = head[0].running_mean.clone(), torch.get_rng_state()  # type: ignore[operator, union-attr]
+    shares = attribution_shares(wrapped, {"a": upstream}, create_graph=True)
+    shares.sum().backward()
+    assert e.grad is None
+    assert torch.equal(head[0].running_mean, statistics)  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert head[0].training
+    assert not head[1].training
+    again = attribution_shares(wrapped, {"a": upstream})
+    assert torch.equal(shares.detach(), again)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, encodings: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.net(encodings["a"])
+        return out
+
+
+def test_under_inference_mode_and_autocast() -> None:
+    head, encodings = case(Gated, 2, False, torch.float32)
+    expected = attribution_shares(head, encodings)
+    with torch.inference_mode():
+        inside = {name: e.clone() for name, e in encodings.items()}
+        torch.testing.assert_close(attribution_shares(head, inside), expected, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(attribution_shares(head, encodings), expected, rtol=0, atol=0)
+    low = {name: e.bfloat16() for name, e in encodings.items()}
+    assert attribution_shares(head, low).dtype == torch.float32
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_dead_encodings_constant_heads_and_single_rows_give_no_nan(score: Any) -> None:
+    head, encodings = case(Concat, 2, False, torch.float32)
+    dead = {"a": torch.zeros(3, 4), "b": torch.zeros(3, 4)}
+    one_dead = {"a": torch.zeros(1, 4), "b": encodings["b"][:1]}
+    shares = attribution_shares(head, dead, score=score, create_graph=True)
+    assert torch.equal(shares, torch.zeros(3, 2))
+    penalty = ratio_penalty(shares, torch.ones(2))
+    assert penalty == 0
+    for gradient in torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+    assert attribution_shares(head, one_dead, score=score).tolist() == [[0.0, 1.0]]
+    mixed = {name: torch.cat([dead[name], encodings[name]]) for name in dead}
+    penalty = ratio_penalty(attribution_shares(head, mixed, score=score, create_graph=True), torch.ones(2))
+    alone = ratio_penalty(attribution_shares(head, encodings, score=score), torch.ones(2))
+    torch.testing.assert_close(penalty.detach(), alone)
+    for gradient in torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True):
+        assert torch.isfinite(gradient).all()
+    for constant in (lambda e: torch.ones(6, 3), lambda e: torch.ones(6, 3) + 0 * e["a"].sum(), lambda e: e["a"][:, :1]):
+        assert torch.isfinite(attribution_shares(constant, encodings, score=score)).all()
+    tiny = {name: e * 1e-30 for name, e in encodings.items()}
+    huge = {name: e * 1e25 for name, e in encodings.items()}
+    linear = Concat({"a": 4, "b": 4}, 5)
+    for extreme in (tiny, huge):
+        sums = attribution_shares(linear, extreme, score="logit").sum(1)
+        torch.testing.assert_close(sums, torch.ones(6))
+
+
+def test_ratio_penalty_by_hand() -> None:
+    shares = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.0, 0.0]])  # the mean of the first two is 0.7, 0.3
+    assert ratio_penalty(shares, torch.tensor([1.0, 1.0])).item() == pytest.approx(0.4)
+    assert ratio_penalty(shares, torch.tensor([7.0, 3.0])).item() == pytest.approx(0.0, abs=1e-7)
+    assert ratio_penalty(shares, torch.tensor([1.0, 4.0])).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("ratio", [[1.0], [1.0, -1.0], [0.0, 1.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_ratio_penalty_refuses(ratio: list[float]) -> None:
+    with pytest.raises(ValueError, match="ratio"):
+        ratio_penalty(torch.full((3, 2), 0.5), torch.tensor(ratio))
+
+
+def test_unknown_score_is_refused() -> None:
+    with pytest.raises(ValueError, match="allowed are probability, logit"):
+        attribution_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, score="margin")  # type: ignore[arg-type]
