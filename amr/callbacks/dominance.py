@@ -1,0 +1,146 @@
+"""Each modality's share in the decisions of a split, every epoch."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from amr.attribution import Score, attributed_rows, attribution_shares
+from amr.classifier import FusionClassifier, StepOutput
+from amr.distributed import all_reduce_sum
+
+
+class Dominance(pl.Callback):
+    """Logs `{train,val,test}/dominance/<modality>`: the mean attribution share over the split's clips, in [0, 1].
+
+    Shares are those of `amr.attribution.attribution_shares`, of the model as it stands, over the clips that have every
+    modality and any attribution; under DDP over all ranks. At the end of a run the same numbers by class, with the
+    accuracy, go to a CSV and to W&B.
+
+    Args:
+        score: What is attributed.
+        train: Whether to measure on training batches too (one more pass of the head a batch).
+        table: CSV for the table by class of the last validation (and test); None for no file.
+    """
+
+    def __init__(self, score: Score = "probability", train: bool = True, table: Path | None = None) -> None:
+        self.score: Score = score
+        self.train = train
+        self.table = table
+        self._sums: dict[str, Tensor] = {}
+
+    # Columns of the sums, a row a class: clips, right answers, clips with shares, and the M summed shares.
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds a training batch."""
+        if self.train:
+            self._add("train", pl_module, outputs)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a validation batch."""
+        self._add("val", pl_module, outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a test batch."""
+        self._add("test", pl_module, outputs)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._sums.pop("train", None)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._sums.pop("val", None)
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._sums.pop("test", None)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the training clips' shares, each measured right after its own step."""
+        if self.train:
+            self._log("train", pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the validation clips' shares."""
+        self._log("val", pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the test clips' shares."""
+        self._log("test", pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the table by class."""
+        self._write_table(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the table by class."""
+        self._write_table(trainer, pl_module)
+
+    def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput) -> None:
+        assert isinstance(module, FusionClassifier)
+        encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
+        shares = attribution_shares(module.model.head, encodings, score=self.score)
+        if present:
+            shares = shares * torch.stack(list(present.values())).all(0).unsqueeze(1)
+        right = outputs["logits"].argmax(1) == label
+        row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).double()
+        if split not in self._sums:
+            self._sums[split] = row.new_zeros(module.model.head.num_classes, row.shape[1])
+        self._sums[split].index_add_(0, label, row)
+
+    def _log(self, split: str, module: pl.LightningModule) -> None:
+        assert isinstance(module, FusionClassifier)
+        if split not in self._sums:
+            return
+        self._sums[split] = all_reduce_sum(self._sums[split])
+        total = self._sums[split].sum(0)
+        if total[2] > 0:
+            for name, share in zip(module.model.modalities, total[3:] / total[2], strict=True):
+                module.log(f"{split}/dominance/{name}", share.float(), rank_zero_only=False)
+
+    def _write_table(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, FusionClassifier)
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.head.num_classes)]  # type: ignore[attr-defined]
+        columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]
+        rows = []
+        for split in ("val", "test"):
+            for name, values in zip(names, self._sums.get(split, torch.empty(0)).tolist(), strict=False):
+                clips, right, attributed, *shares = values
+                if clips:
+                    means = [share / attributed if attributed else None for share in shares]
+                    rows.append([split, name, int(clips), right / clips, *means])
+        if self.table is not None and rows:
+            self.table.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.table.with_suffix(".tmp")
+            with temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([columns, *rows])
+            os.replace(temporary, self.table)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and rows:
+                logger.log_table("per_class", columns=columns, data=rows)

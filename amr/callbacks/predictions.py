@@ -1,0 +1,70 @@
+"""Predictions of a checkpoint as a parquet file."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytorch_lightning as pl
+
+from amr.classifier import FusionClassifier
+from amr.errors import UserError
+
+
+class PredictionWriter(pl.Callback):
+    """Writes `id`, `label`, `prediction`, `logits` and `share/<modality>` of each clip, in the loader's order.
+
+    Rows are written batch by batch, to a temporary name that is renamed at the end.
+
+    Args:
+        out: The parquet file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def _temporary(self) -> Path:
+        return self.out.with_name(self.out.name + ".tmp")
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses more than one process, whose parts would interleave."""
+        if trainer.world_size > 1:
+            raise UserError(f"trainer.devices: predict writes one file from one device, not {trainer.world_size}")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes a batch's rows."""
+        assert isinstance(pl_module, FusionClassifier)
+        names = trainer.datamodule.labels  # type: ignore[attr-defined]
+        logits = outputs["logits"].float().cpu()
+        columns: dict[str, Any] = {
+            "id": outputs["id"],
+            "label": [names[index] for index in outputs["label"].tolist()],
+            "prediction": [names[index] for index in logits.argmax(1).tolist()],
+            "logits": logits.tolist(),
+        }
+        for m, name in enumerate(pl_module.model.modalities):
+            columns[f"share/{name}"] = outputs["shares"][:, m].float().cpu().numpy()
+        table = pa.table(columns)
+        if self._writer is None:
+            metadata = {b"labels": "\n".join(names).encode()}
+            self._writer = pq.ParquetWriter(self._temporary, table.schema.with_metadata(metadata))
+        self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the file and gives it its name."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._temporary.replace(self.out)
+            print(f"predictions: {self.out}")

@@ -1,0 +1,284 @@
+"""The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NotRequired, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+
+from amr.attribution import attribution_shares
+from amr.encoders.base import Encoder
+from amr.errors import UserError
+from amr.fusion.base import FusionFactory
+from amr.fusion.concat import Concat
+from amr.metrics import split_metrics
+from amr.model import FusionModel
+from amr.regularizers import AMR, Composite, Dropout, ModalityDropout, Regularizer, Step
+
+SPLITS = ("train", "val", "test")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+
+
+class Batch(TypedDict):
+    """Clips, as a datamodule gives them: `inputs` (B, ...) a modality, `label` (B,), `id`, and who lacks what."""
+
+    inputs: dict[str, Tensor]
+    label: Tensor
+    id: list[str]
+    present: NotRequired[dict[str, Tensor]]
+
+
+class StepOutput(TypedDict):
+    """What callbacks get of a step: the loss and, detached, encodings (B, ...), logits (B, C), labels (B,), ids."""
+
+    loss: Tensor
+    encodings: dict[str, Tensor]
+    logits: Tensor
+    label: Tensor
+    id: list[str]
+    present: Mapping[str, Tensor] | None
+
+
+class FusionClassifier(pl.LightningModule):
+    """Trains and evaluates a `FusionModel`, with any combination of methods.
+
+    Optimization is Lightning's automatic one, so every Trainer flag works; methods act through hooks around it, and AMR
+    steps its own optimizer right after the main step. A unimodal model is the same class with one encoder.
+
+    Everything random in a training step is a function of (seed, epoch, batch, rank), so a run that was killed and resumed
+    ends with the weights of an uninterrupted one.
+
+    Args:
+        encoders: Encoder of each modality, by name; the order is the order of shares.
+        fusion: A fusion class with its options.
+        num_classes: Number of classes C.
+        optimizer: Main optimizer, given all parameters.
+        lr_scheduler: Main schedule, stepped once every `scheduler_interval`; None for a constant rate.
+        scheduler_interval: Whether the schedule counts epochs or steps.
+        label_smoothing: Of the main cross-entropy, in [0, 1).
+        dropout: Dropout of the fused features.
+        modality_dropout: Dropout of whole encodings.
+        amr: Attribution regularization.
+        extra: Further methods, of the user's own.
+
+    Raises:
+        UserError: If a method cannot work with these encoders or another method.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        fusion: FusionFactory = Concat,
+        num_classes: int = 2,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=1e-2, momentum=0.9, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        label_smoothing: float = 0.0,
+        dropout: Dropout | None = None,
+        modality_dropout: ModalityDropout | None = None,
+        amr: AMR | None = None,
+        extra: list[Regularizer] | None = None,
+    ) -> None:
+        super().__init__()
+        if not encoders:
+            raise UserError("model.encoders: at least one modality is needed")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
+        head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
+        self.model = FusionModel(encoders, head)
+        methods = [m for m in (dropout, modality_dropout, amr, *(extra or [])) if m is not None]
+        self.regularizers = Composite(methods)
+        self.regularizers.check(self.model)
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.scheduler_interval, self.label_smoothing = scheduler_interval, label_smoothing
+        # ModuleDict keys end in "/" because "train" is a method of every module.
+        self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
+        self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
+        self._steps: list[Step] = []
+        self._seed = 0
+
+    @property
+    def method(self) -> str:
+        """Name of the run's method: the modality of a unimodal model, else `naive`, `amr`, `modality_dropout+amr`, ..."""
+        modalities = self.model.modalities
+        if len(modalities) == 1 and self.regularizers.name == "naive":
+            return modalities[0]
+        return self.regularizers.name
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits, (B, C)."""
+        logits: Tensor = self.model(inputs, present)
+        return logits
+
+    # ---------------------------------------------------------------- training
+
+    def setup(self, stage: str) -> None:
+        """Refuses, by name, what the methods would be wrong under."""
+        strategy, precision = self.trainer.strategy, self.trainer.precision
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise UserError(f"trainer.strategy={type(strategy).__name__}: allowed are a single device and ddp")
+        if precision not in PRECISIONS:
+            raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
+
+    def on_fit_start(self) -> None:
+        """Fixes the seed of the steps' randomness, unless a checkpoint has brought it."""
+        self._seed = self._seed or torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step's randomness a function of (seed, epoch, batch, rank)."""
+        torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """Cross-entropy plus the methods' losses on a batch."""
+        present = batch.get("present")
+        clean = self.model.encode(batch["inputs"], present)
+        seen = self.regularizers.on_encodings(clean, present)
+        logits = self.model.head.classify(self.regularizers.on_fused(self.model.penultimate(seen)))
+        step = Step(self.model, clean, logits, batch["label"], present, self.current_epoch, self._schedule_factor())
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        for name, term in self.regularizers.losses(step).items():
+            self.log(f"train/loss/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(logits))
+            loss = loss + term
+        step = step.detached()
+        if self.regularizers.needs_steps:
+            self._steps.append(step)
+        return self._record("train", batch, loss, step.logits, step.encodings)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Methods change gradients here: unscaled, averaged over ranks, not yet clipped."""
+        self.regularizers.on_gradients(self._steps)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """The main optimizer's step, then the methods' own."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        steps, self._steps = self._steps, []
+        self.regularizers.after_step(steps)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The main optimizer over all parameters that are not frozen, and its schedule."""
+        optimizer = self.make_optimizer(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler: Any = self.make_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": self.scheduler_interval,
+                "monitor": getattr(scheduler, "monitor", None),
+            },
+        }
+
+    def on_train_epoch_end(self) -> None:
+        """Hands the epoch's metrics, validation's included, to the methods."""
+        self.regularizers.on_epoch_end(self.trainer.callback_metrics)
+
+    def _schedule_factor(self) -> float:
+        """Main learning rate over its peak."""
+        if self.make_scheduler is None:
+            return 1.0
+        group = self.trainer.optimizers[0].param_groups[0]
+        return float(group["lr"] / group.get("max_lr", group["initial_lr"]))
+
+    # -------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """Loss and metrics of the bare model."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """Loss and metrics of the bare model."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Ids, labels (B,), logits (B, C) and shares (B, M)."""
+        encodings = self.model.encode(batch["inputs"], batch.get("present"))
+        shares = attribution_shares(self.model.head, encodings)
+        return {"id": batch["id"], "label": batch["label"], "logits": self.model.head(encodings), "shares": shares}
+
+    def _evaluate(self, split: str, batch: Batch) -> StepOutput:
+        encodings = self.model.encode(batch["inputs"], batch.get("present"))
+        logits = self.model.head(encodings)
+        return self._record(split, batch, F.cross_entropy(logits, batch["label"]), logits, encodings)
+
+    def _record(
+        self, split: str, batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]
+    ) -> StepOutput:
+        metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
+        assert isinstance(metrics, MetricCollection)
+        assert isinstance(mean_loss, MeanMetric)
+        metrics.update(logits.detach().float().softmax(1), batch["label"])
+        mean_loss.update(loss.detach(), weight=len(logits))
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": split != "test"}
+        self.log(f"{split}/loss", mean_loss, **options)
+        self.log_dict(metrics, **options)
+        return {
+            "loss": loss,
+            "encodings": encodings,
+            "logits": logits,
+            "label": batch["label"],
+            "id": batch["id"],
+            "present": batch.get("present"),
+        }
+
+    # -------------------------------------------------------------- checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the methods' state (AMR's optimizer) and the seed of the steps' randomness."""
+        checkpoint["amr"] = {
+            "modalities": list(self.model.modalities),
+            "seed": self._seed,
+            "methods": self.regularizers.checkpoint_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another architecture's checkpoint, and restores what `on_save_checkpoint` added.
+
+        Raises:
+            UserError: If a parameter of the model is missing, unknown or of another shape.
+        """
+        saved: dict[str, Tensor] = checkpoint["state_dict"]
+        own = self.state_dict()
+        check_same_architecture(
+            {key: value for key, value in own.items() if key.startswith("model.")},
+            {key: value for key, value in saved.items() if key.startswith("model.")},
+        )
+        # State of methods that only one of the two has does not bind: training may go on with another method.
+        checkpoint["state_dict"] = {key: saved.get(key, value) for key, value in own.items()}
+        state = checkpoint.get("amr")
+        if state is None:
+            raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
+        self._seed = state["seed"]
+        self.regularizers.restore_state(state["methods"])
+
+
+def check_same_architecture(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raises `UserError`, naming the first difference, unless both state dicts have the same keys and shapes."""
+
+    def some(keys: Iterable[str]) -> str:
+        keys = sorted(keys)
+        return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+    if missing := own.keys() - saved.keys():
+        raise UserError(f"checkpoint: of another architecture, it lacks {some(missing)}")
+    if unknown := saved.keys() - own.keys():
+        raise UserError(f"checkpoint: of another architecture, it has {some(unknown)}, which this model lacks")
+    for key, value in own.items():
+        if value.shape != saved[key].shape:
+            raise UserError(
+                f"checkpoint: of another architecture, {key} has shape {tuple(saved[key].shape)}, "
+                f"this model's has {tuple(value.shape)}"
+            )

@@ -1,0 +1,31 @@
+"""Dropout of penultimate features."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from amr.errors import UserError
+from amr.regularizers.base import Regularizer
+
+
+class Dropout(Regularizer):
+    """Zeroes each fused feature with probability p and scales the rest by 1/(1-p) (Srivastava et al. 2014).
+
+    Args:
+        p: Probability of dropping a feature, in [0, 1).
+
+    Raises:
+        UserError: If p is outside [0, 1).
+    """
+
+    name = "dropout"
+    order = 20
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise UserError(f"model.dropout.p={p}: allowed are values in [0, 1)")
+        self.p = p
+
+    def on_fused(self, fused: Tensor) -> Tensor:
+        """Drops features of (B, D)."""
+        return F.dropout(fused, self.p)
