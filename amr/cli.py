@@ -1,0 +1,80 @@
+"""The command line. Heavy imports are inside the commands, so that `--help` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from amr import __version__
+from amr.errors import UserError
+
+RUN_COMMANDS = {
+    "fit": "train a model; its run goes to runs/<name>",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+    "predict": "write a checkpoint's predictions and shares to a parquet file",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: The command and its arguments; those of the process if None.
+
+    Returns:
+        Exit status: 0, or 2 after a user's mistake, which is printed as one line.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"amr: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in RUN_COMMANDS:
+        from amr.runs import run
+
+        run(arguments)
+        return 0
+    if arguments and arguments[0] == "prepare":  # its parser needs the datamodules, which are slow to import
+        from amr.runs import prepare
+
+        prepare(arguments[1:])
+        return 0
+
+    parser = _Parser(prog="amr", description=__import__("amr").__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, text in RUN_COMMANDS.items():
+        commands.add_parser(name, help=text)
+    commands.add_parser("prepare", help="decode a dataset's clips into its store; resumes where it stopped")
+    _add_compare(commands)
+    demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
+    demo.add_argument("--picture", type=Path, help="also write the curves to this PNG")
+    options = parser.parse_args(arguments)
+    match options.command:
+        case "compare":
+            from amr.compare import run as compare
+
+            return compare(options)
+        case _:
+            from amr.demo import run as demo_run
+
+            return demo_run(options)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from amr.compare import add_arguments
+
+    add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))

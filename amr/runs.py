@@ -1,0 +1,305 @@
+"""Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
+
+runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
+checkpoints/{best,last}.ckpt, per_class.csv, and wandb/.
+"""
+
+import inspect
+import json
+import logging
+import os
+import re
+import secrets
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any, Literal, NoReturn, cast
+
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from amr.callbacks import Dominance, PredictionWriter, WandbSetup
+from amr.classifier import FusionClassifier
+from amr.errors import UserError
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one of Lightning's subcommands; a checkpoint brings its run's configuration with it.
+
+    Args:
+        arguments: The subcommand and its arguments.
+
+    Raises:
+        UserError: For anything that the user can mend.
+    """
+    arguments = _with_config_of_checkpoint(list(arguments))
+    with warnings.catch_warnings():
+        # Noise that no user can act on: Lightning's own deprecations, and advice that a small data set draws.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        warnings.filterwarnings(
+            "ignore", message="The number of training batches .* is smaller than the logging interval"
+        )
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
+        AmrCLI(arguments)
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Decodes a dataset's clips into its store: `--config configs/data/....yaml`, or `--data CLASS --data.root ...`.
+
+    Args:
+        arguments: The command's arguments.
+
+    Raises:
+        UserError: For anything that the user can mend.
+    """
+    from amr.datamodules import ClipDataModule
+
+    parser = _Parser(prog="amr prepare", description=prepare.__doc__.splitlines()[0] if prepare.__doc__ else None)
+    parser.add_argument("--config", action="config", help="a configuration with a `data` section")
+    parser.add_subclass_arguments(ClipDataModule, "data", required=True)
+    config = parser.parse_args(list(arguments))
+    datamodule: ClipDataModule = parser.instantiate_classes(config).data
+    datamodule.prepare_data()
+
+
+class _Parser(LightningArgumentParser):
+    """Reports a mistake as one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._mistakes: list[UserError] = []
+        self.add_instantiator(self._build, object)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(self._explain(message))
+
+    def _explain(self, message: str) -> str:
+        """The parser's message without the values it dumps, with the allowed keys where one is unknown."""
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+        if unknown:
+            key = unknown[1] or unknown[2]
+            parent = key.rpartition(".")[0]
+            siblings = {action.dest for action in self._leaves() if action.dest.rpartition(".")[0] == parent}
+            siblings -= {"model.num_classes"}  # linked to the data's
+            return f"{key}: unknown key; allowed are {', '.join(sorted(siblings))}"
+        where, _, _ = message.partition("Does not validate against")
+        bullets = re.findall(
+            r"^ *- (.*(?:\n(?! *- ).*)*)", message.partition("Errors:")[2].partition("Given value")[0], re.M
+        )
+        reasons = [bullet for bullet in bullets if "NoneType" not in bullet]
+        text = _one_line(f"{where} {'; or '.join(reasons)}" if reasons else message)
+        text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
+        option = re.search(r"Option '(\w+)' is not accepted", text)
+        if option and (classes := re.findall(r"<class '([\w.]+)'>", message.partition("Errors:")[0])):
+            parameters = inspect.signature(cast(type, locate(classes[-1]))).parameters
+            allowed = [name for name in parameters if "args" not in name]
+            hint = f"allowed are {', '.join(allowed)}" if allowed else "see --data.help CLASS"
+            text = text.replace(option[0], f"unknown key '{option[1]}', {hint}")
+        return text
+
+    def _leaves(self) -> list[Any]:
+        """Actions of this parser and its subcommands."""
+        subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
+        return [action for parser in (self, *subparsers) for action in parser._actions]
+
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except ValueError:
+            if self._mistakes:
+                raise self._mistakes[-1] from None
+            raise
+
+    def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return class_type(*args, **kwargs)
+        except UserError as mistake:  # an optional argument's type is a union, which swallows what its members raise
+            self._mistakes.append(mistake)
+            raise
+
+
+class AmrCLI(LightningCLI):
+    """LightningCLI for `FusionClassifier` on any datamodule that has `name`, `labels` and `num_classes`.
+
+    Args:
+        args: The subcommand and its arguments.
+    """
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            FusionClassifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,  # RunRecord does it, later
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
+            seed_everything_default=0,
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what is a run's, not the model's."""
+        parser.add_argument(
+            "--name", type=str | None, help="folder of the run under runs_dir (<dataset>-<method>-s<seed>)"
+        )
+        parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where runs go")
+        parser.add_argument(
+            "--wandb", type=Literal["offline", "online", "disabled"], default="offline", help="W&B's mode"
+        )
+        parser.add_argument("--project", type=str, default="amr", help="W&B project")
+        parser.add_argument("--out", type=Path | None, help="file of predict (predictions.parquet in the run's folder)")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Dominance, "dominance")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/acc",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, and refuses a checkpoint that is not one before anything is built."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        options.weights_only = True  # our checkpoints hold nothing that would need more
+        path = options.get("ckpt_path")
+        if path is None and self.config.subcommand != "fit":
+            raise UserError(
+                f"--ckpt_path: {self.config.subcommand} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt"
+            )
+        if path is not None and path not in ("last", "best", "hpc"):
+            if not Path(path).is_file():
+                raise UserError(f"--ckpt_path: {path} does not exist")
+            if not zipfile.is_zipfile(path):
+                raise UserError(f"--ckpt_path: {path} is not a checkpoint")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer around the run's folder."""
+        options: Namespace = self.config[self.config.subcommand]
+        assert isinstance(self.model, FusionClassifier)
+        assert self.datamodule is not None
+        facts = {
+            "method": self.model.method,
+            "dataset": self.datamodule.name,
+            "seed": options.seed_everything,
+            "fusion": type(self.model.model.head).__name__,
+            "modalities": list(self.model.model.modalities),
+            "labels": list(self.datamodule.labels),
+            "num_classes": self.datamodule.num_classes,
+        }
+        folder = self._folder(options, facts)
+        known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+        facts["wandb_id"] = known.get("wandb_id") or secrets.token_hex(4)
+        init = self.config_init[self.config.subcommand]
+        init.checkpoint.dirpath = str(folder / "checkpoints")
+        init.dominance.table = folder / "per_class.csv"
+        config = self._parser(self.subcommand).dump(options, skip_none=False)
+        callbacks: list[Callback] = []
+        if self.subcommand == "fit":
+            callbacks.append(RunRecord(folder, facts, config))
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
+            kwargs["logger"] = False
+        elif init.trainer.logger is None:
+            kwargs["logger"] = self._loggers(options, folder, facts)
+            callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
+        kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
+        kwargs.setdefault("default_root_dir", str(folder))
+        return super().instantiate_trainer(**kwargs)
+
+    def _folder(self, options: Namespace, facts: dict[str, Any]) -> Path:
+        """The run's folder: the checkpoint's, if it lies in one, else runs_dir/name."""
+        path = options.get("ckpt_path")
+        if self.subcommand != "fit" and path and (Path(path).parent.parent / "run.json").is_file():
+            return Path(path).parent.parent
+        name = options.name or _slug(f"{facts['dataset']}-{facts['method']}-s{facts['seed']}")
+        if name != _slug(name):
+            raise UserError(f"--name={name!r}: allowed are letters, digits and . _ + -")
+        folder: Path = Path(options.runs_dir) / name
+        if self.subcommand == "fit" and path is None and (folder / "run.json").exists():
+            raise UserError(
+                f"{folder} holds a run already: go on with it by --ckpt_path last, or choose another --name"
+            )
+        return folder
+
+    def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
+        if options.wandb != "disabled":
+            if options.wandb == "offline":  # crash reports, too, stay here
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            loggers.append(
+                WandbLogger(
+                    name=folder.name,
+                    save_dir=folder,
+                    offline=options.wandb == "offline",
+                    project=options.project,
+                    id=facts["wandb_id"],
+                    resume="allow",
+                    group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}",
+                    job_type="train" if self.subcommand == "fit" else "eval",
+                    tags=sorted({facts["dataset"], facts["fusion"], facts["method"]}),
+                )
+            )
+        return loggers
+
+
+class RunRecord(Callback):
+    """Writes run.json and config.yaml as training starts, when nothing can be refused any more.
+
+    Args:
+        folder: The run's folder.
+        facts: Contents of run.json.
+        config: Contents of config.yaml, as text.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], config: str) -> None:
+        self.folder, self.facts, self.config = folder, facts, config
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes both files from rank 0; going on with a run brings them up to date."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(self.config)
+            (self.folder / "run.json").write_text(json.dumps(self.facts, indent=1) + "\n")
+
+
+def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
+    """Puts the run's own config.yaml first where a checkpoint of a run is given and no configuration."""
+    if arguments[0] == "fit" or any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
+        return arguments
+    for position, argument in enumerate(arguments):
+        if argument == "--ckpt_path" and position + 1 < len(arguments):
+            path = arguments[position + 1]
+        elif argument.startswith("--ckpt_path="):
+            path = argument.partition("=")[2]
+        else:
+            continue
+        config = Path(path).parent.parent / "config.yaml"
+        if config.is_file():
+            return [arguments[0], "--config", str(config), *arguments[1:]]
+    return arguments
+
+
+def _not_an_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+def _one_line(message: str) -> str:
+    return re.sub(r"\s+", " ", message).strip()
