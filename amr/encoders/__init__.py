@@ -1,0 +1,18 @@
+"""Encoders: one modality in, one encoding out. A new one is a file here with a subclass of `Encoder`."""
+
+from amr.encoders.base import Encoder
+from amr.encoders.cnn import SmallCNN, SmallFrameCNN
+from amr.encoders.mlp import MLPEncoder
+from amr.encoders.resnet import ResNetEncoder
+from amr.encoders.video3d import Video3DEncoder
+from amr.encoders.weights import load_weights
+
+__all__ = [
+    "Encoder",
+    "MLPEncoder",
+    "ResNetEncoder",
+    "SmallCNN",
+    "SmallFrameCNN",
+    "Video3DEncoder",
+    "load_weights",
+]

@@ -1,0 +1,12 @@
+"""Heads: fusions of the encodings, each with its classifier."""
+
+from amr.fusion.attention import Attention
+from amr.fusion.base import Fusion, FusionFactory
+from amr.fusion.concat import Concat
+from amr.fusion.film import FiLM
+from amr.fusion.gated import Gated
+from amr.fusion.late import Late
+from amr.fusion.low_rank import LowRank
+from amr.fusion.sum import Sum
+
+__all__ = ["Attention", "Concat", "FiLM", "Fusion", "FusionFactory", "Gated", "Late", "LowRank", "Sum"]

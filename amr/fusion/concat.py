@@ -1,0 +1,28 @@
+"""Concatenation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from amr.fusion.base import Fusion, pool_all
+
+
+class Concat(Fusion):
+    """Concatenates the encodings: h = [e^1; ...; e^M].
+
+    With `hidden` None the logits are linear in every encoding, and column block m of the classifier's weight belongs to
+    modality m.
+
+    Args:
+        dims: Encoding size of each modality.
+        num_classes: Number of classes C.
+        hidden: Width of a hidden ReLU layer before the classifier; None for none.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_classes: int, hidden: int | None = None) -> None:
+        super().__init__(dims, num_classes, sum(dims.values()), hidden)
+
+    def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, sum of D_m)."""
+        return torch.cat([*pool_all(encodings, self.dims).values()], dim=1)

@@ -1,0 +1,48 @@
+"""Late fusion."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from amr.fusion.base import Fusion, pool_all
+
+
+class Late(Fusion):
+    """Averages the logits of one classifier a modality: f = (1/M) Σ_m (W_m h_m + b_m).
+
+    The mean rule of Kittler et al. 1998, "On Combining Classifiers", section 2, on logits in place of posteriors. h_m
+    is the encoding or, with `hidden`, a ReLU layer of it; the penultimate features are [h_1; ...; h_M]. The modalities'
+    own logits are `unimodal_logits`; `hiddens` and `classifiers` replace the base class's joint layers.
+
+    Args:
+        dims: Encoding size of each modality.
+        num_classes: Number of classes C.
+        hidden: Width of each modality's hidden ReLU layer; None for none.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_classes: int, hidden: int | None = None) -> None:
+        super().__init__(dims, num_classes, sum(dims.values()), hidden)
+        del self.hidden, self.classifier  # joint layers, which this head replaces by one of each a modality
+        self.hiddens = nn.ModuleDict(
+            {
+                name: nn.Identity() if hidden is None else nn.Sequential(nn.Linear(size, hidden), nn.ReLU())
+                for name, size in dims.items()
+            }
+        )
+        self.sizes = {name: size if hidden is None else hidden for name, size in dims.items()}
+        self.classifiers = nn.ModuleDict({name: nn.Linear(size, num_classes) for name, size in self.sizes.items()})
+
+    def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Single-modality features side by side, shape (B, sum of their sizes)."""
+        pooled = pool_all(encodings, self.dims)
+        return torch.cat([self.hiddens[name](encoding) for name, encoding in pooled.items()], dim=1)
+
+    def unimodal_logits(self, fused: Tensor) -> dict[str, Tensor]:
+        """Each modality's own logits, (B, C), of penultimate features (B, D)."""
+        parts = zip(self.sizes, torch.split(fused, [*self.sizes.values()], dim=1), strict=True)
+        return {name: self.classifiers[name](part) for name, part in parts}
+
+    def classify(self, fused: Tensor) -> Tensor:
+        """Logits, shape (B, C), of penultimate features (B, D)."""
+        return torch.stack([*self.unimodal_logits(fused).values()]).mean(dim=0)

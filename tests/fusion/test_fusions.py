@@ -1,0 +1,331 @@
+"""What every fusion promises, and each against an independent formula."""
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amr.errors import UserError
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+from amr.fusion.base import pool_tokens
+
+SIZES = {"a": 6, "b": 4, "c": 8, "d": 5}
+CLASSES = 3
+FUSIONS: dict[str, Callable[..., Fusion]] = {
+    "concat": Concat,
+    "sum": Sum,
+    "film": FiLM,
+    "gated": Gated,
+    "low_rank": LowRank,
+    "attention": lambda dims, classes, **kw: Attention(dims, classes, dim=8, heads=2, layers=2, **kw),
+    "late": Late,
+}
+every_fusion = pytest.mark.parametrize("name", FUSIONS)
+every_count = pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+every_hidden = pytest.mark.parametrize("hidden", [None, 7])
+
+
+def make(name: str, modalities: int = 2, hidden: int | None = None, seed: int = 0) -> Fusion:
+    torch.manual_seed(seed)
+    dims = dict(itertools.islice(SIZES.items(), modalities))
+    return FUSIONS[name](dims, CLASSES, hidden=hidden).eval()
+
+
+def encode(head: Fusion, rows: int = 5, tokens: int | None = None, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows,) if tokens is None else (rows, tokens)
+    dtype = next(head.parameters()).dtype
+    return {m: torch.randn(*shape, size, generator=generator, dtype=dtype) for m, size in head.dims.items()}
+
+
+def shares(head: Fusion, encodings: Mapping[str, Tensor]) -> Tensor:
+    """Attribution shares (B, M), written here anew; rows where every hidden unit is off are left out."""
+    leaves = {m: e.detach().requires_grad_() for m, e in encodings.items()}
+    score = head(leaves).amax(dim=1).sum()
+    gradients = torch.autograd.grad(score, list(leaves.values()), create_graph=True)
+    norms = [(g * e).flatten(1).norm(dim=1) for g, e in zip(gradients, leaves.values(), strict=True)]
+    stacked = torch.stack(norms, dim=1)
+    stacked = stacked[stacked.detach().sum(dim=1) > 0]
+    return stacked / stacked.sum(dim=1, keepdim=True)
+
+
+@every_fusion
+@every_count
+@every_hidden
+def test_shapes_and_parts(name: str, modalities: int, hidden: int | None) -> None:
+    head = make(name, modalities, hidden)
+    for tokens in (None, 3):
+        encodings = encode(head, tokens=tokens)
+        fused = head.fuse(encodings)
+        logits = head(encodings)
+        assert logits.shape == (5, CLASSES)
+        assert fused.ndim == 2
+        assert torch.equal(head.classify(fused), logits)
+        if hidden is not None:
+            assert fused.shape[1] == hidden * (modalities if name == "late" else 1)
+
+
+@every_fusion
+@every_count
+@every_hidden
+def test_every_parameter_learns(name: str, modalities: int, hidden: int | None) -> None:
+    head = make(name, modalities, hidden).train()
+    loss = F.cross_entropy(head(encode(head)), torch.tensor([0, 1, 2, 0, 1]))
+    names, parameters = zip(*head.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters)  # raises if the loss does not depend on one
+    dead = [key for key, gradient in zip(names, gradients, strict=True) if not gradient.any()]
+    assert dead == []
+
+
+@every_fusion
+@every_count
+@every_hidden
+def test_rows_are_independent(name: str, modalities: int, hidden: int | None) -> None:
+    head = make(name, modalities, hidden).double()
+    encodings = encode(head)
+    rows = [head({m: e[i : i + 1] for m, e in encodings.items()}) for i in range(5)]
+    torch.testing.assert_close(torch.cat(rows), head(encodings), rtol=1e-12, atol=1e-12)
+
+
+@every_fusion
+def test_order_of_encodings_does_not_matter(name: str) -> None:
+    head = make(name, 4)
+    encodings = encode(head)
+    assert torch.equal(head(dict(reversed(encodings.items()))), head(encodings))
+
+
+@every_fusion
+@every_hidden
+def test_one_token_is_no_sequence(name: str, hidden: int | None) -> None:
+    head = make(name, 3, hidden)
+    encodings = encode(head)
+    torch.testing.assert_close(head({m: e[:, None] for m, e in encodings.items()}), head(encodings))
+
+
+@every_fusion
+@every_count
+@every_hidden
+def test_zero_encodings_give_finite_numbers(name: str, modalities: int, hidden: int | None) -> None:
+    head = make(name, modalities, hidden)
+    for zeroed in (set(head.dims), {"a"}):
+        encodings = {m: e * (m not in zeroed) for m, e in encode(head).items()}
+        leaves = {m: e.requires_grad_() for m, e in encodings.items()}
+        logits = head(leaves)
+        gradients = torch.autograd.grad(logits.logsumexp(1).sum(), list(leaves.values()), create_graph=True)
+        attribution = sum(((g * e) ** 2).sum() for g, e in zip(gradients, leaves.values(), strict=True))
+        assert isinstance(attribution, Tensor)
+        second = torch.autograd.grad(attribution, list(head.parameters()), allow_unused=True)
+        assert logits.isfinite().all()
+        assert all(g.isfinite().all() for g in (*gradients, *second) if g is not None)
+
+
+@every_fusion
+@every_hidden
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+@pytest.mark.parametrize("tokens", [None, 3])
+def test_penalty_on_shares_reaches_the_head(name: str, hidden: int | None, modalities: int, tokens: int | None) -> None:
+    head = make(name, modalities, hidden)
+    share = shares(head, encode(head, rows=16, tokens=tokens))[:, 0].mean()
+    parameters = dict(head.named_parameters())
+    gradients = dict(
+        zip(parameters, torch.autograd.grad(share, list(parameters.values()), allow_unused=True), strict=True)
+    )
+    reached = [key for key, g in gradients.items() if g is not None and g.any()]
+    assert all(g.isfinite().all() for g in gradients.values() if g is not None)
+    assert [key for key in parameters if key.endswith("weight") and key not in reached] == []
+
+
+@every_fusion
+def test_share_gradient_matches_finite_differences(name: str) -> None:
+    head = make(name, 3).double()
+    encodings = encode(head, rows=6)
+    for parameter in head.parameters():
+        (analytic,) = torch.autograd.grad(shares(head, encodings)[:, 0].mean(), parameter, allow_unused=True)
+        direction = torch.randn_like(parameter)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=sign * 1e-6)
+            values.append(shares(head, encodings)[:, 0].mean().item())
+            with torch.no_grad():
+                parameter.sub_(direction, alpha=sign * 1e-6)
+        expected = (values[0] - values[1]) / 2e-6
+        actual = 0.0 if analytic is None else (analytic * direction).sum().item()
+        assert actual == pytest.approx(expected, abs=2e-7, rel=1e-4)
+
+
+@every_fusion
+def test_gradgradcheck(name: str) -> None:
+    torch.manual_seed(0)
+    dims = {"a": 2, "b": 2, "c": 2}
+    options = {"dim": 2, "heads": 1} if name == "attention" else {}
+    head = (Attention if name == "attention" else FUSIONS[name])(dims, 2, **options).double()
+    names = [key for key, _ in head.named_parameters()]
+
+    def logits(*tensors: Tensor) -> Tensor:
+        encodings = dict(zip(dims, tensors[:3], strict=True))
+        parameters = dict(zip(names, tensors[3:], strict=True))
+        return torch.func.functional_call(head, parameters, (encodings,))  # type: ignore[no-any-return]
+
+    inputs = [torch.randn(2, 2, dtype=torch.double, requires_grad=True) for _ in dims]
+    inputs += [p.detach().clone().requires_grad_() for p in head.parameters()]
+    assert torch.autograd.gradgradcheck(logits, inputs, fast_mode=True)
+
+
+def test_pool_tokens() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(pool_tokens(x), x.reshape(2, 12, 5).mean(1))
+    assert pool_tokens(x[:, 0, 0]).shape == (2, 5)
+
+
+# Each fusion against its formula.
+
+
+def test_concat_is_a_sum_of_linear_maps() -> None:
+    head = make("concat", 3)
+    encodings = encode(head)
+    blocks = torch.split(head.classifier.weight, [*head.dims.values()], dim=1)
+    expected = head.classifier.bias + sum(e @ w.T for e, w in zip(encodings.values(), blocks, strict=True))
+    torch.testing.assert_close(head(encodings), expected)
+
+
+def test_sum_by_hand() -> None:
+    head = make("sum", 3)
+    encodings = encode(head)
+    projections = {m: head.get_parameter(f"projections.{m}.weight") for m in head.dims}
+    expected = sum((encodings[m] @ w.T for m, w in projections.items()), torch.zeros(()))
+    torch.testing.assert_close(head.fuse(encodings), expected)
+    assert expected.shape[1] == 8  # the largest encoding's size
+    torch.manual_seed(0)
+    assert Sum(SIZES, CLASSES, dim=11).fuse({m: torch.randn(2, d) for m, d in SIZES.items()}).shape == (2, 11)
+
+
+@pytest.mark.parametrize("conditioner", [None, "a", "b", "c"])
+def test_film_by_hand(conditioner: str | None) -> None:
+    torch.manual_seed(0)
+    dims = {m: SIZES[m] for m in "abc"}
+    head = FiLM(dims, CLASSES, conditioner=conditioner)
+    encodings = encode(head)
+    weight, bias = head.get_parameter("film.weight"), head.get_parameter("film.bias")
+    c = conditioner or "a"
+    others = [m for m in dims if m != c]
+    modulation = encodings[c] @ weight.T + bias
+    total, start, expected = sum(dims[m] for m in others), 0, []
+    for m in others:
+        gamma = 1 + modulation[:, start : start + dims[m]]
+        beta = modulation[:, total + start : total + start + dims[m]]
+        expected.append(gamma * encodings[m] + beta)
+        start += dims[m]
+    torch.testing.assert_close(head.fuse(encodings), torch.cat(expected, 1))
+
+
+def test_film_with_one_modality_passes_it_on() -> None:
+    head = make("film", 1)
+    encodings = encode(head)
+    assert torch.equal(head.fuse(encodings), encodings["a"])
+
+
+@every_count
+def test_gated_by_hand(modalities: int) -> None:
+    head = make("gated", modalities)
+    assert isinstance(head, Gated)
+    encodings = encode(head)
+    joint = torch.cat(list(encodings.values()), dim=1)
+    h = [torch.tanh(encodings[m] @ head.get_parameter(f"projections.{m}.weight").T) for m in head.dims]
+    z = list(torch.split(torch.sigmoid(joint @ head.gate.weight.T), h[0].shape[1], dim=1))
+    if modalities == 2:  # the bimodal unit: z ⊙ h_1 + (1 - z) ⊙ h_2
+        assert len(z) == 1
+        expected = z[0] * h[0] + (1 - z[0]) * h[1]
+        z.append(1 - z[0])
+    else:
+        expected = sum((gate * feature for gate, feature in zip(z, h, strict=True)), torch.zeros(()))
+    torch.testing.assert_close(head.fuse(encodings), expected)
+    torch.testing.assert_close(head.gates(encodings), torch.stack(z, dim=1))
+
+
+def test_low_rank_equals_the_outer_product() -> None:
+    torch.manual_seed(0)
+    dims = {m: SIZES[m] for m in "abc"}
+    head = LowRank(dims, CLASSES, rank=3, dim=2).double()
+    encodings = encode(head)
+    z = [torch.cat([encodings[m], torch.ones(5, 1, dtype=torch.double)], dim=1) for m in dims]
+    outer = torch.einsum("bi,bj,bk->bijk", *z)
+    factors = []  # (rank, dim, D_m + 1)
+    for m in dims:
+        weight, bias = head.get_parameter(f"factors.{m}.weight"), head.get_parameter(f"factors.{m}.bias")
+        factors.append(torch.cat([weight, bias[:, None]], dim=1).reshape(3, 2, -1))
+    tensor = torch.einsum("rhi,rhj,rhk->hijk", *factors)
+    torch.testing.assert_close(head.fuse(encodings), torch.einsum("bijk,hijk->bh", outer, tensor))
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+def test_attention_equals_torch_transformer(tokens: int | None) -> None:
+    torch.manual_seed(0)
+    dims = {m: SIZES[m] for m in "abc"}
+    head = Attention(dims, CLASSES, dim=8, heads=2, layers=2).double()
+    encodings = encode(head, tokens=tokens)
+    sequence = [head.class_token.expand(5, 1, 8)]
+    for i, m in enumerate(dims):
+        projected = encodings[m] @ head.get_parameter(f"projections.{m}.weight").T + head.modality_embeddings[i]
+        sequence.append(projected if tokens else projected[:, None])
+    x = torch.cat(sequence, dim=1)
+    for i in range(2):
+        layer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True).double()
+        renamed = {
+            "attention.qkv.weight": "self_attn.in_proj_weight",
+            "attention.qkv.bias": "self_attn.in_proj_bias",
+            "attention.out.weight": "self_attn.out_proj.weight",
+            "attention.out.bias": "self_attn.out_proj.bias",
+            "feed_forward.0.weight": "linear1.weight",
+            "feed_forward.0.bias": "linear1.bias",
+            "feed_forward.2.weight": "linear2.weight",
+            "feed_forward.2.bias": "linear2.bias",
+        }
+        state = head.layers[i].state_dict()
+        layer.load_state_dict({renamed.get(key, key): value for key, value in state.items()})
+        x = layer(x)
+    torch.testing.assert_close(head.fuse(encodings), head.norm(x)[:, 0])
+
+
+def test_attention_reads_every_token() -> None:
+    head = make("attention")
+    encodings = encode(head, tokens=3)
+    changed = encodings | {"b": torch.cat([encodings["b"][:, :2], -encodings["b"][:, 2:]], dim=1)}
+    assert not torch.allclose(head(changed), head(encodings))
+
+
+@every_hidden
+def test_late_is_the_mean_of_unimodal_heads(hidden: int | None) -> None:
+    head = make("late", 3, hidden)
+    assert isinstance(head, Late)
+    encodings = encode(head)
+    logits = []
+    for m, e in encodings.items():
+        alone = Late({m: SIZES[m]}, CLASSES, hidden=hidden)
+        alone.load_state_dict({key: value for key, value in head.state_dict().items() if f".{m}." in key})
+        logits.append(alone({m: e}))
+        torch.testing.assert_close(head.unimodal_logits(head.fuse(encodings))[m], logits[-1])
+    torch.testing.assert_close(head(encodings), sum(logits, torch.zeros(())) / 3)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FiLM(SIZES, 3, conditioner="x"), r"conditioner must be one of a, b, c, d, got 'x'"),
+        (lambda: Attention({"a": 6}, 3), r"heads must divide dim=6, so be one of 1, 2, 3, 6; got 4"),
+        (lambda: Attention(SIZES, 3, layers=0), r"layers must be at least 1, got 0"),
+        (lambda: LowRank(SIZES, 3, rank=0), r"rank must be at least 1, got 0"),
+        (lambda: Sum(SIZES, 3, dim=-1), r"dim must be at least 1, got -1"),
+        (lambda: Gated(SIZES, 3, dim=0), r"dim must be at least 1, got 0"),
+        (lambda: Concat(SIZES, 3, hidden=0), r"hidden must be at least 1, got 0"),
+        (lambda: Late(SIZES, 0), r"num_classes must be at least 1, got 0"),
+        *((lambda f=f: f({}, 3), r"at least one modality") for f in (Concat, Sum, FiLM, Gated, LowRank, Late)),
+    ],
+)
+def test_mistakes(build: Callable[[], Fusion], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
