@@ -1,0 +1,268 @@
+"""What `train.py fit` and `test` leave in a run's folder, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from amr.errors import UserError
+
+Source = Literal["test", "val"]
+BLANK = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, read.
+
+    Attributes:
+        path: The folder, as it was given.
+        method: "naive", "amr", "umt+amr", or the modality's name for a unimodal run.
+        dataset: The dataset's name.
+        fusion: The fusion's name; a dash where run.json has none.
+        seed: The run's seed, or None if it was not seeded.
+        modalities: In the model's order.
+        labels: The class list.
+        epochs: `{epoch: {column: value}}` of `train/*` and `val/*`, fractions as logged.
+        test: `{column: value}` of `test/*`; empty if the weights as last trained were never tested.
+        per_class: `{split: {class: {column: value}}}`, from per_class.csv.
+        settings: config.yaml, flattened to `{"model.amr.weight": "0.5"}`, without the seed and the run's own name.
+        has_metrics: Whether there is a metrics.csv.
+    """
+
+    path: Path
+    method: str
+    dataset: str
+    fusion: str
+    seed: int | None
+    modalities: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    has_metrics: bool = False
+
+    @property
+    def where(self) -> str:
+        """The folder as text that is safe to print."""
+        return printable(str(self.path))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the highest `val/acc`; None before the first validation."""
+        accuracy = {e: values["val/acc"] for e, values in self.epochs.items() if values.get("val/acc", -1) >= 0}
+        return max(sorted(accuracy), key=accuracy.__getitem__, default=None)
+
+    @property
+    def missing(self) -> str | None:
+        """Why there is nothing to compare yet; None if there is."""
+        if self.best_epoch is not None or "test/acc" in self.test:
+            return None
+        return "no validated epoch yet" if self.has_metrics else "no metrics file yet"
+
+    def numbers(self, source: Source) -> dict[str, float]:
+        """`{"acc": ..., "mAP": ..., "dominance/<modality>": ...}` on one split; empty if the run has none."""
+        best = {} if self.best_epoch is None else self.epochs[self.best_epoch]
+        values = self.test if source == "test" else best
+        return {key.partition("/")[2]: value for key, value in values.items() if key.startswith(f"{source}/")}
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders named by `paths`: each a run, a folder of runs, or a glob of either; doubles are dropped.
+
+    Raises:
+        UserError: A path leads to no run.
+    """
+    found: dict[Path, Path] = {}
+    for given in map(Path, paths):
+        matches = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
+        runs = [run for match in matches for run in ([match] if _is_run(match) else filter(_is_run, _children(match)))]
+        if not runs:
+            raise UserError(
+                f"{printable(str(given))}: no run here; allowed: a folder with run.json (train.py fit writes it), "
+                "a folder of such folders, or a glob"
+            )
+        found |= {run.resolve(): run for run in reversed(runs) if run.resolve() not in found}
+    return [found[key] for key in sorted(found)]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read one run's folder.
+
+    Rows of metrics.csv are merged by epoch. A run that was resumed (`version_1`, ...) goes on from the first epoch of
+    the later version: what earlier versions had from there on, test results included, belongs to abandoned weights.
+    A version that trained nothing (`validate` or `test` alone) adds its test results only.
+
+    Raises:
+        UserError: The folder is not a run, or one of its files cannot be read; the message names the file.
+    """
+    path = Path(path)
+    file = path / "run.json"
+    if not file.is_file():
+        raise UserError(f"{printable(str(path))}: not a run; allowed: a folder with run.json (train.py fit writes it)")
+    try:
+        info = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise _bad(file, f"not JSON ({error})") from None
+    if not isinstance(info, dict):
+        raise _bad(file, "allowed: one JSON object")
+    for key, kind in {"method": str, "dataset": str, "seed": int | None, "fusion": str | None}.items():
+        if not isinstance(info.get(key), kind):
+            raise _bad(file, f"{key}: {info.get(key)!r}; allowed: {getattr(kind, '__name__', kind)}")
+    for key, least in (("modalities", 1), ("labels", 0)):
+        value = info.get(key) or []
+        if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
+            raise _bad(file, f"{key}: {value!r}; allowed: a list of names")
+    versions = sorted((path / "metrics").glob("version_*/metrics.csv"), key=_version)
+    epochs, test = _merge(_metrics(version) for version in versions)
+    return Run(
+        path=path,
+        method=printable(info["method"]),
+        dataset=printable(info["dataset"]),
+        fusion=printable(info["fusion"] or BLANK),
+        seed=info["seed"],
+        modalities=tuple(map(printable, info["modalities"])),
+        labels=tuple(map(printable, info.get("labels") or [])),
+        epochs=epochs,
+        test=test,
+        per_class=_per_class(path / "per_class.csv"),
+        settings=_settings(path, info["seed"]),
+        has_metrics=bool(versions),
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file()
+
+
+def _children(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
+
+
+def _version(file: Path) -> int:
+    number = file.parent.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without control characters or broken Unicode: it goes to terminals and pages."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _bad(file: Path, what: str) -> UserError:
+    return UserError(f"{printable(str(file))}: {printable(what)}")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _bad(file, error.strerror or "cannot be read") from None
+    except UnicodeDecodeError:
+        raise _bad(file, "not UTF-8 text") from None
+
+
+def _number(file: Path, line: int, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _bad(file, f"line {line}, column {column}: {text!r}; allowed: a number or nothing") from None
+
+
+def _rows(file: Path, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, filled cells) of a CSV with a header; an empty file has no rows."""
+    reader = csv.DictReader(io.StringIO(_text(file)))
+    if reader.fieldnames and (absent := [column for column in needs if column not in reader.fieldnames]):
+        raise _bad(file, f"no column {absent[0]!r}; allowed: a header with {', '.join(needs)}")
+    for row in reader:
+        if None in row:
+            raise _bad(file, f"line {reader.line_num}: more cells than the header has; allowed: commas inside quotes")
+        yield reader.line_num, {key: value for key, value in row.items() if value}
+
+
+def _metrics(file: Path) -> dict[int, dict[str, float]]:
+    """One metrics.csv as `{epoch: {column: last value}}`: Lightning spreads an epoch over several sparse rows."""
+    epochs: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    for line, row in _rows(file, ["epoch"]):
+        if "epoch" not in row:
+            continue
+        epoch = _number(file, line, "epoch", row["epoch"])
+        if not epoch.is_integer():
+            raise _bad(file, f"line {line}, column epoch: {epoch}; allowed: a whole number")
+        values = epochs[int(epoch)]
+        for column, value in row.items():
+            if column.startswith(("train/", "val/", "test/")):
+                values[column] = _number(file, line, column, value)
+    return dict(epochs)
+
+
+def _merge(versions: Iterable[dict[int, dict[str, float]]]) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """Join a run's versions, oldest first, into (epochs, test)."""
+    epochs: dict[int, dict[str, float]] = {}
+    test: dict[str, float] = {}
+    for version in versions:
+        fitted = {e: {c: v for c, v in row.items() if not c.startswith("test/")} for e, row in version.items()}
+        fitted = {e: row for e, row in fitted.items() if row}
+        trained = any(column.startswith("train/") for row in fitted.values() for column in row)
+        if trained or not epochs:
+            epochs = {e: row for e, row in epochs.items() if e < min(fitted, default=0)} | fitted
+        if trained:
+            test = {}
+        test |= {c: v for e in sorted(version) for c, v in version[e].items() if c.startswith("test/")}
+    return dict(sorted(epochs.items())), test
+
+
+def _per_class(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    table: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    if file.is_file():
+        for line, row in _rows(file, ["split", "class"]):
+            cells = {c: _number(file, line, c, text) for c, text in row.items() if c not in ("split", "class")}
+            table[row.get("split", "")][printable(row.get("class", ""))] = cells
+    return dict(table)
+
+
+def _settings(path: Path, seed: int | None) -> dict[str, str]:
+    """Flatten config.yaml, leaving out what differs between any two runs: the seed, the run's own name, its resume."""
+    import yaml
+
+    file = path / "config.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(_text(file))
+    except yaml.YAMLError as error:
+        raise _bad(file, f"not YAML ({' '.join(str(error).split())})") from None
+    name = path.resolve().name
+    own = re.compile(rf"(^|/){re.escape(name)}(?=/|$)")
+    settings = {}
+    for key, value in _flatten(config):
+        last = key.rpartition(".")[2]
+        if key == "ckpt_path" or ("seed" in last and value == seed):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if "/" in text or last == "name":
+            text = own.sub(r"\1<run>", text)
+        settings[printable(key)] = printable(text)
+    return settings
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf) pairs; null leaves are left out, so that "off" and "not there" are the same."""
+    if isinstance(value, dict):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        items = enumerate(value)
+    else:
+        if value is not None and prefix:
+            yield prefix, value
+        return
+    for key, item in items:
+        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
