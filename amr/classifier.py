@@ -102,7 +102,7 @@ class FusionClassifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self._steps: list[Step] = []
-        self._seed = 0
+        self._seed = torch.initial_seed()  # a checkpoint brings its own
 
     @property
     def method(self) -> str:
@@ -126,10 +126,6 @@ class FusionClassifier(pl.LightningModule):
             raise UserError(f"trainer.strategy={type(strategy).__name__}: allowed are a single device and ddp")
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
-
-    def on_fit_start(self) -> None:
-        """Fixes the seed of the steps' randomness, unless a checkpoint has brought it."""
-        self._seed = self._seed or torch.initial_seed()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's randomness a function of (seed, epoch, batch, rank)."""

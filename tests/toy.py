@@ -12,7 +12,7 @@ from amr.encoders.base import Encoder
 
 
 class Linear(Encoder):
-    def __init__(self, in_dim: int = 6, out_dim: int = 5) -> None:
+    def __init__(self, in_dim: int = 6, out_dim: int = 8) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.net = nn.Sequential(nn.Linear(in_dim, out_dim), nn.Tanh())

@@ -1,0 +1,412 @@
+"""The training step: what AMR may change and may not, under every Trainer flag."""
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import StepLR
+
+from amr.attribution import attribution_shares, ratio_penalty
+from amr.classifier import FusionClassifier
+from amr.errors import UserError
+from amr.fusion import Attention, Concat, Gated
+from amr.fusion.base import FusionFactory
+from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
+from tests.toy import Linear, Tokens, Toy
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)")
+
+
+def build(seed: int = 0, fusion: FusionFactory = Concat, encoder: Any = Linear, **options: Any) -> FusionClassifier:
+    pl.seed_everything(seed)
+    return FusionClassifier({"audio": encoder(), "video": encoder()}, fusion, num_classes=3, **options)
+
+
+def fit(model: FusionClassifier, data: Toy | None = None, ckpt: Path | None = None, **flags: Any) -> pl.Trainer:
+    flags = {"max_epochs": 2, "enable_checkpointing": False, "logger": False, "num_sanity_val_steps": 0, **flags}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False, **flags)
+    trainer.fit(model, data or Toy(), ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+def weights(model: FusionClassifier) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.model.state_dict().items()}
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=key)
+
+
+class Recorder(Callback):
+    """Weights before and after each AMR step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pairs: list[tuple[dict[str, Tensor], dict[str, Tensor], list[Step]]] = []
+        original = AMR.after_step
+
+        def recorded(amr: AMR, steps: list[Step]) -> None:
+            before = {key: value.clone() for key, value in steps[0].model.state_dict().items()}
+            original(amr, steps)
+            self.pairs.append((before, copy.deepcopy(steps[0].model.state_dict()), steps))
+
+        monkeypatch.setattr(AMR, "after_step", recorded)
+
+
+@pytest.mark.parametrize("flags", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}])
+def test_weight_zero_equals_naive_bit_for_bit(flags: dict[str, Any]) -> None:
+    naive, zero = build(dropout=Dropout(0.5)), build(dropout=Dropout(0.5), amr=AMR(weight=0.0))
+    fit(naive, **flags)
+    fit(zero, **flags)
+    assert_equal(weights(naive), weights(zero))
+    acting = build(dropout=Dropout(0.5), amr=AMR(weight=1.0))
+    fit(acting, **flags)
+    assert any(not torch.equal(a, b) for a, b in zip(weights(naive).values(), weights(acting).values(), strict=True))
+
+
+@pytest.mark.parametrize("fusion", [Concat, Gated, Attention])
+@pytest.mark.parametrize("encoder", [Linear, Tokens])
+def test_the_amr_step_changes_the_head_alone(fusion: FusionFactory, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    fit(build(fusion=fusion, encoder=encoder, amr=AMR()))
+    assert len(recorder.pairs) == 8
+    for before, after, _ in recorder.pairs:
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed
+        assert all(key.startswith("head.") for key in changed)
+
+
+@pytest.mark.parametrize("level", ["batch", "sample"])
+@pytest.mark.parametrize("ratio", [None, {"video": 3.0, "audio": 1.0}])
+def test_the_amr_step_is_one_sgd_step_down_the_penalty(level: Any, ratio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd on the formula itself, with the weight and the decayed rate."""
+    recorder = Recorder(monkeypatch)
+    schedule = lambda optimizer: StepLR(optimizer, 1, gamma=0.1)  # noqa: E731
+    model = build(fusion=Gated, amr=AMR(ratio, weight=0.7, lr=0.2, level=level), lr_scheduler=schedule)
+    fit(model)
+    target = torch.tensor([0.5, 0.5] if ratio is None else [0.25, 0.75])
+    for index, (before, after, steps) in enumerate(recorder.pairs):
+        head = copy.deepcopy(steps[0].model.head)
+        head.load_state_dict({key[5:]: value for key, value in before.items() if key.startswith("head.")})
+        shares = attribution_shares(head, steps[0].encodings, create_graph=True)
+        penalty = ratio_penalty(shares, target) if level == "batch" else (shares - target).abs().sum(1).mean()
+        gradients = torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True)
+        rate = 0.2 * (1.0 if index < 4 else 0.1)
+        for (name, parameter), gradient in zip(head.named_parameters(), gradients, strict=True):
+            expected = parameter.detach() - rate * 0.7 * gradient
+            torch.testing.assert_close(after[f"head.{name}"], expected, rtol=0, atol=1e-7)
+
+
+def test_it_drives_the_shares_to_the_ratio() -> None:
+    for ratio in ({"audio": 1.0, "video": 1.0}, {"audio": 1.0, "video": 4.0}):
+        data = Toy(clips=96, batch_size=12)
+        model = build(amr=AMR(ratio, lr=0.2))
+        trainer = fit(model, data, max_epochs=15)
+        encodings = model.model.encode(data.inputs)
+        share = attribution_shares(model.model.head, encodings).mean(0)
+        assert share[0].item() == pytest.approx(ratio["audio"] / sum(ratio.values()), abs=0.03)
+        assert trainer.callback_metrics["val/acc"] > 0.6
+    naive = build()
+    fit(naive, Toy(clips=96, batch_size=12), max_epochs=15)
+    assert attribution_shares(naive.model.head, naive.model.encode(Toy(clips=96).inputs)).mean(0)[0] > 0.6
+
+
+def test_accumulated_micro_batches_equal_one_batch() -> None:
+    big, small = build(fusion=Gated, amr=AMR()), build(fusion=Gated, amr=AMR())
+    fit(big, Toy(batch_size=16))
+    fit(small, Toy(batch_size=8), accumulate_grad_batches=2)
+    assert_equal(weights(big), weights(small), atol=1e-6)
+
+
+def test_clipping_touches_the_main_gradient_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    model = build(amr=AMR(lr=0.1), optimizer=lambda p: SGD(p, lr=1.0))
+    start = weights(model)
+    fit(model, max_epochs=1, gradient_clip_val=1e-9)
+    moved = max((weights(model)[key] - start[key]).abs().max().item() for key in start if key.startswith("encoders."))
+    assert moved < 1e-8
+    before, after, _ = recorder.pairs[0]
+    assert max((after[key] - before[key]).abs().max().item() for key in before) > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "64-true"])
+def test_precisions(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16-mixed on the CPU, where Lightning only allows it by a plugin: the scaled gradients must not reach AMR."""
+    recorder = Recorder(monkeypatch)
+    reference = build(amr=AMR())
+    fit(reference, max_epochs=1)
+    expected = [(before, after) for before, after, _ in recorder.pairs]
+    recorder.pairs.clear()
+    flags: dict[str, Any] = {"precision": precision}
+    if precision == "16-mixed":
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
+        flags = {"plugins": [pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)]}
+    data = Toy()
+    if precision == "64-true":
+        data.inputs = {name: x.double() for name, x in data.inputs.items()}
+    trainer = fit(build(amr=AMR()), data, max_epochs=1, **flags)
+    assert trainer.global_step == 4
+    for (before, after), (before_low, after_low, steps) in zip(expected, recorder.pairs, strict=True):
+        if precision.endswith("mixed"):
+            assert next(iter(steps[0].encodings.values())).dtype != torch.float64
+        for key in before:
+            change, change_low = after[key] - before[key], after_low[key] - before_low[key]
+            torch.testing.assert_close(change_low.float(), change, rtol=0.2, atol=0.01)
+
+
+def test_unsupported_precision_and_strategy_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="trainer.precision=bf16-true: allowed are"):
+        fit(build(amr=AMR()), precision="bf16-true")
+    with pytest.raises(UserError, match="trainer.strategy=FSDPStrategy: allowed are"):
+        from pytorch_lightning.strategies import FSDPStrategy
+
+        model = build(amr=AMR())
+        model._trainer = type("T", (), {"strategy": FSDPStrategy(), "precision": "32-true"})()
+        model.setup("fit")
+
+
+def test_global_step_equals_batches_and_epochs_bound_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    trainer = fit(build(amr=AMR(start_epoch=1, end_epoch=2)), max_epochs=3)
+    assert trainer.global_step == 3 * 4
+    acted = [any(not torch.equal(b[k], a[k]) for k in b) for b, a, _ in recorder.pairs]
+    assert acted == [False] * 4 + [True] * 4 + [False] * 4
+    assert fit(build(amr=AMR()), max_steps=5, max_epochs=-1).global_step == 5
+
+
+def test_no_nan_from_dead_encoders_or_clips_that_lack_modalities() -> None:
+    model = build(amr=AMR())
+    for encoder in model.model.encoders.values():
+        for parameter in encoder.parameters():
+            torch.nn.init.zeros_(parameter)
+    fit(model)
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+    lacking = build(amr=AMR(), modality_dropout=ModalityDropout(0.3))
+    trainer = fit(lacking, Toy(lacking=True))
+    assert all(torch.isfinite(value).all() for value in weights(lacking).values())
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_clips_that_lack_a_modality_are_left_out_of_the_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    fit(build(amr=AMR(lr=0.2)), Toy(lacking=True), max_epochs=1)
+    before, after, (step,) = recorder.pairs[0]
+    assert step.present is not None
+    rows = step.present["video"]
+    assert 0 < rows.sum() < len(rows)
+    assert torch.equal(step.encodings["video"][~rows], torch.zeros_like(step.encodings["video"][~rows]))
+    head = copy.deepcopy(step.model.head)
+    head.load_state_dict({key[5:]: value for key, value in before.items() if key.startswith("head.")})
+    complete = {name: e[rows] for name, e in step.encodings.items()}
+    penalty = ratio_penalty(attribution_shares(head, complete, create_graph=True), torch.ones(2))
+    for (name, parameter), gradient in zip(
+        head.named_parameters(), torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True), strict=True
+    ):
+        torch.testing.assert_close(after[f"head.{name}"], parameter.detach() - 0.2 * gradient, rtol=0, atol=1e-7)
+
+
+def test_amr_sees_clean_encodings(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    fit(build(amr=AMR(), modality_dropout=ModalityDropout(0.9)), max_epochs=1)
+    assert all((e != 0).any(1).all() for _, _, (step,) in recorder.pairs for e in step.encodings.values())
+
+
+@pytest.mark.parametrize("modalities", [("a",), ("a", "b", "c"), ("a", "b", "c", "d")])
+def test_any_number_of_modalities(modalities: tuple[str, ...]) -> None:
+    pl.seed_everything(0)
+    amr = AMR() if len(modalities) > 1 else None
+    model = FusionClassifier({name: Linear() for name in modalities}, Concat, num_classes=3, amr=amr)
+    trainer = fit(model, Toy(modalities=modalities))
+    assert torch.isfinite(trainer.callback_metrics["val/mAP"])
+    assert model.method == ("amr" if amr else "a")
+
+
+def test_frozen_head_parameters_stay() -> None:
+    model = build(amr=AMR())
+    model.model.head.classifier.bias.requires_grad_(False)
+    bias = model.model.head.classifier.bias.clone()
+    fit(model)
+    assert torch.equal(model.model.head.classifier.bias, bias)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_resuming_equals_going_on(tmp_path: Path, momentum: float) -> None:
+    """From the checkpoint of epoch 1, with the second optimizer's momentum and the steps' randomness."""
+
+    def options() -> dict[str, Any]:
+        return {
+            "amr": AMR(momentum=momentum),
+            "dropout": Dropout(0.5),
+            "modality_dropout": ModalityDropout(0.5, fill="mean"),
+            "lr_scheduler": lambda optimizer: StepLR(optimizer, 1, gamma=0.5),
+        }
+
+    def checkpoint() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+
+    whole = build(**options())
+    fit(whole, max_epochs=4, enable_checkpointing=True, callbacks=[checkpoint()])
+    resumed = build(seed=1, **options())
+    fit(resumed, max_epochs=4, ckpt=tmp_path / "epoch=1.ckpt", enable_checkpointing=True, callbacks=[checkpoint()])
+    assert_equal(weights(whole), weights(resumed))
+    saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert ("momentum_buffer" in saved["amr"]["methods"]["amr"]["optimizer"]["state"].get(0, {})) == (momentum > 0)
+
+
+def test_another_architecture_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
+    trainer = fit(build(), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"another architecture, it lacks model.head.hidden.0.bias"):
+        fit(build(fusion=lambda dims, classes: Concat(dims, classes, hidden=3)), ckpt=tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"weight has shape \(8, 6\), this model's has \(4, 6\)"):
+        fit(build(encoder=lambda: Linear(out_dim=4)), ckpt=tmp_path / "a.ckpt")
+    foreign = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del foreign["amr"]
+    torch.save(foreign, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="not written by amr"):
+        fit(build(), ckpt=tmp_path / "b.ckpt")
+
+
+def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
+    trainer = fit(build(amr=AMR(), modality_dropout=ModalityDropout(0.2, fill="mean")), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    fit(build(), ckpt=tmp_path / "a.ckpt")
+    fit(build(amr=AMR(momentum=0.5)), max_epochs=1).save_checkpoint(tmp_path / "b.ckpt")
+    fit(build(amr=AMR(momentum=0.5), dropout=Dropout()), ckpt=tmp_path / "b.ckpt")
+
+
+# ------------------------------------------------------------------------------------------------------ regularizers
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AMR(weight=-1), "model.amr.weight=-1"),
+        (lambda: AMR(ratio={"audio": 0.0, "video": 1.0}), "model.amr.ratio.audio=0.0"),
+        (lambda: AMR(lr=0), "model.amr.lr=0"),
+        (lambda: AMR(momentum=1), "model.amr.momentum=1"),
+        (lambda: AMR(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3"),
+        (lambda: AMR(level="clip"), "model.amr.level='clip': allowed are batch, sample"),  # type: ignore[arg-type]
+        (lambda: Dropout(1.0), "model.dropout.p=1.0"),
+        (lambda: ModalityDropout(1.0), "model.modality_dropout.p=1.0"),
+        (lambda: build(amr=AMR({"audio": 1, "smell": 1})), "exactly the model's modalities 'audio', 'video'"),
+        (lambda: build(amr=AMR({"audio": 1})), "exactly the model's modalities 'audio', 'video'"),
+        (lambda: FusionClassifier({"audio": Linear()}, Concat, amr=AMR()), "model.amr: needs at least 2 modalities"),
+        (lambda: FusionClassifier({"audio": Linear()}, modality_dropout=ModalityDropout()), "needs at least 2"),
+        (lambda: build(amr=AMR(), extra=[AMR()]), "'amr' is given twice"),
+        (lambda: build(amr=AMR(), extra=[Hermit()]), "model.hermit: cannot be combined with 'amr'"),
+        (lambda: FusionClassifier({}), "at least one modality"),
+    ],
+)
+def test_refused_by_name(make: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Hermit(Regularizer):
+    name = "hermit"
+    conflicts = frozenset({"amr"})
+
+
+def test_adam_warns() -> None:
+    with pytest.warns(UserWarning, match="adam"):
+        amr = AMR(optimizer="adam", lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec")
+        fit(build(amr=amr, optimizer=lambda p: Adam(p, lr=1e-3)))
+
+
+def test_hooks_are_called_in_the_order_of_the_step() -> None:
+    calls: list[str] = []
+
+    class Spy(Regularizer):
+        name = "spy"
+        needs_steps = True
+
+        def on_encodings(self, encodings: Any, present: Any) -> Any:
+            calls.append("on_encodings")
+            return encodings
+
+        def on_fused(self, fused: Tensor) -> Tensor:
+            calls.append("on_fused")
+            return fused
+
+        def losses(self, step: Step) -> dict[str, Tensor]:
+            calls.append("losses")
+            assert step.logits.requires_grad
+            return {"term": step.encodings["audio"].square().mean()}
+
+        def on_gradients(self, steps: Any) -> None:
+            calls.append("on_gradients")
+            assert all(p.grad is not None for p in steps[0].model.parameters())
+            assert not steps[0].logits.requires_grad
+
+        def after_step(self, steps: Any) -> None:
+            calls.append(f"after_step:{len(steps)}")
+
+        def on_epoch_end(self, metrics: Any) -> None:
+            calls.append("on_epoch_end")
+            assert "val/acc" in metrics
+
+    trainer = fit(build(extra=[Spy()]), Toy(clips=16), max_epochs=1, accumulate_grad_batches=2)
+    once = ["on_encodings", "on_fused", "losses"]
+    assert calls == [*once, *once, "on_gradients", "after_step:2", "on_epoch_end"]
+    assert "train/loss/spy/term" in trainer.callback_metrics
+
+
+def test_methods_run_in_order_whatever_the_order_given() -> None:
+    model = build(extra=[Hermit()], dropout=Dropout(), modality_dropout=ModalityDropout())
+    assert model.method == "modality_dropout+dropout+hermit"
+    assert build().method == "naive"
+
+
+# --------------------------------------------------------------------------------------------------------------- DDP
+
+DDP = """
+import sys, torch, pytorch_lightning as pl
+from tests.test_classifier import CASES, AMR, Gated, ModalityDropout, Toy, build, weights
+world, out = int(sys.argv[1]), sys.argv[2]
+for case, (level, lacking) in CASES.items():
+    model = build(fusion=Gated, amr=AMR(level=level, momentum=0.5))
+    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False)
+    trainer.fit(model, Toy(batch_size=16, lacking=lacking))
+    torch.save(weights(model), f"{out}/{case}-{world}-{trainer.global_rank}.pt")
+"""
+CASES: dict[str, tuple[Any, bool]] = {"batch": ("batch", False), "sample": ("sample", False), "lack": ("batch", True)}
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Final weights of each case, by one process and by each of two gloo ranks."""
+    folder = tmp_path_factory.mktemp("ddp")
+    script = folder / "ddp.py"
+    script.write_text(DDP)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    for world in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, str(script), world, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: Path, case: str) -> None:
+    one, *ranks = (torch.load(ddp / f"{case}-{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
+    assert_equal(ranks[0], ranks[1])
+    assert_equal(one, ranks[0], atol=1e-6)
