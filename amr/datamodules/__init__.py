@@ -1,0 +1,24 @@
+"""Data modules: a folder of clips in, batches keyed by modality out.
+
+The names are loaded on first use, so that the worker processes of `prepare`, which import `amr.datamodules.media`,
+do not import torch with it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amr.datamodules.base import ClipDataModule
+    from amr.datamodules.clips import Clips
+    from amr.datamodules.crema_d import CremaD
+    from amr.datamodules.synthetic import Synthetic
+
+_HOME = {"ClipDataModule": "base", "Clips": "clips", "CremaD": "crema_d", "Synthetic": "synthetic"}
+
+__all__ = ["ClipDataModule", "Clips", "CremaD", "Synthetic"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

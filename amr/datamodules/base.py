@@ -1,0 +1,261 @@
+"""The base of all data modules: a listing of clips in, loaders out."""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler
+from amr.datamodules.media import MODALITIES, Clip, DecodeOptions
+from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare
+from amr.datamodules.store import ClipStore
+from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.errors import UserError
+
+SPLITS = ("train", "val", "test", "all")
+
+
+def stable_order(items: Iterable[str], seed: int) -> list[str]:
+    """Shuffle by hash: the same on every machine and library version, whatever the order of the items."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Clips of any source: a subclass lists them; decoding, transforms, batches and resuming are here.
+
+    The listing is read when the module is made, so that mistakes in it come to light at once. A batch is
+    `{"inputs": {modality: (B, ...) float32}, "label": (B,) int64, "id": list[str]}` and, with missing=keep,
+    `"present": {modality: (B,) bool}`. Audio is (B, 1, F, T) or (B, 1, samples), video (B, frames, channels, height,
+    width).
+
+    Args:
+        root: Folder of the data set; no clip's file may lie outside.
+        store: Folder for the decoded clips; None: a folder in `stores/` named by data set and options.
+        modalities: Which ones the batches hold, in this order.
+        decode: What is kept of each clip.
+        audio: Transform of the waveform.
+        video: Transform of the frames.
+        batch_size: Clips a batch and rank.
+        num_workers: Loader processes.
+        seed: Of order and augmentation. Splits do not depend on it.
+        missing: What becomes of a clip that lacks a modality, or whose data could not be decoded: skip leaves it out;
+            keep takes it with zeros for input and `present` False, unless it lacks all.
+        drop_last: Leave out an epoch's last training batch if it is smaller.
+        predict_split: Which split `predict` runs over.
+        prepare_workers: Processes that decode; None: one a core.
+
+    Attributes:
+        name: Name of the data set.
+        labels: Class names in the order of the class indices.
+        clips: The listing.
+
+    Raises:
+        UserError: Anything wrong with the arguments or the listing.
+    """
+
+    name: str
+    labels: list[str]
+    clips: list[Clip]
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        store: str | Path | None = None,
+        modalities: Sequence[str] = MODALITIES,
+        decode: DecodeOptions = DecodeOptions(),  # noqa: B008  # frozen
+        audio: AudioTransform = AudioTransform(),  # noqa: B008
+        video: VideoTransform = VideoTransform(),  # noqa: B008
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int = 0,
+        missing: Literal["skip", "keep"] = "skip",
+        drop_last: bool = False,
+        predict_split: Literal["train", "val", "test"] = "test",
+        prepare_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
+            raise UserError(f"data.modalities is {list(modalities)}; allowed are {list(MODALITIES)}, each at most once")
+        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UserError(f"data.{key} is {value}; it must be at least {least}")
+        self.root = Path(root)
+        self.modalities = tuple(modalities)
+        self.decode, self.audio, self.video = decode, audio, video
+        self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
+        self.drop_last, self.predict_split = drop_last, predict_split
+        self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
+        self.clips, self.labels = self.list_clips()
+        self._check_listing()
+        self.store = Path(store) if store is not None else self._default_store()
+        self._usable: dict[str, list[Clip]] | None = None
+
+    def list_clips(self) -> tuple[list[Clip], list[str]]:
+        """The clips and the ordered labels; called once, after the arguments are set."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
+
+    def prepare(self, executor: Executor | None = None) -> PrepareReport:
+        """Decode what is not in the store yet, and clips with files that were missing and are there now.
+
+        Args:
+            executor: Where to run; None: `prepare_workers` processes on this machine.
+        """
+        return self._prepare(executor, recheck=True)
+
+    def prepare_data(self) -> None:
+        """Lightning's hook: decode what is not in the store yet, once a machine."""
+        self._prepare()
+
+    def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
+        return prepare(
+            self.clips,
+            self.store,
+            self.decode,
+            root=self.root,
+            workers=self.prepare_workers,
+            executor=executor,
+            recheck=recheck,
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and set aside the clips that cannot be used, saying how many and why."""
+        if self._usable is not None:
+            return
+        self._clip_store = ClipStore(self.store)
+        problems = self._clip_store.problems
+        unknown = next((clip.id for clip in self.clips if clip.id not in problems), None)
+        if unknown is not None:
+            raise UserError(f"{self.store}: clip {unknown!r} is not in the store; run prepare again")
+        absent = {c.id: {m: r for m, r in problems[c.id].items() if m in self.modalities} for c in self.clips}
+        limit = 1 if self.missing == "skip" else len(self.modalities)
+        skipped = {id for id, reasons in absent.items() if len(reasons) >= limit}
+        why = describe_reasons(count_reasons(absent[c.id] for c in self.clips if c.id in skipped))
+        if skipped and (self.trainer is None or self.trainer.is_global_zero):
+            print(f"{self.name}: skipped {len(skipped)} of {len(self.clips)} clips ({why})", file=sys.stderr)
+        usable = [clip for clip in self.clips if clip.id not in skipped]
+        self._usable = {s: [c for c in usable if c.split in (s, "all")] for s in ("train", "val", "test")}
+        if not self._usable["train"]:
+            raise UserError(f"{self.name}: no training clip can be used ({why}); see {self.store / 'report.csv'}")
+
+    def train_dataloader(self) -> ClipLoader:
+        """Shuffled and augmented."""
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> ClipLoader:
+        """In the listing's order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> ClipLoader:
+        """In the listing's order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ClipLoader:
+        """The split named by `predict_split`, in the listing's order."""
+        return self._loader(self.predict_split)
+
+    def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
+        if self._usable is None:
+            self.setup()
+        clips = (self._usable or {})[split]
+        if not clips:
+            hint = " (or set trainer.limit_val_batches to 0)" if split == "val" else ""
+            raise UserError(f"{self.name}: no usable clip has split {split!r}; list some{hint}")
+        rate = self.decode.sample_rate
+        transforms: dict[str, Callable[..., Tensor]] = {
+            "audio": partial(self.audio, sample_rate=rate),
+            "video": self.video,
+        }
+        shapes = {"audio": self.audio.shape(rate), "video": self.video.shape()}
+        dataset = ClipDataset(
+            clips,
+            self.labels,
+            self._clip_store,
+            {m: transforms[m] for m in self.modalities},
+            shapes,
+            train=train,
+            seed=self.seed,
+            present=self.missing == "keep",
+        )
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return ClipLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=ClipSampler(dataset, shuffle=train, seed=self.seed, rank=rank, world_size=world_size),
+            drop_last=train and self.drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _default_store(self) -> Path:
+        """Named by all that two stores could differ in without being versions of each other."""
+        what = json.dumps([asdict(self.decode), self.name, str(self.root.resolve())], sort_keys=True)
+        return Path("stores") / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+    def _check_listing(self) -> None:
+        twice = [id for id, n in Counter(clip.id for clip in self.clips).items() if n > 1]
+        if twice:
+            raise UserError(
+                f"{self.name}: clip id {twice[0]!r} is listed {Counter(c.id for c in self.clips)[twice[0]]} times"
+            )
+        allowed = set(self.labels)
+        inside = _root_check(self.root)
+        for clip in self.clips:
+            where = f"{self.name}: clip {clip.id!r}"
+            if clip.label not in allowed:
+                raise UserError(f"{where} has label {clip.label!r}; allowed are {', '.join(self.labels)}")
+            if clip.split not in SPLITS:
+                raise UserError(f"{where} has split {clip.split!r}; allowed are {', '.join(SPLITS)}")
+            if (clip.start or 0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0)):
+                raise UserError(f"{where} has start {clip.start} and end {clip.end}; 0 <= start < end is allowed")
+            for path in clip.files.values():
+                if not inside(path):
+                    raise UserError(f"{where} has file {path}, which leaves the root folder {self.root}")
+        if not any(clip.split in ("train", "all") for clip in self.clips):
+            raise UserError(
+                f"{self.name}: no clip has split 'train'; splits found: {sorted({c.split for c in self.clips})}"
+            )
+
+
+def _root_check(root: Path) -> Callable[[Path], bool]:
+    """Whether a relative path stays inside a folder, links followed; a system call or two a file."""
+    base = root.resolve()
+
+    @cache
+    def folder_inside(folder: Path) -> bool:
+        return (base / folder).resolve().is_relative_to(base)
+
+    def inside(path: Path) -> bool:
+        if path.is_absolute() or ".." in path.parts or not folder_inside(path.parent):
+            return False
+        return not (base / path).is_symlink() or (base / path).resolve().is_relative_to(base)
+
+    return inside
+
+
+def check_folder(folder: Path, key: str) -> Path:
+    """The folder, if it is one.
+
+    Raises:
+        UserError: It does not exist or is a file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{key} {folder}: no such folder")
+    return folder

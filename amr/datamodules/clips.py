@@ -1,0 +1,110 @@
+"""Any folder of clips with a CSV."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from amr.datamodules.base import ClipDataModule, check_folder
+from amr.datamodules.media import MODALITIES, Clip
+from amr.errors import UserError
+
+
+class Clips(ClipDataModule):
+    """Clips listed in a CSV.
+
+    Its columns are `id`, `label`, `split` (train, val, test, or all: in each of the three), then either `file` or any
+    of `audio_file` and `video_file`, and optionally `start` and `end`, seconds of the window to use. Files are relative
+    to `root`; an empty one means that the clip lacks it. Other columns are ignored.
+
+    Args:
+        csv: The listing; relative to the current folder or else to `root`.
+        root: Folder of the files; None: the CSV's.
+        labels: Class names in the order of the class indices, or a text file with one a line (relative to the current
+            folder or else to `root`); None: those in the CSV, sorted.
+        kwargs: See `ClipDataModule`.
+    """
+
+    def __init__(
+        self,
+        csv: str | Path,
+        root: str | Path | None = None,
+        labels: list[str] | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if root is None:
+            self.csv, root = Path(csv), Path(csv).parent
+        else:
+            self.csv = _find(csv, check_folder(Path(root), "data.root"))
+        folder = Path(root).resolve().name
+        self.name = f"{folder}-{self.csv.stem}" if folder else self.csv.stem
+        self._labels = labels
+        super().__init__(root, **kwargs)
+
+    def list_clips(self) -> tuple[list[Clip], list[str]]:
+        """Read the CSV."""
+        clips = _read_csv(self.csv)
+        if self._labels is None:
+            return clips, sorted({clip.label for clip in clips})
+        labels = self._labels if isinstance(self._labels, list) else _read_labels(_find(self._labels, self.root))
+        if len(set(labels)) < len(labels):
+            raise UserError(f"data.labels names a label twice: {labels}")
+        return clips, labels
+
+
+def _find(path: str | Path, root: Path) -> Path:
+    return Path(path) if Path(path).exists() else root / path
+
+
+def _read_labels(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"data.labels {path}: no such file")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_csv(path: Path) -> list[Clip]:
+    if not path.is_file():
+        raise UserError(f"data.csv {path}: no such file")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        try:
+            columns = reader.fieldnames or []
+            files = _file_columns(path, columns)
+            return [_read_row(f"{path}, line {reader.line_num}", row, files) for row in reader]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {reader.line_num}: not a CSV in UTF-8 ({error})") from error
+
+
+def _file_columns(path: Path, columns: Any) -> dict[str, str]:
+    """The column that holds each modality's file."""
+    for column in ("id", "label", "split"):
+        if column not in columns:
+            raise UserError(f"{path}: no column {column!r}; it has {', '.join(columns) or 'none'}")
+    own = {modality: f"{modality}_file" for modality in MODALITIES if f"{modality}_file" in columns}
+    if ("file" in columns) == bool(own):
+        allowed = " or ".join(f"{modality}_file" for modality in MODALITIES)
+        raise UserError(f"{path}: there must be a column 'file', or columns {allowed}, and not both")
+    return own or dict.fromkeys(MODALITIES, "file")
+
+
+def _read_row(where: str, row: dict[str, Any], files: dict[str, str]) -> Clip:
+    if "" in row or None in row.values():
+        raise UserError(f"{where}: another number of cells than the header has")
+    for column in ("id", "label", "split"):
+        if not row[column].strip():
+            raise UserError(f"{where}: {column!r} is empty")
+    start, end = (_seconds(where, column, row.get(column, "")) for column in ("start", "end"))
+    paths = {modality: Path(row[column]) for modality, column in files.items() if row[column]}
+    return Clip(row["id"], row["label"], row["split"], paths, start, end)
+
+
+def _seconds(where: str, column: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {column!r} is {text!r}; it must be a number of seconds, or empty")
+    return value

@@ -1,0 +1,125 @@
+"""CREMA-D: 7,442 clips of 91 actors saying twelve sentences in six emotions."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from amr.datamodules.base import ClipDataModule, check_folder, stable_order
+from amr.datamodules.media import Clip
+from amr.errors import UserError
+
+LABELS = ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
+_NAME = re.compile(rf"(\d{{4}})_[A-Z]{{3}}_({'|'.join(LABELS)})_[A-Z]{{1,2}}")  # actor, sentence, emotion, level
+
+
+class CremaD(ClipDataModule):
+    """CREMA-D as downloaded: sound from `AudioWAV/*.wav`, frames from `VideoFlash/*.flv`.
+
+    The label is in the file's name. A clip that is in one folder only is listed; `prepare` reports the other file as
+    missing.
+
+    Args:
+        root: Folder with `AudioWAV` and `VideoFlash`.
+        split: actor: 70 % of the actors train, 10 % validate and 20 % test, so that nobody is on two sides. ogm: the
+            lists that came with OGM-GE, for comparison with published numbers; every actor is on both sides, and a
+            tenth of each class is cut from train to validate. all: every clip is in each split; for overfitting a
+            handful of clips to see that a model learns, never for scores.
+        split_seed: Chooses the actors, or the validation clips of `ogm`; apart from `seed`, so that runs with several
+            seeds share a test set.
+        ogm_split: Folder with the lists `train.csv` and `test.csv` (lines `1041_TIE_NEU_XX,NEU`), for split=ogm.
+        kwargs: See `ClipDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Literal["actor", "ogm", "all"] = "actor",
+        split_seed: int = 0,
+        ogm_split: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.name = "crema_d"
+        self.split, self.split_seed = split, split_seed
+        self.ogm_split = None if ogm_split is None else Path(ogm_split)
+        super().__init__(root, **kwargs)
+
+    def list_clips(self) -> tuple[list[Clip], list[str]]:
+        """Name the clips by the files in the two folders, or by OGM-GE's lists."""
+        check_folder(self.root, "data.root")
+        match self.split:
+            case "actor":
+                splits = self._split_by_actor(self._scan())
+            case "ogm":
+                splits = self._read_ogm_split()
+            case "all":
+                splits = dict.fromkeys(self._scan(), "all")
+            case _:
+                raise UserError(f"data.split is {self.split!r}; allowed are actor, ogm, all")
+        return [_clip(id, splits[id]) for id in sorted(splits)], LABELS
+
+    def _scan(self) -> list[str]:
+        """The clips in either folder."""
+        ids = set()
+        for folder, suffix in (("AudioWAV", ".wav"), ("VideoFlash", ".flv")):
+            for path in check_folder(self.root / folder, "CREMA-D's").glob(f"[!.]*{suffix}"):
+                ids.add(_checked(path.stem, str(path)))
+        if not ids:
+            raise UserError(f"{self.root}: no AudioWAV/*.wav and no VideoFlash/*.flv")
+        return sorted(ids)
+
+    def _split_by_actor(self, ids: list[str]) -> dict[str, str]:
+        actors = stable_order({id[:4] for id in ids}, self.split_seed)
+        if len(actors) < 3:
+            raise UserError(
+                f"{self.root}: clips of {len(actors)} actor{'s' * (len(actors) > 1)}, and split=actor needs at least 3;"
+                " use split=all to overfit a few clips"
+            )
+        val = max(1, round(0.1 * len(actors)))
+        test = max(1, round(0.2 * len(actors)))
+        part = {actor: "val" if i < val else "test" if i < val + test else "train" for i, actor in enumerate(actors)}
+        return {id: part[id[:4]] for id in ids}
+
+    def _read_ogm_split(self) -> dict[str, str]:
+        if self.ogm_split is None:
+            raise UserError("data.split is ogm; data.ogm_split must name the folder with its train.csv and test.csv")
+        lists = {
+            split: _read_list(check_folder(self.ogm_split, "data.ogm_split") / f"{split}.csv")
+            for split in ("train", "test")
+        }
+        both = sorted(set(lists["train"]) & set(lists["test"]))
+        if both:
+            raise UserError(f"{self.ogm_split}: clip {both[0]!r} is in train.csv and in test.csv")
+        splits = {id: split for split, ids in lists.items() for id in ids}
+        for label in LABELS:
+            of_label = stable_order((id for id in lists["train"] if _label(id) == label), self.split_seed)
+            splits.update(dict.fromkeys(of_label[: round(0.1 * len(of_label))], "val"))
+        return splits
+
+
+def _clip(id: str, split: str) -> Clip:
+    return Clip(id, _label(id), split, {"audio": Path(f"AudioWAV/{id}.wav"), "video": Path(f"VideoFlash/{id}.flv")})
+
+
+def _label(id: str) -> str:
+    return id.split("_")[2]
+
+
+def _checked(id: str, where: str) -> str:
+    if not _NAME.fullmatch(id):
+        raise UserError(
+            f"{where}: {id!r} is not named as CREMA-D's clips are: 1001_DFA_ANG_XX, with {', '.join(LABELS)}"
+        )
+    return id
+
+
+def _read_list(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; data.ogm_split must hold train.csv and test.csv")
+    ids = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            if len(row) != 2 or _label(_checked(row[0], f"{path}, line {number}")) != row[1]:
+                raise UserError(f"{path}, line {number}: {','.join(row)!r} is not a name and the label in it")
+            ids.append(row[0])
+    return ids

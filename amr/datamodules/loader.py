@@ -1,0 +1,163 @@
+"""Batches that depend on the seed, the epoch and the clips alone: not on workers, ranks, or where a run was resumed."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from amr.datamodules.media import Clip
+from amr.datamodules.store import ClipStore
+from amr.errors import UserError
+
+Key = tuple[int, int]  # (epoch, index)
+
+
+@contextmanager
+def seeded(*parts: object) -> Iterator[None]:
+    """Run with torch's CPU generator seeded by the parts, and put it back."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it also seeds every GPU, or queues that up for each clip.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        yield
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """One split's clips, read from the store and transformed.
+
+    In training the random choices are a function of (seed, epoch, clip, modality); otherwise of (clip, modality), so
+    that validation and test inputs are the same in every run, whatever its seed.
+
+    Args:
+        clips: In order.
+        labels: Class names; a clip's label is an index into them.
+        store: Where the clips lie.
+        transforms: By modality, in the order of the batch: called with the stored data and `train`.
+        shapes: Shape of each modality's input, for clips that lack it.
+        train: Whether to augment.
+        seed: Of the run.
+        present: Whether to say which modalities a clip has; otherwise every clip must have all.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        labels: Sequence[str],
+        store: ClipStore,
+        transforms: Mapping[str, Callable[..., Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        train: bool,
+        seed: int,
+        present: bool,
+    ) -> None:
+        self.clips, self.store, self.transforms, self.shapes = clips, store, transforms, shapes
+        self.train, self.seed, self.present = train, seed, present
+        self.index = {label: i for i, label in enumerate(labels)}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        """One clip of the batch format; a plain index means epoch 0."""
+        epoch, i = key if isinstance(key, tuple) else (0, key)
+        clip = self.clips[i]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a loader process: for tensors this small, threads only wait for each other
+        try:
+            return self._read(clip, epoch)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _read(self, clip: Clip, epoch: int) -> dict[str, Any]:
+        data = self.store.get(clip.id)
+        draw = ("train", self.seed, epoch) if self.train else ("eval",)
+        inputs = {}
+        for modality, transform in self.transforms.items():
+            if modality in data:
+                with seeded(*draw, clip.id, modality):
+                    inputs[modality] = transform(data[modality], train=self.train)
+            else:
+                inputs[modality] = torch.zeros(self.shapes[modality])
+        item: dict[str, Any] = {"inputs": inputs, "label": self.index[clip.label], "id": clip.id}
+        if self.present:
+            item["present"] = {modality: modality in data for modality in self.transforms}
+        return item
+
+
+class ClipSampler(DistributedSampler[Key]):
+    """(epoch, index) of one rank's clips.
+
+    Rank r takes every W-th clip of one global order, from the r-th on, so that the W ranks' k-th batches together are
+    the k-th batch of a single process with W times the batch size. In training the last, at most W - 1, clips of an
+    epoch's order are left out, for all ranks must take as many steps. In evaluation none is left out or repeated.
+
+    It is a DistributedSampler so that Lightning leaves it in place, which knows no other sampler for many ranks.
+    """
+
+    def __init__(self, dataset: ClipDataset, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed)
+        self.clips = len(dataset)
+        self.start = 0  # of the next pass, in clips of this rank; for resuming
+
+    def __len__(self) -> int:
+        spare = self.clips % self.num_replicas if self.shuffle else 0
+        return len(range(self.rank, self.clips - spare, self.num_replicas))
+
+    def __iter__(self) -> Iterator[Key]:
+        order = list(range(self.clips))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.clips, generator=generator).tolist()
+        start, self.start = self.start, 0
+        for index in order[self.rank :: self.num_replicas][start : len(self)]:
+            yield self.epoch, index
+
+
+class ClipLoader(DataLoader[dict[str, Any]]):
+    """A DataLoader that a checkpoint taken in the middle of an epoch can resume, without decoding what was seen."""
+
+    def __init__(self, dataset: ClipDataset, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        self._epoch, self._batches = 0, 0  # where the last pass stands
+        self._resume: dict[str, Any] | None = None
+
+    def _plan(self) -> dict[str, Any] | None:
+        """All that decides which clips are in which batch; None under a sampler that is not ours (overfit_batches)."""
+        s = self.sampler
+        if not isinstance(s, ClipSampler) or self.batch_size is None:
+            return None
+        return {"clips": s.clips, "global_batch_size": self.batch_size * s.num_replicas, "seed": s.seed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and the number of its batches handed out so far."""
+        return self._resume or {"epoch": self._epoch, "batches": self._batches, "plan": self._plan()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass, if it is over the same epoch, begin after the batches that were handed out."""
+        self._resume = state
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        # A generator: Lightning calls iter() before it sets the epoch, and the first next() after.
+        sampler, state, done = self.sampler, self._resume, 0
+        self._resume = None
+        if isinstance(sampler, ClipSampler):
+            self._epoch = sampler.epoch
+            if state and state["epoch"] == sampler.epoch and state["batches"] > 0:
+                if state["plan"] != self._plan():
+                    raise UserError(
+                        f"cannot resume in the middle of epoch {sampler.epoch}: the checkpoint's batches were made with"
+                        f" {state['plan']} and these are with {self._plan()}; use the same, or a checkpoint at an end"
+                    )
+                done = state["batches"]
+                sampler.start = done * (self.batch_size or 1)
+        self._batches = done
+        if done >= len(self):
+            return
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch

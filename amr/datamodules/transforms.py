@@ -1,0 +1,193 @@
+"""From a clip's stored bytes to a network's input. Randomness is torch's; the caller seeds it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchaudio.transforms as T
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import RandomCrop, RandomResizedCrop, Resize  # type: ignore[attr-defined]  # untyped
+
+from amr.errors import UserError
+
+
+def _require(ok: bool, key: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{key} is {value}; it must be {allowed}")
+
+
+@dataclass(frozen=True)
+class AudioTransform:
+    """A waveform to a fixed-length input: (1, F, T) spectrogram or (1, samples) waveform, float32.
+
+    The order is: fit to `seconds`, shift in time, add noise, spectrogram, logarithm, normalise, mask.
+
+    Args:
+        seconds: Length of the input.
+        fit: A shorter clip is repeated (tile) or followed by silence (pad).
+        crop: Part of a longer clip: random in training and the middle otherwise, or always the first.
+        kind: log_stft: log(|STFT| + eps); log_mel: log(mel power + eps); waveform: samples in -1..1.
+        n_fft: Window length in samples.
+        hop_length: Step between windows in samples; T = 1 + samples // hop_length.
+        n_mels: F of log_mel; log_stft has n_fft // 2 + 1.
+        eps: Added before the logarithm.
+        normalise: Give each input mean 0 and standard deviation 1.
+        time_shift_ms: In training, rotate by up to this many milliseconds either way.
+        freq_mask: In training, set up to this many neighbouring bins to the input's mean.
+        time_mask: The same for steps in time.
+        noise_snr_db: White noise at this ratio of the clip's power to the noise's, in dB, drawn anew in every training
+            epoch and always the same for a clip otherwise; None adds none.
+    """
+
+    seconds: float = 3.0
+    fit: Literal["tile", "pad"] = "pad"
+    crop: Literal["random", "first"] = "random"
+    kind: Literal["log_stft", "log_mel", "waveform"] = "log_mel"
+    n_fft: int = 512
+    hop_length: int = 160
+    n_mels: int = 64
+    eps: float = 1e-7
+    normalise: bool = True
+    time_shift_ms: float = 0.0
+    freq_mask: int = 0
+    time_mask: int = 0
+    noise_snr_db: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 < self.seconds < math.inf, "audio.seconds", self.seconds, "positive")
+        for key in ("n_fft", "hop_length", "n_mels"):
+            _require(getattr(self, key) >= 1, f"audio.{key}", getattr(self, key), "at least 1")
+        for key in ("time_shift_ms", "freq_mask", "time_mask"):
+            _require(getattr(self, key) >= 0, f"audio.{key}", getattr(self, key), "at least 0")
+        _require(self.eps > 0, "audio.eps", self.eps, "positive: silence has no logarithm")
+
+    def __call__(self, samples: NDArray[np.int16], sample_rate: int, *, train: bool) -> Tensor:
+        """Transform (samples,) int16 at `sample_rate` Hz."""
+        wave = torch.from_numpy(samples.astype(np.float32) / 32768)
+        power = wave.square().mean()
+        wave = self._fit(wave, round(self.seconds * sample_rate), train)
+        if train and self.time_shift_ms:
+            reach = round(self.time_shift_ms / 1000 * sample_rate)
+            wave = wave.roll(int(torch.randint(-reach, reach + 1, ())))
+        if self.noise_snr_db is not None:
+            wave = wave + torch.randn_like(wave) * (power / 10 ** (self.noise_snr_db / 10)).sqrt()
+        x = wave[None]  # (1, samples)
+        match self.kind:
+            case "log_stft":
+                x = (_spectrogram(self.n_fft, self.hop_length)(x) + self.eps).log()  # (1, F, T)
+            case "log_mel":
+                x = (_mel(sample_rate, self.n_fft, self.hop_length, self.n_mels)(x) + self.eps).log()
+        if self.normalise:
+            x = (x - x.mean()) / (x.std() + 1e-5)
+        if train and self.kind != "waveform":
+            # The value is the mean: zero after normalising would be wrong for a raw logarithm.
+            for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):
+                if width:
+                    x = mask(width + 1)(x, float(x.mean()))  # torchaudio excludes the upper bound
+        return x
+
+    def shape(self, sample_rate: int) -> tuple[int, ...]:
+        """Shape of the input."""
+        return tuple(self(np.zeros(1, np.int16), sample_rate, train=False).shape)
+
+    def _fit(self, wave: Tensor, length: int, train: bool) -> Tensor:
+        if len(wave) > length:
+            spare = len(wave) - length
+            start = 0 if self.crop == "first" else int(torch.randint(spare + 1, ())) if train else spare // 2
+            return wave[start : start + length]
+        if self.fit == "tile":
+            return wave.repeat(-(-length // len(wave)))[:length]
+        return torch.nn.functional.pad(wave, (0, length - len(wave)))
+
+
+@lru_cache
+def _spectrogram(n_fft: int, hop_length: int) -> Any:
+    return T.Spectrogram(n_fft, hop_length=hop_length, power=1.0)
+
+
+@lru_cache
+def _mel(sample_rate: int, n_fft: int, hop_length: int, n_mels: int) -> Any:
+    return T.MelSpectrogram(sample_rate, n_fft, hop_length=hop_length, n_mels=n_mels)
+
+
+@dataclass(frozen=True)
+class VideoTransform:
+    """JPEG frames to a fixed number of them: (frames, 3, height, width) float32, 1 channel if `grayscale`.
+
+    Args:
+        frames: Number taken; the clip is cut into as many equal segments and gives one frame of each: a random one in
+            training, the middle one otherwise. Frames repeat in a clip that has fewer.
+        size: Height and width in pixels; one number: a square.
+        augment: In training. shift: move by up to `shift` pixels, the border repeated. resized_crop: a random part
+            of 8 to 100 % of the area at a random aspect ratio, as is usual for ImageNet. All frames of a clip alike.
+        shift: Pixels, for augment=shift.
+        flip: In training, mirror every second clip.
+        grayscale: Keep the luminance only.
+        mean: Subtracted from values in 0..1: a channel each, or one number for all.
+        std: Divides what is left.
+    """
+
+    frames: int = 3
+    size: int | tuple[int, int] = 224
+    augment: Literal["none", "shift", "resized_crop"] = "none"
+    shift: int = 4
+    flip: bool = False
+    grayscale: bool = False
+    mean: float | tuple[float, float, float] = 0.5
+    std: float | tuple[float, float, float] = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.frames >= 1, "video.frames", self.frames, "at least 1")
+        _require(min(self._size) >= 1, "video.size", self.size, "at least 1 pixel")
+        _require(self.shift >= 0, "video.shift", self.shift, "at least 0 pixels")
+        _require(min(_channels(self.std)) > 0, "video.std", self.std, "positive")
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            _require(len(_channels(value)) == 1 or not self.grayscale, f"video.{key}", value, "one number if grayscale")
+
+    def __call__(self, jpegs: Sequence[Any], *, train: bool) -> Tensor:
+        """Transform the clip's frames, each a buffer with a JPEG file."""
+        mode = ImageReadMode.GRAY if self.grayscale else ImageReadMode.RGB
+        # The copy is for torch, which warns of buffers that it may not write to.
+        files = [torch.frombuffer(bytearray(jpegs[i]), dtype=torch.uint8) for i in self._sample(len(jpegs), train)]
+        x = torch.stack(list(decode_jpeg(files, mode)))  # (frames, C, h, w) uint8
+        for transform in _video_transforms(self._size, self.augment if train else "none", self.shift):
+            x = transform(x)
+        if train and self.flip and torch.rand(()) < 0.5:
+            x = x.flip(-1)
+        mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (x / 255 - mean) / std
+
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the input."""
+        return (self.frames, 1 if self.grayscale else 3, *self._size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def _sample(self, available: int, train: bool) -> list[int]:
+        within = torch.rand(self.frames) if train else torch.full((self.frames,), 0.5)
+        places = (torch.arange(self.frames) + within) * (available / self.frames)
+        return [min(int(place), available - 1) for place in places]
+
+
+def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@lru_cache
+def _video_transforms(size: tuple[int, int], augment: str, shift: int) -> list[Any]:
+    match augment:
+        case "resized_crop":
+            return [RandomResizedCrop(size, antialias=True)]
+        case "shift":
+            return [Resize(size, antialias=True), RandomCrop(size, padding=shift, padding_mode="edge")]
+        case _:
+            return [Resize(size, antialias=True)]

@@ -1,0 +1,163 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amr.datamodules.loader import seeded
+from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.errors import UserError
+
+
+def tone(seconds: float, rate: int = 16000, hz: float = 440.0) -> np.ndarray[Any, np.dtype[np.int16]]:
+    return (8000 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.int16)
+
+
+def jpegs(n: int, height: int = 24, width: int = 32) -> list[bytes]:
+    """Frame i is grey with brightness 10 i on the left and dark on the right."""
+    files = []
+    for i in range(n):
+        image = np.zeros((height, width, 3), np.uint8)
+        image[:, : width // 2] = 10 * i
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=95)
+        files.append(buffer.getvalue())
+    return files
+
+
+def test_the_recipe_of_ogm_ge() -> None:
+    transform = AudioTransform(
+        seconds=3, fit="tile", crop="first", kind="log_stft", n_fft=512, hop_length=353, eps=1e-7, normalise=False
+    )
+    samples = tone(1.3, 22050)
+    x = transform(samples, 22050, train=True)
+    assert x.shape == transform.shape(22050) == (1, 257, 188)
+    wave = np.tile(samples / 32768, 3)[: 3 * 22050]
+    padded = np.pad(wave, 256, mode="reflect")
+    window = np.hanning(513)[:-1]
+    reference = np.stack([np.abs(np.fft.rfft(window * padded[i : i + 512])) for i in range(0, len(wave) + 1, 353)], 1)
+    np.testing.assert_allclose(x[0].exp().numpy(), reference + 1e-7, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"kind": "log_mel", "n_mels": 40, "hop_length": 160}, (1, 40, 101)),
+        ({"kind": "log_stft", "n_fft": 400, "hop_length": 200}, (1, 201, 81)),
+        ({"kind": "waveform"}, (1, 16000)),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.2])
+def test_every_clip_gets_the_same_shape(options: dict[str, Any], shape: tuple[int, ...], seconds: float) -> None:
+    transform = AudioTransform(seconds=1.0, **options)
+    for fit in ("tile", "pad"):
+        for train in (True, False):
+            x = AudioTransform(seconds=1.0, fit=fit, **options)(tone(seconds), 16000, train=train)
+            assert x.shape == transform.shape(16000) == shape
+            assert x.dtype == torch.float32
+            assert abs(float(x.mean())) < 1e-3
+            assert float(x.std()) == pytest.approx(1, abs=1e-2)
+
+
+def test_fit() -> None:
+    samples = np.arange(1, 11, dtype=np.int16)
+
+    def fit(train: bool = False, **options: Any) -> list[int]:
+        x = AudioTransform(kind="waveform", normalise=False, **options)(samples, 10, train=train)
+        return [round(v) for v in (x[0] * 32768).tolist()]
+
+    assert fit(seconds=1.5, fit="pad") == [*range(1, 11), 0, 0, 0, 0, 0]
+    assert fit(seconds=2.5, fit="tile") == [*range(1, 11), *range(1, 11), 1, 2, 3, 4, 5]
+    assert fit(seconds=0.4) == [4, 5, 6, 7]
+    assert fit(seconds=0.4, crop="first", train=True) == [1, 2, 3, 4]
+    starts = {fit(seconds=0.4, train=True)[0] for _ in range(200)}
+    assert starts == set(range(1, 8))
+    assert sorted(fit(seconds=1.0, time_shift_ms=300, train=True)) == list(range(1, 11))
+    assert fit(seconds=1.0, time_shift_ms=300) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("snr", [-10.0, 0.0, 20.0])
+def test_noise_has_the_asked_power(snr: float) -> None:
+    clean = AudioTransform(seconds=2.0, kind="waveform", normalise=False)
+    noisy = AudioTransform(seconds=2.0, kind="waveform", normalise=False, noise_snr_db=snr)
+    samples = tone(2.0)
+    with seeded("noise"):
+        x, noise = clean(samples, 16000, train=False), noisy(samples, 16000, train=False)
+    noise = noise - x
+    assert float(10 * torch.log10(x.square().mean() / noise.square().mean())) == pytest.approx(snr, abs=0.1)
+    assert float(noise.mean()) == pytest.approx(0, abs=4 * float(noise.std()) / len(samples) ** 0.5)
+
+
+def test_masks() -> None:
+    transform = AudioTransform(seconds=1.0, freq_mask=5, time_mask=7)
+    plain = AudioTransform(seconds=1.0)(tone(1.0), 16000, train=False)[0]
+    widths = set()
+    for _ in range(60):
+        changed = (transform(tone(1.0), 16000, train=True)[0] - plain).abs() > 1e-6
+        rows, columns = changed.all(1).sum(), changed.all(0).sum()
+        widths.add((int(rows), int(columns)))
+    assert max(rows for rows, _ in widths) == 5
+    assert max(columns for _, columns in widths) == 7
+    torch.testing.assert_close(transform(tone(1.0), 16000, train=False)[0], plain)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "resized_crop"])
+@pytest.mark.parametrize("grayscale", [True, False])
+@pytest.mark.parametrize("available", [1, 3, 10])
+def test_frames_have_one_shape(augment: Any, grayscale: bool, available: int) -> None:
+    transform = VideoTransform(frames=4, size=(12, 18), augment=augment, flip=True, grayscale=grayscale)
+    for train in (True, False):
+        x = transform(jpegs(available), train=train)
+        assert x.shape == transform.shape() == (4, 1 if grayscale else 3, 12, 18)
+        assert x.dtype == torch.float32
+
+
+def brightness(x: torch.Tensor) -> list[int]:
+    """Which of the frames of `jpegs` these are."""
+    return [round(float(v) * 255 / 10) for v in x.amax((1, 2, 3))]
+
+
+def test_segment_sampling() -> None:
+    transform = VideoTransform(frames=4, size=(24, 32), mean=0.0, std=1.0)
+    assert brightness(transform(jpegs(20), train=False)) == [2, 7, 12, 17]
+    assert brightness(transform(jpegs(2), train=False)) == [0, 0, 1, 1]
+    drawn = torch.tensor([brightness(transform(jpegs(20), train=True)) for _ in range(100)])
+    for i in range(4):
+        assert set(drawn[:, i].tolist()) == set(range(5 * i, 5 * i + 5))
+
+
+@pytest.mark.parametrize("augment", ["shift", "resized_crop"])
+def test_all_frames_of_a_clip_are_augmented_alike(augment: Any) -> None:
+    transform = VideoTransform(frames=3, size=(24, 32), augment=augment, shift=6, flip=True)
+    same = [jpegs(20)[-1]] * 3
+    results = [transform(same, train=True) for _ in range(10)]
+    for x in results:
+        assert torch.equal(x[0], x[1])
+        assert torch.equal(x[0], x[2])
+    assert any(not torch.equal(results[0], x) for x in results[1:])
+
+
+def test_values() -> None:
+    x = VideoTransform(frames=1, size=(24, 32), mean=0.2, std=0.4)(jpegs(21)[20:], train=False)
+    assert float(x[..., :14].mean()) == pytest.approx((200 / 255 - 0.2) / 0.4, abs=0.02)
+    x = VideoTransform(frames=1, size=(24, 32), mean=(0.0, 0.5, 1.0), std=(1.0, 2.0, 4.0))(jpegs(1), train=False)
+    assert x[0, :, 0, 0].tolist() == [0, -0.25, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AudioTransform(seconds=0), "audio.seconds is 0"),
+        (lambda: AudioTransform(eps=0), "audio.eps is 0"),
+        (lambda: AudioTransform(time_mask=-1), "audio.time_mask is -1"),
+        (lambda: VideoTransform(frames=0), "video.frames is 0"),
+        (lambda: VideoTransform(size=(0, 3)), "video.size is"),
+        (lambda: VideoTransform(std=0.0), "video.std is 0"),
+        (lambda: VideoTransform(grayscale=True, mean=(0.1, 0.2, 0.3)), "video.mean is .* one number"),
+    ],
+)
+def test_bad_values(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
