@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal, NoReturn, cast
 
+import wandb
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -47,7 +49,10 @@ def run(arguments: Sequence[str]) -> None:
             "ignore", message="The number of training batches .* is smaller than the logging interval"
         )
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
-        AmrCLI(arguments)
+        try:
+            AmrCLI(arguments)
+        finally:
+            _finish_wandb()
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -168,6 +173,7 @@ class AmrCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -240,6 +246,7 @@ class AmrCLI(LightningCLI):
         if options.wandb != "disabled":
             if options.wandb == "offline":  # crash reports, too, stay here
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            folder.mkdir(parents=True, exist_ok=True)
             loggers.append(
                 WandbLogger(
                     name=folder.name,
@@ -251,6 +258,7 @@ class AmrCLI(LightningCLI):
                     group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}",
                     job_type="train" if self.subcommand == "fit" else "eval",
                     tags=sorted({facts["dataset"], facts["fusion"], facts["method"]}),
+                    settings=wandb.Settings(silent=True, disable_git=True, console="off"),
                 )
             )
         return loggers
@@ -291,6 +299,16 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         if config.is_file():
             return [arguments[0], "--config", str(config), *arguments[1:]]
     return arguments
+
+
+def _finish_wandb() -> None:
+    """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
+    if wandb.run is None:
+        return
+    offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
+    wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+    if offline:
+        print(f"W&B, offline; to upload: wandb sync {folder}")
 
 
 def _not_an_advertisement(record: logging.LogRecord) -> bool:

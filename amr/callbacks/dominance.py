@@ -104,8 +104,8 @@ class Dominance(pl.Callback):
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
         shares = attribution_shares(module.model.head, encodings, score=self.score)
-        if present:
-            shares = shares * torch.stack(list(present.values())).all(0).unsqueeze(1)
+        if masks := [present[name] for name in encodings if name in present] if present else []:
+            shares = shares * torch.stack(masks).all(0).unsqueeze(1)
         right = outputs["logits"].argmax(1) == label
         row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).double()
         if split not in self._sums:
@@ -136,11 +136,22 @@ class Dominance(pl.Callback):
                     means = [share / attributed if attributed else None for share in shares]
                     rows.append([split, name, int(clips), right / clips, *means])
         if self.table is not None and rows:
+            fresh = {row[0] for row in rows}
+            kept = [row for row in _read_rows(self.table, columns) if row[0] not in fresh]  # fit's, when test writes
             self.table.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.table.with_suffix(".tmp")
             with temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([columns, *rows])
+                csv.writer(file).writerows([columns, *kept, *rows])
             os.replace(temporary, self.table)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and rows:
                 logger.log_table("per_class", columns=columns, data=rows)
+
+
+def _read_rows(table: Path, columns: list[str]) -> list[list[str]]:
+    """Rows of an earlier table with the same columns."""
+    if not table.is_file():
+        return []
+    with table.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return rows if header == columns else []

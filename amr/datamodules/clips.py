@@ -22,6 +22,7 @@ class Clips(ClipDataModule):
         root: Folder of the files; None: the CSV's.
         labels: Class names in the order of the class indices, or a text file with one a line (relative to the current
             folder or else to `root`); None: those in the CSV, sorted.
+        name: Name of the data set in tables and folders; None: of the root folder and the CSV.
         kwargs: See `ClipDataModule`.
     """
 
@@ -30,6 +31,7 @@ class Clips(ClipDataModule):
         csv: str | Path,
         root: str | Path | None = None,
         labels: list[str] | str | None = None,
+        name: str | None = None,
         **kwargs: Any,
     ) -> None:
         if root is None:
@@ -37,7 +39,7 @@ class Clips(ClipDataModule):
         else:
             self.csv = _find(csv, check_folder(Path(root), "data.root"))
         folder = Path(root).resolve().name
-        self.name = f"{folder}-{self.csv.stem}" if folder else self.csv.stem
+        self.name = name or (f"{folder}-{self.csv.stem}" if folder else self.csv.stem)
         self._labels = labels
         super().__init__(root, **kwargs)
 

@@ -194,8 +194,9 @@ class AMR(Regularizer):
 
 
 def _complete(step: Step) -> dict[str, Tensor]:
-    """Encodings of the clips that have every modality."""
-    if not step.present:
+    """Encodings of the clips that have every modality of the model."""
+    masks = [step.present[name] for name in step.encodings if name in step.present] if step.present else []
+    if not masks:
         return step.encodings
-    rows = torch.stack(list(step.present.values())).all(0)
+    rows = torch.stack(masks).all(0)
     return {name: encoding[rows] for name, encoding in step.encodings.items()}

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Callable[[], Encoder], tuple[int, ...], int]] = {
     "small": (lambda: SmallCNN(2, width=4, out_dim=10), (2, 64, 65), 10),
     "small tiny": (lambda: SmallCNN(), (1, 5, 3), 64),
     "small frames": (lambda: SmallFrameCNN(1, width=4, out_dim=10), (8, 1, 32, 48), 10),
-    "small one frame": (lambda: SmallFrameCNN(), (1, 3, 8, 8), 64),
+    "small one frame": (lambda: SmallFrameCNN(3), (1, 3, 8, 8), 64),
     "mlp": (lambda: MLPEncoder(12, [5, 6], 7), (3, 4), 7),
     "linear": (lambda: MLPEncoder(12, [], 7), (12,), 7),
 }
@@ -84,7 +84,7 @@ def test_3d_takes_time_second() -> None:
 
 def test_frame_cnn_sees_motion() -> None:
     torch.manual_seed(0)
-    encoder = SmallFrameCNN().eval()
+    encoder = SmallFrameCNN(3, frames=8).eval()
     x = torch.randn(1, 8, 3, 32, 48)
     assert not torch.allclose(encoder(x), encoder(x.flip(1)), atol=1e-3)
 
@@ -208,3 +208,12 @@ def test_mistakes(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+def test_frame_cnn_resamples_time() -> None:
+    """Twice the frames are averaged in pairs, half of them are repeated."""
+    torch.manual_seed(0)
+    encoder = SmallFrameCNN(1, frames=4).eval()
+    x = torch.randn(2, 8, 1, 32, 48)
+    torch.testing.assert_close(encoder(x), encoder(x.unflatten(1, (4, 2)).mean(2)))
+    torch.testing.assert_close(encoder(x[:, :2]), encoder(x[:, :2].repeat_interleave(2, 1)))

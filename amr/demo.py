@@ -1,0 +1,54 @@
+"""`amr demo`: the whole of it in a few minutes, from nothing: clips, two runs, the table and the page."""
+
+import argparse
+import json
+from pathlib import Path
+
+from amr.compare import compare
+from amr.runs import prepare, run as run_command
+
+AUDIO = {"seconds": 0.96, "kind": "log_mel", "n_fft": 512, "hop_length": 256, "n_mels": 48, "time_shift_ms": 100}
+VIDEO = {"frames": 3, "size": 48, "augment": "shift", "shift": 3, "grayscale": True}
+ENCODERS = {
+    "audio": {"class_path": "amr.encoders.SmallCNN"},
+    "video": {"class_path": "amr.encoders.SmallFrameCNN"},
+}
+EPOCHS = 12
+
+
+def demo(out: Path, picture: Path | None = None) -> str:
+    """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, and compares the two.
+
+    In the clips, sound tells the class 95 times in 100 and the picture 60 times, so naive fusion leans on sound. What
+    is there already is not made again: an interrupted demo goes on.
+
+    Args:
+        out: Folder for everything.
+        picture: PNG for the curves, besides the page.
+
+    Returns:
+        The table, as text.
+    """
+    data = [
+        *("--data", "amr.datamodules.Synthetic", "--data.root", str(out / "clips"), "--data.store", str(out / "store")),
+        *("--data.evidence", json.dumps({"audio": 0.95, "video": 0.6}), "--data.batch_size", "16"),
+        *("--data.audio", json.dumps(AUDIO), "--data.video", json.dumps(VIDEO), "--data.num_workers", "1"),
+    ]
+    prepare(data)
+    training = [
+        *("--model.encoders", json.dumps(ENCODERS), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"),
+        *("--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", str(EPOCHS)),
+        *("--trainer.max_epochs", str(EPOCHS), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--runs_dir", str(out / "runs")),
+    ]
+    for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):
+        print(f"\n{name}: {EPOCHS} epochs", flush=True)
+        resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
+        run_command(["fit", *data, *training, *method, "--name", name, *resume])
+    return compare([out / "runs"], out / "report.html", picture)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    print(f"\n{demo(options.out, options.picture)}\n\nPage: {options.out / 'report.html'}")
+    return 0
