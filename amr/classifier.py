@@ -52,8 +52,8 @@ class FusionClassifier(pl.LightningModule):
     Optimization is Lightning's automatic one, so every Trainer flag works; methods act through hooks around it, and AMR
     steps its own optimizer right after the main step. A unimodal model is the same class with one encoder.
 
-    Everything random in a training step is a function of (seed, epoch, batch, rank), so a run that was killed and resumed
-    ends with the weights of an uninterrupted one.
+    Everything random in a training step is a function of (seed, epoch, batch, rank), so a run that was killed and
+    resumed ends with the weights of an uninterrupted one.
 
     Args:
         encoders: Encoder of each modality, by name; the order is the order of shares.
@@ -106,7 +106,7 @@ class FusionClassifier(pl.LightningModule):
 
     @property
     def method(self) -> str:
-        """Name of the run's method: the modality of a unimodal model, else `naive`, `amr`, `modality_dropout+amr`, ..."""
+        """Name of the method: `naive`, `amr`, `modality_dropout+amr`, ...; the modality if it is the only one."""
         modalities = self.model.modalities
         if len(modalities) == 1 and self.regularizers.name == "naive":
             return modalities[0]

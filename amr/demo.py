@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from amr.compare import compare
-from amr.runs import prepare, run as run_command
+from amr.runs import prepare
+from amr.runs import run as run_command
 
 AUDIO = {"seconds": 0.96, "kind": "log_mel", "n_fft": 512, "hop_length": 256, "n_mels": 48, "time_shift_ms": 100}
 VIDEO = {"frames": 3, "size": 48, "augment": "shift", "shift": 3, "grayscale": True}
@@ -38,7 +39,14 @@ def demo(out: Path, picture: Path | None = None) -> str:
     training = [
         *("--model.encoders", json.dumps(ENCODERS), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"),
         *("--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", str(EPOCHS)),
-        *("--trainer.max_epochs", str(EPOCHS), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *(
+            "--trainer.max_epochs",
+            str(EPOCHS),
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.enable_progress_bar",
+            "false",
+        ),
         *("--runs_dir", str(out / "runs")),
     ]
     for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):

@@ -4,7 +4,6 @@ runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/versio
 checkpoints/{best,last}.ckpt, per_class.csv, and wandb/.
 """
 
-import inspect
 import json
 import logging
 import os
@@ -15,8 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from pydoc import locate
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal
 
 import wandb
 import yaml
@@ -28,7 +26,9 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from amr.callbacks import Dominance, PredictionWriter, WandbSetup
 from amr.classifier import FusionClassifier
+from amr.datamodules import ClipDataModule
 from amr.errors import UserError
+from amr.parser import OneLineParser
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -64,70 +64,12 @@ def prepare(arguments: Sequence[str]) -> None:
     Raises:
         UserError: For anything that the user can mend.
     """
-    from amr.datamodules import ClipDataModule
-
-    parser = _Parser(prog="amr prepare", description=prepare.__doc__.splitlines()[0] if prepare.__doc__ else None)
+    parser = OneLineParser(prog="amr prepare", description="Decodes a dataset's clips into its store.")
     parser.add_argument("--config", action="config", help="a configuration with a `data` section")
     parser.add_subclass_arguments(ClipDataModule, "data", required=True)
     config = parser.parse_args(list(arguments))
     datamodule: ClipDataModule = parser.instantiate_classes(config).data
     datamodule.prepare_data()
-
-
-class _Parser(LightningArgumentParser):
-    """Reports a mistake as one line."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._mistakes: list[UserError] = []
-        self.add_instantiator(self._build, object)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(self._explain(message))
-
-    def _explain(self, message: str) -> str:
-        """The parser's message without the values it dumps, with the allowed keys where one is unknown."""
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
-        if unknown:
-            key = unknown[1] or unknown[2]
-            parent = key.rpartition(".")[0]
-            siblings = {action.dest for action in self._leaves() if action.dest.rpartition(".")[0] == parent}
-            siblings -= {"model.num_classes"}  # linked to the data's
-            return f"{key}: unknown key; allowed are {', '.join(sorted(siblings))}"
-        where, _, _ = message.partition("Does not validate against")
-        bullets = re.findall(
-            r"^ *- (.*(?:\n(?! *- ).*)*)", message.partition("Errors:")[2].partition("Given value")[0], re.M
-        )
-        reasons = [bullet for bullet in bullets if "NoneType" not in bullet]
-        text = _one_line(f"{where} {'; or '.join(reasons)}" if reasons else message)
-        text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
-        option = re.search(r"Option '(\w+)' is not accepted", text)
-        if option and (classes := re.findall(r"<class '([\w.]+)'>", message.partition("Errors:")[0])):
-            parameters = inspect.signature(cast(type, locate(classes[-1]))).parameters
-            allowed = [name for name in parameters if "args" not in name]
-            hint = f"allowed are {', '.join(allowed)}" if allowed else "see --data.help CLASS"
-            text = text.replace(option[0], f"unknown key '{option[1]}', {hint}")
-        return text
-
-    def _leaves(self) -> list[Any]:
-        """Actions of this parser and its subcommands."""
-        subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
-        return [action for parser in (self, *subparsers) for action in parser._actions]
-
-    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
-        try:
-            return super().instantiate_classes(*args, **kwargs)
-        except ValueError:
-            if self._mistakes:
-                raise self._mistakes[-1] from None
-            raise
-
-    def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return class_type(*args, **kwargs)
-        except UserError as mistake:  # an optional argument's type is a union, which swallows what its members raise
-            self._mistakes.append(mistake)
-            raise
 
 
 class AmrCLI(LightningCLI):
@@ -145,7 +87,7 @@ class AmrCLI(LightningCLI):
             save_config_callback=None,  # RunRecord does it, later
             trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
             seed_everything_default=0,
-            parser_class=_Parser,
+            parser_class=OneLineParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -162,15 +104,17 @@ class AmrCLI(LightningCLI):
         )
         parser.add_argument("--project", type=str, default="amr", help="W&B project")
         parser.add_argument("--out", type=Path | None, help="file of predict (predictions.parquet in the run's folder)")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(Dominance, "dominance")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/acc",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
+                "best.monitor": "val/acc",
+                "best.mode": "max",
+                "best.filename": "best",
+                "best.enable_version_counter": False,
+                "last.filename": "last",
+                "last.enable_version_counter": False,
             }
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -182,11 +126,7 @@ class AmrCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         options.weights_only = True  # our checkpoints hold nothing that would need more
         path = options.get("ckpt_path")
-        if path is None and self.config.subcommand != "fit":
-            raise UserError(
-                f"--ckpt_path: {self.config.subcommand} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt"
-            )
-        if path is not None and path not in ("last", "best", "hpc"):
+        if path is not None and not (path == "last" and self.config.subcommand == "fit"):
             if not Path(path).is_file():
                 raise UserError(f"--ckpt_path: {path} does not exist")
             if not zipfile.is_zipfile(path):
@@ -197,6 +137,11 @@ class AmrCLI(LightningCLI):
         options: Namespace = self.config[self.config.subcommand]
         assert isinstance(self.model, FusionClassifier)
         assert self.datamodule is not None
+        if isinstance(self.datamodule, ClipDataModule):
+            lacking = [name for name in self.model.model.modalities if name not in self.datamodule.modalities]
+            if lacking:
+                has = ", ".join(map(repr, self.datamodule.modalities))
+                raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
         facts = {
             "method": self.model.method,
             "dataset": self.datamodule.name,
@@ -210,7 +155,12 @@ class AmrCLI(LightningCLI):
         known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
         facts["wandb_id"] = known.get("wandb_id") or secrets.token_hex(4)
         init = self.config_init[self.config.subcommand]
-        init.checkpoint.dirpath = str(folder / "checkpoints")
+        init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
+        if options.get("ckpt_path") == "last":
+            last = folder / "checkpoints" / "last.ckpt"
+            if not last.is_file():
+                print(f"{last} is not there yet: starting from the beginning")
+            init.ckpt_path = str(last) if last.is_file() else None
         init.dominance.table = folder / "per_class.csv"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         callbacks: list[Callback] = []
@@ -224,7 +174,11 @@ class AmrCLI(LightningCLI):
             callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
         kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
         kwargs.setdefault("default_root_dir", str(folder))
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+            # Lightning would train in bf16 instead.
+            raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
+        return trainer
 
     def _folder(self, options: Namespace, facts: dict[str, Any]) -> Path:
         """The run's folder: the checkpoint's, if it lies in one, else runs_dir/name."""
@@ -286,7 +240,11 @@ class RunRecord(Callback):
 
 def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     """Puts the run's own config.yaml first where a checkpoint of a run is given and no configuration."""
-    if arguments[0] == "fit" or any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
+    if arguments[0] == "fit" or any(a in ("-h", "--help") for a in arguments):
+        return arguments
+    if not any(a.startswith("--ckpt_path") for a in arguments):
+        raise UserError(f"--ckpt_path: {arguments[0]} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt")
+    if any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
         return arguments
     for position, argument in enumerate(arguments):
         if argument == "--ckpt_path" and position + 1 < len(arguments):
@@ -317,7 +275,3 @@ def _not_an_advertisement(record: logging.LogRecord) -> bool:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
-
-
-def _one_line(message: str) -> str:
-    return re.sub(r"\s+", " ", message).strip()

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
@@ -24,7 +25,9 @@ from amr.fusion.base import FusionFactory
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from tests.toy import Linear, Tokens, Toy
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
+)
 
 
 def build(seed: int = 0, fusion: FusionFactory = Concat, encoder: Any = Linear, **options: Any) -> FusionClassifier:
@@ -77,7 +80,9 @@ def test_weight_zero_equals_naive_bit_for_bit(flags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fusion", [Concat, Gated, Attention])
 @pytest.mark.parametrize("encoder", [Linear, Tokens])
-def test_the_amr_step_changes_the_head_alone(fusion: FusionFactory, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_amr_step_changes_the_head_alone(
+    fusion: FusionFactory, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(monkeypatch)
     fit(build(fusion=fusion, encoder=encoder, amr=AMR()))
     assert len(recorder.pairs) == 8
@@ -168,11 +173,9 @@ def test_precisions(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unsupported_precision_and_strategy_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="trainer.precision=bf16-true: allowed are"):
         fit(build(amr=AMR()), precision="bf16-true")
+    model = build(amr=AMR())
+    model._trainer = type("Stub", (), {"strategy": FSDPStrategy(), "precision": "32-true"})()
     with pytest.raises(UserError, match="trainer.strategy=FSDPStrategy: allowed are"):
-        from pytorch_lightning.strategies import FSDPStrategy
-
-        model = build(amr=AMR())
-        model._trainer = type("T", (), {"strategy": FSDPStrategy(), "precision": "32-true"})()
         model.setup("fit")
 
 
@@ -211,7 +214,9 @@ def test_clips_that_lack_a_modality_are_left_out_of_the_penalty(monkeypatch: pyt
     complete = {name: e[rows] for name, e in step.encodings.items()}
     penalty = ratio_penalty(attribution_shares(head, complete, create_graph=True), torch.ones(2))
     for (name, parameter), gradient in zip(
-        head.named_parameters(), torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True), strict=True
+        head.named_parameters(),
+        torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True),
+        strict=True,
     ):
         torch.testing.assert_close(after[f"head.{name}"], parameter.detach() - 0.2 * gradient, rtol=0, atol=1e-7)
 
@@ -399,7 +404,11 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     for world in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, str(script), world, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, str(script), world, str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     return folder

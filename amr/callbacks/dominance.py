@@ -1,7 +1,6 @@
 """Each modality's share in the decisions of a split, every epoch."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,8 @@ class Dominance(pl.Callback):
             self.table.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.table.with_suffix(".tmp")
             with temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([columns, *kept, *rows])
-            os.replace(temporary, self.table)
+                csv.writer(file).writerows([columns, *sorted([*kept, *rows], key=lambda row: row[0] == "test")])
+            temporary.replace(self.table)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and rows:
                 logger.log_table("per_class", columns=columns, data=rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.trainer.states import TrainerFn
 
 
 class WandbSetup(pl.Callback):
@@ -22,8 +23,21 @@ class WandbSetup(pl.Callback):
     def __init__(self, facts: dict[str, Any], config: dict[str, Any], file: Path | None = None) -> None:
         self.facts, self.config, self.file = facts, config, file
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes to each W&B run, once, from rank 0."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets the run up."""
+        self._set_up(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets the run up, where validation is the command."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._set_up(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets the run up."""
+        self._set_up(trainer)
+
+    def _set_up(self, trainer: pl.Trainer) -> None:
+        """Writes to each W&B run, from rank 0."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:

@@ -1,5 +1,4 @@
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,16 +10,6 @@ import pytest
 from amr.datamodules import Clips
 from amr.datamodules.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    folder = Path(os.environ.get("AMR_TEST_DATA", REPOSITORY / "../shared/data")).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}; set AMR_TEST_DATA to the folder with the test clips")
-    return folder
 
 
 def write_clip(

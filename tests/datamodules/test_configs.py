@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 
 from amr.datamodules import ClipDataModule, CremaD
 
-from .conftest import REPOSITORY
+from ..conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs/data").glob("*.yaml"))
 

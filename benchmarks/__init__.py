@@ -1,0 +1,1 @@
+"""Speed, each figure a ratio measured side by side in one process."""

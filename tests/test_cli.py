@@ -1,0 +1,352 @@
+"""Every command through `main()`, on real clips; what it leaves on disk and in the W&B record; every bad input."""
+
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from wandb.proto import wandb_internal_pb2
+
+from amr.cli import main
+from tests.conftest import REPOSITORY
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Lightning's and W&B's own; ours are tested where they arise
+]
+CONF = REPOSITORY / "tests/conf"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments for the tiny clips, made and prepared once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    data = ["--data.init_args.root", str(folder / "clips"), "--data.init_args.store", str(folder / "store")]
+    arguments = ["--config", str(CONF / "tiny.yaml"), *data]
+    config = folder / "data.yaml"
+    config.write_text(yaml.safe_dump({"data": yaml.safe_load((CONF / "tiny.yaml").read_text())["data"]}))
+    assert main(["prepare", "--config", str(config), *data]) == 0
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A naive run, and one with AMR that has been tested, validated and used to predict."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["fit", *tiny, "--runs_dir", str(folder), "--name", "naive"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                *tiny,
+                "--runs_dir",
+                str(folder),
+                "--name",
+                "amr",
+                "--model.amr.weight",
+                "1",
+                "--seed_everything",
+                "7",
+            ]
+        )
+        == 0
+    )
+    checkpoint = str(folder / "amr/checkpoints/best.ckpt")
+    for command in ("test", "validate", "predict"):
+        assert main([command, "--ckpt_path", checkpoint]) == 0
+    return folder
+
+
+def read_metrics(run: Path) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for file in sorted(run.glob("metrics/version_*/metrics.csv")):
+        for row in csv.DictReader(file.open()):
+            values.update({key: float(value) for key, value in row.items() if value})
+    return values
+
+
+def test_help_is_light() -> None:
+    code = "import sys\nfrom amr.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'numpy', 'matplotlib', 'pyarrow', 'wandb'} & set(sys.modules)\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("fit", "test", "predict", "prepare", "compare", "demo"))
+
+
+def test_a_run_leaves_its_record(runs: Path) -> None:
+    facts = json.loads((runs / "amr/run.json").read_text())
+    assert (facts["method"], facts["dataset"], facts["seed"], facts["fusion"]) == ("amr", "synthetic", 7, "Concat")
+    assert facts["modalities"] == ["audio", "video"]
+    config = yaml.safe_load((runs / "amr/config.yaml").read_text())
+    assert config["model"]["amr"]["init_args"]["weight"] == 1
+    metrics = read_metrics(runs / "amr")
+    for split in ("train", "val", "test"):
+        names = ("loss", "acc", "mAP", "dominance/audio", "dominance/video")
+        assert {f"{split}/{name}" for name in names} <= metrics.keys()
+        assert metrics[f"{split}/dominance/audio"] + metrics[f"{split}/dominance/video"] == pytest.approx(1)
+    table = (runs / "amr/per_class.csv").read_text().splitlines()
+    assert table[0] == "split,class,clips,acc,dominance/audio,dominance/video"
+    assert [line.split(",")[:2] for line in table[1:]] == [[s, f"class{c}"] for s in ("val", "test") for c in range(4)]
+
+
+def test_checkpoints_hold_plain_types(runs: Path) -> None:
+    for name in ("best", "last"):
+        state = torch.load(runs / f"amr/checkpoints/{name}.ckpt", weights_only=True)
+        assert state["amr"]["modalities"] == ["audio", "video"]
+
+
+def test_predictions(runs: Path) -> None:
+    table = pq.read_table(runs / "amr/predictions.parquet")
+    assert table.column_names == ["id", "label", "prediction", "logits", "share/audio", "share/video"]
+    rows = table.to_pylist()
+    labels = table.schema.metadata[b"labels"].decode().split("\n")
+    assert len({row["id"] for row in rows}) == len(rows) == 8
+    for row in rows:
+        assert row["share/audio"] + row["share/video"] == pytest.approx(1)
+        assert row["prediction"] == labels[max(range(4), key=row["logits"].__getitem__)]
+    right = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    metrics = read_metrics(runs / "amr")
+    assert right == pytest.approx(metrics["test/acc"])
+    assert sum(row["share/audio"] for row in rows) / len(rows) == pytest.approx(
+        metrics["test/dominance/audio"], abs=1e-5
+    )
+
+
+def test_compare_reads_what_fit_wrote(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, picture = tmp_path / "page.html", tmp_path / "picture.png"
+    assert main(["compare", str(runs), "--out", str(page), "--picture", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "naive" in out
+    assert "validation" in out  # only one of the two has been tested
+    assert "audio dominance" in out
+    assert "<table" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def wandb_records(run: Path) -> Iterator[Any]:
+    """Records of an offline run: protobuf messages in LevelDB's log format, in blocks of 32 KiB."""
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    data, position, message = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        message += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last piece
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(message)
+            yield record
+            message = b""
+
+
+def test_the_wandb_record(runs: Path) -> None:
+    """What was really written: two runs in one process must not mix."""
+    records = list(wandb_records(runs / "naive"))
+    run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type) == ("synthetic/Concat/naive", "train")
+    assert set(run.tags) == {"synthetic", "Concat", "naive"}
+    config = {c.key: json.loads(c.value_json) for r in records for c in r.config.update}
+    assert (config["method"], config["dataset"], config["seed"]) == ("naive", "synthetic", 0)
+    assert config["model"]["encoders"]["audio"]["class_path"] == "amr.encoders.SmallCNN"
+    metrics = {r.metric.name or r.metric.glob_name: r.metric for r in records if r.HasField("metric")}
+    assert metrics["val/*"].step_metric == "epoch"
+    assert metrics["val/acc"].summary.max
+    history = [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item} for r in records]
+    shares = [row["val/dominance/audio"] for row in history if "val/dominance/audio" in row]
+    assert len(shares) == 2
+    assert shares[-1] == pytest.approx(read_metrics(runs / "naive")["val/dominance/audio"])
+    files = {f.path for r in records for f in r.files.files}
+    assert "config.yaml" in files
+    assert any(path.startswith("media/table/per_class") for path in files)
+
+
+def test_nothing_is_overwritten_and_finished_runs_go_on(runs: Path, tiny: list[str], capsys: Any) -> None:
+    again = ["fit", *tiny, "--runs_dir", str(runs), "--name", "naive", "--wandb", "disabled"]
+    before = (runs / "naive/checkpoints/last.ckpt").read_bytes()
+    assert main(again) == 2
+    assert "holds a run already: go on with it by --ckpt_path last" in capsys.readouterr().err
+    assert (runs / "naive/checkpoints/last.ckpt").read_bytes() == before
+    assert main([*again, "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    assert torch.load(runs / "naive/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    assert len(list((runs / "naive/metrics").iterdir())) == 2  # the first start's metrics are still there
+
+
+class KillAt(pl.Callback):
+    """kill -9 before a batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(tiny: list[str], tmp_path: Path, step: int) -> None:
+    """Five or six batches an epoch; all randomness on: augmentation, both dropouts, AMR's momentum."""
+    methods = ["--model.amr.momentum", "0.9", "--model.dropout.p", "0.5", "--model.modality_dropout.p", "0.3"]
+    common = [
+        "fit",
+        *tiny,
+        *methods,
+        "--runs_dir",
+        str(tmp_path),
+        "--wandb",
+        "disabled",
+        "--last.every_n_train_steps",
+        "1",
+    ]
+    assert main([*common, "--name", "whole"]) == 0
+    command = [sys.executable, str(REPOSITORY / "train.py"), *common, "--name", "killed"]
+    callback = json.dumps([{"class_path": "tests.test_cli.KillAt", "init_args": {"step": step}}])
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    killed = subprocess.run([*command, "--trainer.callbacks", callback], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert main([*common, "--name", "killed", "--ckpt_path", "last"]) == 0
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "killed")
+    )
+    assert whole["global_step"] == resumed["global_step"]
+    for key, value in whole["state_dict"].items():
+        if key.startswith("model."):
+            assert torch.equal(value, resumed["state_dict"][key]), key
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amr: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.fuzion", "Sum"], "model.fuzion: unknown key; allowed are model.amr, model.dropout"),
+        (["--model.amr.wait", "1"], "model.amr: unknown key 'wait', allowed are ratio, weight, lr"),
+        (["--model.amr.weight", "-1"], "model.amr.weight=-1.0: allowed are finite numbers >= 0"),
+        (["--model.amr.weight", "much"], "model.amr"),
+        (["--model.amr.ratio", "{audio: -1, video: 1}"], "model.amr.ratio.audio=-1.0: allowed are positive"),
+        (["--model.amr.ratio", "{audio: 1, smell: 1}"], "exactly the model's modalities 'audio', 'video'"),
+        (["--model.amr.score", "margin"], "margin"),
+        (["--model.encoders", "{audio: {class_path: amr.encoders.SmallCNN}}", "--model.amr.lr", "0.1"], "at least 2"),
+        (["--model.encoders.audio.class_path", "amr.encoders.Nope"], "amr.encoders.Nope"),
+        (["--trainer.precision", "bf16-true"], "trainer.precision=bf16-true: allowed are 32-true"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision=16-mixed: needs a GPU"),
+        (["--data.init_args.audio.n_fft", "0"], "n_fft"),
+        (["--data.init_args.modalities", "[audio]"], "no input for the modality 'video'"),
+        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: nowhere.ckpt does not exist"),
+        (["--ckpt_path", str(CONF / "tiny.yaml")], "tiny.yaml is not a checkpoint"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--name", "../up"], "--name='../up': allowed are letters, digits"),
+    ],
+)
+def test_bad_input_of_fit(tiny: list[str], tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
+    common = ["fit", *tiny, "--runs_dir", str(tmp_path / "runs"), "--name", "bad", "--wandb", "disabled"]
+    check_refused(capsys, [*common, *arguments], message)
+    left = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert left == []
+
+
+HEADER = "id,file,label,split"
+CLIPS = {
+    "a column": ("id,file,split\nx,x.mp4,train\n", [], "label"),
+    "a label": (f"{HEADER}\nx,x.mp4,c,train\n", ["--data.labels", "[a, b]"], "label 'c'; allowed are a, b"),
+    "duplicate ids": (f"{HEADER}\nx,x.mp4,a,train\nx,y.mp4,b,train\n", [], "'x' is listed 2 times"),
+    "leaves the root": (f"{HEADER}\nx,../x.mp4,a,train\n", [], "leaves the root folder"),
+    "absolute path": (f"{HEADER}\nx,/etc/passwd,a,train\n", [], "leaves the root folder"),
+    "a split": (f"{HEADER}\nx,x.mp4,a,dev\n", [], "split 'dev'; allowed are train, val, test"),
+}
+
+
+@pytest.mark.parametrize("case", CLIPS)
+@pytest.mark.parametrize("command", ["fit", "prepare"])
+def test_bad_listing(tmp_path: Path, capsys: Any, case: str, command: str) -> None:
+    text, extra, message = CLIPS[case]
+    (tmp_path / "clips.csv").write_text(text)
+    data = ["--data", "amr.datamodules.Clips", "--data.csv", str(tmp_path / "clips.csv"), *extra]
+    encoders = ["--model.encoders", "{audio: {class_path: amr.encoders.SmallCNN}}"] if command == "fit" else []
+    check_refused(capsys, [command, *data, "--data.store", str(tmp_path / "store"), *encoders], message)
+    assert not (tmp_path / "store").exists()
+
+
+def test_missing_folder(tmp_path: Path, capsys: Any) -> None:
+    data = ["--data", "amr.datamodules.CremaD", "--data.root", str(tmp_path / "nowhere")]
+    check_refused(capsys, ["prepare", *data], "nowhere: no such folder")
+
+
+def test_other_architecture(runs: Path, capsys: Any) -> None:
+    checkpoint = ["--ckpt_path", str(runs / "amr/checkpoints/best.ckpt")]
+    check_refused(
+        capsys, ["test", *checkpoint, "--model.fusion.hidden", "4"], "of another architecture, it lacks model.head"
+    )
+    check_refused(capsys, ["test"], "--ckpt_path: test needs a checkpoint")
+    check_refused(capsys, ["fitt"], "invalid choice: 'fitt'")
+    check_refused(capsys, ["compare", str(runs / "nowhere")], "nowhere")
+
+
+# ------------------------------------------------------------------------------------------------- configs and data
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_in_fit(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", str(CONF / "tiny.yaml")]
+    with pytest.raises(SystemExit) as done:
+        main(["fit", *base, "--config", str(path), "--print_config"])
+    assert done.value.code == 0
+    for section, keys in yaml.safe_load(path.read_text()).items():
+        printed = yaml.safe_load(capsys.readouterr().out) if section else {}
+        assert printed[section].keys() >= keys.keys()
+        break
+
+
+def test_six_real_crema_d_clips_prepare_and_overfit(shared_data: Path, tmp_path: Path) -> None:
+    """As downloaded, through the recipe's transforms, with encoders small enough for a test."""
+    common = [
+        *("--config", str(REPOSITORY / "configs/data/crema-d.yaml"), "--data.init_args.split", "all"),
+        *(
+            "--data.init_args.root",
+            str(shared_data / "crema_d_sample"),
+            "--data.init_args.store",
+            str(tmp_path / "store"),
+        ),
+        *("--data.init_args.batch_size", "6", "--data.init_args.num_workers", "0"),
+        *(
+            "--data.init_args.video.augment",
+            "none",
+            "--data.init_args.video.flip",
+            "false",
+            "--data.init_args.video.size",
+            "64",
+        ),
+    ]
+    assert main(["prepare", *common]) == 0
+    encoders = {
+        "audio": {"class_path": "amr.encoders.SmallCNN"},
+        "video": {"class_path": "amr.encoders.SmallFrameCNN", "init_args": {"in_channels": 3, "frames": 3}},
+    }
+    model = ["--model.encoders", json.dumps(encoders), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"]
+    trainer = ["--trainer.max_epochs", "40", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    options = ["--runs_dir", str(tmp_path), "--name", "overfit", "--wandb", "disabled", "--model.amr.lr", "0.02"]
+    assert main(["fit", *common, *model, *trainer, *options]) == 0
+    metrics = read_metrics(tmp_path / "overfit")
+    assert metrics["train/acc"] == 1
+    assert metrics["train/dominance/audio"] == pytest.approx(0.5, abs=0.1)
