@@ -15,6 +15,7 @@ class OneLineParser(LightningArgumentParser):
     """Reports a mistake as one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `UserError`."""
         raise UserError(self._explain(message))
 
     def _explain(self, message: str) -> str:

@@ -69,7 +69,7 @@ def prepare(arguments: Sequence[str]) -> None:
     parser.add_subclass_arguments(ClipDataModule, "data", required=True)
     config = parser.parse_args(list(arguments))
     datamodule: ClipDataModule = parser.instantiate_classes(config).data
-    datamodule.prepare_data()
+    datamodule.prepare()
 
 
 class AmrCLI(LightningCLI):

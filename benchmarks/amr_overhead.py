@@ -1,8 +1,8 @@
 """AMR's extra time a step and extra peak memory, as ratios to the naive step in the same process.
 
 Two ResNet-18s at the CREMA-D recipe's shapes: spectrograms (B, 1, 257, 188), three 224 x 224 frames, Concat, SGD. The
-steps are FusionClassifier's own, through Lightning's Trainer on batches in memory; naive and AMR alternate in blocks, so
-that a drift of the machine's speed hits both. Prints a table and one JSON line.
+steps are FusionClassifier's own, through Lightning's Trainer on batches in memory; naive and AMR alternate in blocks,
+so that a drift of the machine's speed hits both. Prints a table and one JSON line.
 
     python -m benchmarks.amr_overhead [--device cpu|cuda] [--batch 8] [--blocks 5] [--steps 4]
 """
