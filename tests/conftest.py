@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
 REPOSITORY = Path(__file__).parents[1]
@@ -17,3 +18,19 @@ def shared_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments for the tiny clips, made and prepared once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    data = ["--data.init_args.root", str(folder / "clips"), "--data.init_args.store", str(folder / "store")]
+    arguments = ["--config", str(REPOSITORY / "tests/conf/tiny.yaml"), *data]
+    config = folder / "data.yaml"
+    config.write_text(
+        yaml.safe_dump({"data": yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())["data"]})
+    )
+    from amr.cli import main  # torch reads OMP_NUM_THREADS when it is imported
+
+    assert main(["prepare", "--config", str(config), *data]) == 0
+    return arguments

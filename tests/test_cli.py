@@ -28,18 +28,6 @@ CONF = REPOSITORY / "tests/conf"
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for the tiny clips, made and prepared once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    data = ["--data.init_args.root", str(folder / "clips"), "--data.init_args.store", str(folder / "store")]
-    arguments = ["--config", str(CONF / "tiny.yaml"), *data]
-    config = folder / "data.yaml"
-    config.write_text(yaml.safe_dump({"data": yaml.safe_load((CONF / "tiny.yaml").read_text())["data"]}))
-    assert main(["prepare", "--config", str(config), *data]) == 0
-    return arguments
-
-
-@pytest.fixture(scope="session")
 def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A naive run, and one with AMR that has been tested, validated and used to predict."""
     folder = tmp_path_factory.mktemp("runs")
