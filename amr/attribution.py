@@ -1,6 +1,7 @@
 """Gradient-times-input attribution at the encoder outputs: how much each modality counts in a decision.
 
-Pure, differentiable functions; the paper is "Attribution Regularization for Multimodal Paradigms" (AMR).
+Pure, differentiable functions; the measure and the penalty of Yerramilli et al.
+2024, "Attribution Regularization for Multimodal Paradigms".
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -77,7 +78,7 @@ def attribution_shares(
 
 
 def ratio_penalty(shares: Tensor, ratio: Tensor) -> Tensor:
-    """Distance of the batch's mean shares from the target ratio (AMR paper, eq. 1).
+    """Distance of the batch's mean shares from the target ratio (Yerramilli et al. 2024, eq. 1).
 
     R = Σ_m | a^m / Σ_j a^j − r^m / Σ_j r^j |, with a the mean of the rows that have any attribution.
 

@@ -24,8 +24,9 @@ def penalty_surrogate(shares: Tensor, ratio: Tensor, level: Level) -> Tensor:
     """This rank's part of the penalty over the global batch, as a scalar with the right gradient.
 
     Summed over ranks, the gradient is that of R over the joined batch: of Σ_m |a^m − r^m| with a the mean share
-    (`batch`; AMR paper, eq. 1), or of the mean over clips of Σ_m |a_i^m − r^m| (`sample`). Only the mean needs the
-    other ranks' clips: R's derivative by the mean is the same on every rank, and each rank applies it to its own rows.
+    (`batch`; Yerramilli et al. 2024, eq. 1), or of the mean over clips of Σ_m |a_i^m − r^m| (`sample`). Only the mean
+    needs the other ranks' clips: R's derivative by the mean is the same on every rank, and each rank applies it to its
+    own rows.
 
     Args:
         shares: This rank's shares, (B, M), with their graph; rows of zeros do not count.
@@ -47,10 +48,10 @@ def penalty_surrogate(shares: Tensor, ratio: Tensor, level: Level) -> Tensor:
 
 
 class AMR(Regularizer):
-    """Drives each modality's attribution share towards a ratio (AMR paper), by an optimizer of its own over the head.
+    """Drives the modalities' attribution shares to a ratio, by an optimizer of its own (Yerramilli et al. 2024).
 
     After each step of the main optimizer, the shares of the same clips are recomputed from their stored encodings with
-    the head alone, and one step is taken down the gradient of the penalty. Encoders cannot be reached. The batch is the
+    the head alone, and one step over the head's parameters is taken down the penalty. Encoders cannot be reached. The batch is the
     whole one: all accumulated micro-batches of all ranks. Clips that lack a modality have no ratio to choose and are
     left out.
 
