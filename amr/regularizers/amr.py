@@ -51,9 +51,9 @@ class AMR(Regularizer):
     """Drives the modalities' attribution shares to a ratio, by an optimizer of its own (Yerramilli et al. 2024).
 
     After each step of the main optimizer, the shares of the same clips are recomputed from their stored encodings with
-    the head alone, and one step over the head's parameters is taken down the penalty. Encoders cannot be reached. The batch is the
-    whole one: all accumulated micro-batches of all ranks. Clips that lack a modality have no ratio to choose and are
-    left out.
+    the head alone, and one step over the head's parameters is taken down the penalty. Encoders cannot be reached. The
+    batch is the whole one: all accumulated micro-batches of all ranks. Clips that lack a modality have no ratio to
+    choose and are left out.
 
     Args:
         ratio: Target ratio, a positive number a modality; None for equal shares.
