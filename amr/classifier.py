@@ -127,6 +127,10 @@ class FusionClassifier(pl.LightningModule):
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
 
+    def on_train_start(self) -> None:
+        """Drops steps that an interrupted fit left."""
+        self._steps.clear()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's randomness a function of (seed, epoch, batch, rank)."""
         torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1))

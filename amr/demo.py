@@ -14,7 +14,7 @@ ENCODERS = {
     "audio": {"class_path": "amr.encoders.SmallCNN"},
     "video": {"class_path": "amr.encoders.SmallFrameCNN"},
 }
-EPOCHS = 12
+EPOCHS = 10
 
 
 def demo(out: Path, picture: Path | None = None) -> str:
@@ -32,7 +32,8 @@ def demo(out: Path, picture: Path | None = None) -> str:
     """
     data = [
         *("--data", "amr.datamodules.Synthetic", "--data.root", str(out / "clips"), "--data.store", str(out / "store")),
-        *("--data.evidence", json.dumps({"audio": 0.95, "video": 0.6}), "--data.batch_size", "16"),
+        *("--data.clips", "1200", "--data.evidence", json.dumps({"audio": 0.95, "video": 0.6})),
+        *("--data.audio_snr_db", "-22", "--data.video_noise", "50", "--data.batch_size", "32"),
         *("--data.audio", json.dumps(AUDIO), "--data.video", json.dumps(VIDEO), "--data.num_workers", "1"),
     ]
     prepare(data)

@@ -48,6 +48,7 @@ def run(arguments: Sequence[str]) -> None:
         warnings.filterwarnings(
             "ignore", message="The number of training batches .* is smaller than the logging interval"
         )
+        warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments)
