@@ -1,6 +1,6 @@
 """The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr.attribution import attribution_shares
+from amr.checkpoints import check_same_architecture
 from amr.encoders.base import Encoder
 from amr.errors import UserError
 from amr.fusion.base import FusionFactory
@@ -102,6 +103,7 @@ class FusionClassifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self._steps: list[Step] = []
+        self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
 
     @property
@@ -163,13 +165,21 @@ class FusionClassifier(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """The main optimizer's step, then the methods' own."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        scale = scaler.get_scale() if scaler else 0.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         steps, self._steps = self._steps, []
+        if scaler and scaler.get_scale() < scale:  # gradients overflowed, and the main step was not taken
+            return
         self.regularizers.after_step(steps)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The main optimizer over all parameters that are not frozen, and its schedule."""
-        optimizer = self.make_optimizer(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        try:
+            optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        self._base_lr = float(optimizer.param_groups[0]["lr"])  # before a schedule changes it
         if self.make_scheduler is None:
             return optimizer
         scheduler: Any = self.make_scheduler(optimizer)
@@ -187,11 +197,10 @@ class FusionClassifier(pl.LightningModule):
         self.regularizers.on_epoch_end(self.trainer.callback_metrics)
 
     def _schedule_factor(self) -> float:
-        """Main learning rate over its peak."""
-        if self.make_scheduler is None:
-            return 1.0
+        """Main learning rate over what it was configured to be: the peak of a cycle, or the rate given."""
         group = self.trainer.optimizers[0].param_groups[0]
-        return float(group["lr"] / group.get("max_lr", group["initial_lr"]))
+        reference = float(group.get("max_lr", self._base_lr))
+        return float(group["lr"]) / reference if reference else 1.0
 
     # -------------------------------------------------------------- evaluation
 
@@ -263,22 +272,3 @@ class FusionClassifier(pl.LightningModule):
             raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
         self._seed = state["seed"]
         self.regularizers.restore_state(state["methods"])
-
-
-def check_same_architecture(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Raises `UserError`, naming the first difference, unless both state dicts have the same keys and shapes."""
-
-    def some(keys: Iterable[str]) -> str:
-        keys = sorted(keys)
-        return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-    if missing := own.keys() - saved.keys():
-        raise UserError(f"checkpoint: of another architecture, it lacks {some(missing)}")
-    if unknown := saved.keys() - own.keys():
-        raise UserError(f"checkpoint: of another architecture, it has {some(unknown)}, which this model lacks")
-    for key, value in own.items():
-        if value.shape != saved[key].shape:
-            raise UserError(
-                f"checkpoint: of another architecture, {key} has shape {tuple(saved[key].shape)}, "
-                f"this model's has {tuple(value.shape)}"
-            )

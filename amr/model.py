@@ -19,10 +19,16 @@ class FusionModel(nn.Module):
     Args:
         encoders: Encoder of each modality; the order is the order of shares.
         head: Fusion and classifier over those encodings.
+
+    Raises:
+        UserError: If a modality's name is not an identifier.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], head: Fusion) -> None:
         super().__init__()
+        for name in encoders:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise UserError(f"model.encoders: {name!r} cannot name a modality; use letters, digits and _")
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
 

@@ -11,7 +11,6 @@ import re
 import secrets
 import sys
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +18,14 @@ from typing import Any, Literal
 import wandb
 import yaml
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.callbacks import Dominance, PredictionWriter, WandbSetup
+from amr.callbacks import BestCheckpoint, Dominance, LastCheckpoint, PredictionWriter, WandbSetup
+from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.errors import UserError
@@ -52,6 +53,8 @@ def run(arguments: Sequence[str]) -> None:
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments)
+        except MisconfigurationException as error:
+            raise UserError(str(error)) from error
         finally:
             _finish_wandb()
 
@@ -105,19 +108,9 @@ class AmrCLI(LightningCLI):
         )
         parser.add_argument("--project", type=str, default="amr", help="W&B project")
         parser.add_argument("--out", type=Path | None, help="file of predict (predictions.parquet in the run's folder)")
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
-        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Dominance, "dominance")
-        parser.set_defaults(
-            {
-                "best.monitor": "val/acc",
-                "best.mode": "max",
-                "best.filename": "best",
-                "best.enable_version_counter": False,
-                "last.filename": "last",
-                "last.enable_version_counter": False,
-            }
-        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -128,10 +121,12 @@ class AmrCLI(LightningCLI):
         options.weights_only = True  # our checkpoints hold nothing that would need more
         path = options.get("ckpt_path")
         if path is not None and not (path == "last" and self.config.subcommand == "fit"):
-            if not Path(path).is_file():
-                raise UserError(f"--ckpt_path: {path} does not exist")
-            if not zipfile.is_zipfile(path):
-                raise UserError(f"--ckpt_path: {path} is not a checkpoint")
+            check_checkpoint(Path(path))
+        if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
+            raise UserError(f"--project={options.project!r}: allowed are letters, digits and . _ -, 128 at most")
+        strategy = options.trainer.strategy
+        if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
+            raise UserError(f"trainer.strategy={strategy}: allowed are auto (a single device), ddp and its variants")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer around the run's folder."""
@@ -153,15 +148,20 @@ class AmrCLI(LightningCLI):
             "num_classes": self.datamodule.num_classes,
         }
         folder = self._folder(options, facts)
-        known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
-        facts["wandb_id"] = known.get("wandb_id") or secrets.token_hex(4)
+        earlier = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+        facts["wandb_id"] = earlier.get("wandb_id") or secrets.token_hex(4)
         init = self.config_init[self.config.subcommand]
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         if options.get("ckpt_path") == "last":
             last = folder / "checkpoints" / "last.ckpt"
-            if not last.is_file():
+            if last.is_file():
+                check_checkpoint(last)
+            else:
                 print(f"{last} is not there yet: starting from the beginning")
             init.ckpt_path = str(last) if last.is_file() else None
+        known = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{m}" for m in facts["modalities"]))]
+        if init.best.monitor not in known:
+            raise UserError(f"best.monitor={init.best.monitor}: allowed are {', '.join(known)}")
         init.dominance.table = folder / "per_class.csv"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         callbacks: list[Callback] = []
@@ -175,7 +175,12 @@ class AmrCLI(LightningCLI):
             callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
         kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
         kwargs.setdefault("default_root_dir", str(folder))
-        trainer = super().instantiate_trainer(**kwargs)
+        plugins = init.trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"trainer: {error}") from error
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
             # Lightning would train in bf16 instead.
             raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
@@ -189,8 +194,11 @@ class AmrCLI(LightningCLI):
         name = options.name or _slug(f"{facts['dataset']}-{facts['method']}-s{facts['seed']}")
         if name != _slug(name):
             raise UserError(f"--name={name!r}: allowed are letters, digits and . _ + -")
+        if Path(options.runs_dir).is_file():
+            raise UserError(f"--runs_dir: {options.runs_dir} is a file; a folder is needed")
         folder: Path = Path(options.runs_dir) / name
-        if self.subcommand == "fit" and path is None and (folder / "run.json").exists():
+        goes_on = path == "last" or (path and Path(path).resolve().is_relative_to(folder.resolve()))
+        if self.subcommand == "fit" and not goes_on and (folder / "run.json").exists():
             raise UserError(
                 f"{folder} holds a run already: go on with it by --ckpt_path last, or choose another --name"
             )
@@ -210,9 +218,9 @@ class AmrCLI(LightningCLI):
                     project=options.project,
                     id=facts["wandb_id"],
                     resume="allow",
-                    group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}",
+                    group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
                     job_type="train" if self.subcommand == "fit" else "eval",
-                    tags=sorted({facts["dataset"], facts["fusion"], facts["method"]}),
+                    tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
                     settings=wandb.Settings(silent=True, disable_git=True, console="off"),
                 )
             )
@@ -231,12 +239,15 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, facts: dict[str, Any], config: str) -> None:
         self.folder, self.facts, self.config = folder, facts, config
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes both files from rank 0; going on with a run brings them up to date."""
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.config)
-            (self.folder / "run.json").write_text(json.dumps(self.facts, indent=1) + "\n")
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("config.yaml", self.config), ("run.json", json.dumps(self.facts, indent=1) + "\n")):
+            temporary = self.folder / f"{name}.tmp"
+            temporary.write_text(text)
+            temporary.replace(self.folder / name)
 
 
 def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:

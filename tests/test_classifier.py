@@ -179,6 +179,45 @@ def test_unsupported_precision_and_strategy_are_refused_by_name() -> None:
         model.setup("fit")
 
 
+def test_a_skipped_main_step_skips_amr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16-mixed with gradients that overflow: the scaler takes no main step, so AMR must take none."""
+    recorder = Recorder(monkeypatch)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=10**6)  # type: ignore[attr-defined]
+    model = build(amr=AMR())
+    start = weights(model)
+    fit(model, max_epochs=1, plugins=[pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)])
+    assert recorder.pairs == []
+    assert_equal(start, weights(model))
+
+
+class Look(Regularizer):
+    """Notes where the schedule is."""
+
+    name = "look"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: list[float] = []
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        self.factors.append(step.lr_factor)
+        return {}
+
+
+def test_schedules_of_every_kind_run_with_amr() -> None:
+    """The factor is over the configured rate: 1 at first, the plateau's and the cycle's own later."""
+    plateau = lambda o: pl.cli.ReduceLROnPlateau(o, monitor="val/loss", patience=0, factor=0.5)  # noqa: E731
+    cycle = lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=8)  # noqa: E731
+    for schedule, interval in ((plateau, "epoch"), (cycle, "step")):
+        look = Look()
+        fit(build(amr=AMR(), extra=[look], lr_scheduler=schedule, scheduler_interval=interval))
+        seen = look.factors
+        assert len(seen) == 8
+        assert all(0 < factor <= 1 for factor in seen)
+        assert seen[0] == pytest.approx(1.0 if interval == "epoch" else 1 / 25)
+        assert max(seen) == pytest.approx(1.0, abs=0.1)
+
+
 def test_global_step_equals_batches_and_epochs_bound_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(monkeypatch)
     trainer = fit(build(amr=AMR(start_epoch=1, end_epoch=2)), max_epochs=3)

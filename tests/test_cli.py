@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -96,7 +97,7 @@ def test_predictions(runs: Path) -> None:
     table = pq.read_table(runs / "amr/predictions.parquet")
     assert table.column_names == ["id", "label", "prediction", "logits", "share/audio", "share/video"]
     rows = table.to_pylist()
-    labels = table.schema.metadata[b"labels"].decode().split("\n")
+    labels = json.loads(table.schema.metadata[b"labels"])
     assert len({row["id"] for row in rows}) == len(rows) == 8
     for row in rows:
         assert row["share/audio"] + row["share/video"] == pytest.approx(1)
@@ -171,47 +172,93 @@ def test_nothing_is_overwritten_and_finished_runs_go_on(runs: Path, tiny: list[s
 
 
 class KillAt(pl.Callback):
-    """kill -9 before a batch."""
+    """kill -9 in a hook, when it is called the n-th time."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, hook: str, call: int) -> None:
+        self.calls = 0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        def die(*_: Any) -> None:
+            self.calls += 1
+            if self.calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(self, hook, die)
 
 
-@pytest.mark.parametrize("step", [3, 7])
-def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(tiny: list[str], tmp_path: Path, step: int) -> None:
-    """Five or six batches an epoch; all randomness on: augmentation, both dropouts, AMR's momentum."""
+def epoch_rows(run: Path) -> dict[tuple[int, str], float]:
+    """Validation's metrics by epoch, over all starts of a run."""
+    rows: dict[tuple[int, str], float] = {}
+    for file in sorted(run.glob("metrics/version_*/metrics.csv")):
+        for row in csv.DictReader(file.open()):
+            rows.update({(int(row["epoch"]), k): float(v) for k, v in row.items() if v and k.startswith("val/")})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def robust(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A run with all randomness on (augmentation, both dropouts, AMR's momentum), and its command."""
+    folder = tmp_path_factory.mktemp("robust")
     methods = ["--model.amr.momentum", "0.9", "--model.dropout.p", "0.5", "--model.modality_dropout.p", "0.3"]
-    common = [
-        "fit",
-        *tiny,
-        *methods,
-        "--runs_dir",
-        str(tmp_path),
-        "--wandb",
-        "disabled",
-        "--last.every_n_train_steps",
-        "1",
-    ]
+    options = ["--runs_dir", str(folder), "--wandb", "disabled", "--last.every_n_train_steps", "1"]
+    common = ["fit", *tiny, *methods, *options, "--trainer.max_epochs", "3"]
     assert main([*common, "--name", "whole"]) == 0
-    command = [sys.executable, str(REPOSITORY / "train.py"), *common, "--name", "killed"]
-    callback = json.dumps([{"class_path": "tests.test_cli.KillAt", "init_args": {"step": step}}])
+    return common, folder
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [
+        ("on_train_batch_start", 3),  # six batches an epoch
+        ("on_train_batch_start", 9),
+        ("on_validation_start", 3),  # the first is the sanity check's
+        ("on_validation_end", 3),
+        ("on_train_epoch_end", 2),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(robust: tuple[list[str], Path], hook: str, call: int) -> None:
+    common, folder = robust
+    name = f"{hook}-{call}"
+    command = [sys.executable, str(REPOSITORY / "train.py"), *common, "--name", name]
+    callback = json.dumps([{"class_path": "tests.test_cli.KillAt", "init_args": {"hook": hook, "call": call}}])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     killed = subprocess.run([*command, "--trainer.callbacks", callback], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert main([*common, "--name", "killed", "--ckpt_path", "last"]) == 0
-    whole, resumed = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "killed")
-    )
-    assert whole["global_step"] == resumed["global_step"]
-    for key, value in whole["state_dict"].items():
-        if key.startswith("model."):
-            assert torch.equal(value, resumed["state_dict"][key]), key
+    assert main([*common, "--name", name, "--ckpt_path", "last"]) == 0
+    for file in ("last", "best"):
+        whole, resumed = (
+            torch.load(folder / run / f"checkpoints/{file}.ckpt", weights_only=True) for run in ("whole", name)
+        )
+        assert (whole["global_step"], whole["epoch"]) == (resumed["global_step"], resumed["epoch"])
+        for key, value in whole["state_dict"].items():
+            if key.startswith("model."):
+                assert torch.equal(value, resumed["state_dict"][key]), key
+    rows = epoch_rows(folder / "whole")
+    assert len({epoch for epoch, _ in rows}) == 3
+    assert epoch_rows(folder / name) == rows
+
+
+def test_a_moved_run_remembers_its_best(robust: tuple[list[str], Path], tmp_path: Path) -> None:
+    common, folder = robust
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "whole", moved)
+    best = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)
+    (state,) = (value for key, value in best["callbacks"].items() if "Checkpoint" in key)
+    state["best_model_score"] = torch.tensor(1.5)  # which no epoch can beat
+    torch.save(best, moved / "checkpoints/last.ckpt")
+    before = (moved / "checkpoints/best.ckpt").read_bytes()
+    again = [
+        *common,
+        "--runs_dir",
+        str(tmp_path),
+        "--name",
+        "moved",
+        "--ckpt_path",
+        "last",
+        "--trainer.max_epochs",
+        "4",
+    ]
+    assert main(again) == 0
+    assert (moved / "checkpoints/best.ckpt").read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
@@ -245,6 +292,14 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
         (["--ckpt_path", str(CONF / "tiny.yaml")], "tiny.yaml is not a checkpoint"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--name", "../up"], "--name='../up': allowed are letters, digits"),
+        (["--trainer.strategy", "fsdp"], "trainer.strategy=fsdp: allowed are auto"),
+        (["--trainer.accelerator", "gpu"], "gpu"),
+        (["--trainer.devices", "none"], "devices"),
+        (["--model.optimizer", "AdamW", "--model.optimizer.lr", "-1"], "model.optimizer: Invalid learning rate: -1.0"),
+        (["--best.monitor", "val/f1"], "best.monitor=val/f1: allowed are val/acc, val/mAP, val/loss"),
+        (["--last.every_n_train_steps", "0"], "last.every_n_train_steps=0: allowed are positive"),
+        (["--model.encoders", "{'a.b': {class_path: amr.encoders.SmallCNN}}"], "'a.b' cannot name a modality"),
+        (["--wandb", "offline", "--project", "a/b"], "--project='a/b': allowed are letters"),
     ],
 )
 def test_bad_input_of_fit(tiny: list[str], tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
@@ -259,9 +314,10 @@ CLIPS = {
     "a column": ("id,file,split\nx,x.mp4,train\n", [], "label"),
     "a label": (f"{HEADER}\nx,x.mp4,c,train\n", ["--data.labels", "[a, b]"], "label 'c'; allowed are a, b"),
     "duplicate ids": (f"{HEADER}\nx,x.mp4,a,train\nx,y.mp4,b,train\n", [], "'x' is listed 2 times"),
-    "leaves the root": (f"{HEADER}\nx,../x.mp4,a,train\n", [], "leaves the root folder"),
-    "absolute path": (f"{HEADER}\nx,/etc/passwd,a,train\n", [], "leaves the root folder"),
-    "a split": (f"{HEADER}\nx,x.mp4,a,dev\n", [], "split 'dev'; allowed are train, val, test"),
+    "leaves the root": (f"{HEADER}\nx,../x.mp4,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
+    "absolute path": (f"{HEADER}\nx,/etc/passwd,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
+    "a split": (f"{HEADER}\nx,x.mp4,a,dev\ny,x.mp4,b,train\n", [], "split 'dev'; allowed are train, val, test"),
+    "one label": (f"{HEADER}\nx,x.mp4,a,train\n", [], "1 label (a); at least 2 are needed"),
 }
 
 
@@ -281,11 +337,21 @@ def test_missing_folder(tmp_path: Path, capsys: Any) -> None:
     check_refused(capsys, ["prepare", *data], "nowhere: no such folder")
 
 
-def test_other_architecture(runs: Path, capsys: Any) -> None:
+def test_wrong_checkpoints(runs: Path, tiny: list[str], capsys: Any) -> None:
     checkpoint = ["--ckpt_path", str(runs / "amr/checkpoints/best.ckpt")]
     check_refused(
         capsys, ["test", *checkpoint, "--model.fusion.hidden", "4"], "of another architecture, it lacks model.head"
     )
+    for name, content in (("half", Path(checkpoint[1]).read_bytes()[:5000]), ("empty", b"")):
+        broken = runs / f"{name}.ckpt"
+        broken.write_bytes(content)
+        check_refused(capsys, ["test", *tiny, "--ckpt_path", str(broken)], f"{name}.ckpt is not a checkpoint, or not a")
+    foreign = runs / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    check_refused(capsys, ["test", *tiny, "--ckpt_path", str(foreign)], "foreign.ckpt was not written by amr")
+    other = ["fit", *tiny, "--runs_dir", str(runs), "--name", "naive", "--wandb", "disabled"]
+    check_refused(capsys, [*other, *checkpoint], "holds a run already")
+    check_refused(capsys, ["predict", *checkpoint, "--out", str(runs)], "is a folder; a file is needed")
     check_refused(capsys, ["test"], "--ckpt_path: test needs a checkpoint")
     check_refused(capsys, ["fitt"], "invalid choice: 'fitt'")
     check_refused(capsys, ["compare", str(runs / "nowhere")], "nowhere")

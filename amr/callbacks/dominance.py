@@ -66,6 +66,10 @@ class Dominance(pl.Callback):
         """Adds a test batch."""
         self._add("test", pl_module, outputs)
 
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the untrained model's numbers."""
+        self._sums.pop("val", None)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
         self._sums.pop("train", None)
@@ -106,7 +110,7 @@ class Dominance(pl.Callback):
         if masks := [present[name] for name in encodings if name in present] if present else []:
             shares = shares * torch.stack(masks).all(0).unsqueeze(1)
         right = outputs["logits"].argmax(1) == label
-        row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).double()
+        row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).float()
         if split not in self._sums:
             self._sums[split] = row.new_zeros(module.model.head.num_classes, row.shape[1])
         self._sums[split].index_add_(0, label, row)
@@ -123,7 +127,7 @@ class Dominance(pl.Callback):
 
     def _write_table(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, FusionClassifier)
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if not trainer.is_global_zero:
             return
         names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.head.num_classes)]  # type: ignore[attr-defined]
         columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]

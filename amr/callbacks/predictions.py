@@ -1,5 +1,6 @@
 """Predictions of a checkpoint as a parquet file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class PredictionWriter(pl.Callback):
         """Refuses more than one process, whose parts would interleave."""
         if trainer.world_size > 1:
             raise UserError(f"trainer.devices: predict writes one file from one device, not {trainer.world_size}")
+        if self.out.is_dir():
+            raise UserError(f"--out: {self.out} is a folder; a file is needed")
         self.out.parent.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
@@ -57,7 +60,7 @@ class PredictionWriter(pl.Callback):
             columns[f"share/{name}"] = outputs["shares"][:, m].float().cpu().numpy()
         table = pa.table(columns)
         if self._writer is None:
-            metadata = {b"labels": "\n".join(names).encode()}
+            metadata = {b"labels": json.dumps(names).encode()}
             self._writer = pq.ParquetWriter(self._temporary, table.schema.with_metadata(metadata))
         self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
 

@@ -23,7 +23,7 @@ class WandbSetup(pl.Callback):
     def __init__(self, facts: dict[str, Any], config: dict[str, Any], file: Path | None = None) -> None:
         self.facts, self.config, self.file = facts, config, file
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the run up."""
         self._set_up(trainer)
 

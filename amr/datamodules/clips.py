@@ -68,7 +68,7 @@ def _read_csv(path: Path) -> list[Clip]:
     if not path.is_file():
         raise UserError(f"data.csv {path}: no such file")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
+        reader = csv.DictReader(file, restkey="\0", strict=True)
         try:
             columns = reader.fieldnames or []
             files = _file_columns(path, columns)

@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import sys
 import threading
 import time
@@ -98,13 +99,13 @@ def prepare(
     shards = [clips[i : i + shard_size] for i in range(0, len(clips), shard_size)]
     plan = [(shard_path(store, i), shard_key(shard, options), shard) for i, shard in enumerate(shards)]
     keep = {path for path, _, _ in plan}
-    if set(store.glob("shard-*")) == keep and (store / "report.csv").is_file() and not _to_do(plan, root, recheck):
+    if _shards(store) == keep and (store / "report.csv").is_file() and not _to_do(plan, root, recheck):
         return _report(plan)  # a finished store may be read-only
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _locked(store):
             todo = _to_do(plan, root, recheck)  # another process may have worked while this one waited
-            for path in set(store.glob("shard-*")) - keep:  # of an older plan, and temporary files of a killed run
+            for path in _shards(store) - keep:  # of an older plan, and temporary files of a killed run
                 path.unlink()
             decoded = sum(len(shard) for _, _, shard in todo)
             progress = Progress(f"prepare {store.name}", decoded, "clips")
@@ -131,6 +132,13 @@ def _to_do(plan: Plan, root: Path, recheck: bool) -> Plan:
         for path, key, shard in plan
         if read_key(path) != key or (recheck and _has_appeared(path, shard, root))
     ]
+
+
+def _shards(store: Path) -> set[Path]:
+    """The store's own shards, and what a killed run left of one; anything else in the folder is somebody else's."""
+    ours = re.compile(r"shard-\d{5,}\.arrow")
+    shards = {path for path in store.glob("shard-*") if ours.fullmatch(path.name) and read_key(path) is not None}
+    return shards | {path for path in store.glob("shard-*.tmp") if ours.match(path.name)}
 
 
 def _has_appeared(path: Path, shard: list[Clip], root: Path) -> bool:

@@ -148,6 +148,8 @@ class AMR(Regularizer):
             return
         model = steps[0].model
         parameters = [parameter for parameter in model.head_parameters() if parameter.requires_grad]
+        if not parameters:  # a frozen head
+            return
         with torch.enable_grad():
             shares = torch.cat(
                 [attribution_shares(model.head, _complete(step), score=self.score, create_graph=True) for step in steps]

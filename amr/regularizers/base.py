@@ -20,7 +20,7 @@ class Step:
         label: Class indices, (B,).
         present: Boolean (B,) of the modalities that some clips lack.
         epoch: Epoch, from 0.
-        lr_factor: The main learning rate over its peak, in [0, 1]: where the main schedule is.
+        lr_factor: The main learning rate over the configured one (over a cycle's peak): where the main schedule is.
     """
 
     model: FusionModel

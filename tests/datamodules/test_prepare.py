@@ -194,3 +194,13 @@ def test_store_that_is_a_file(clip_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "store").touch()
     with pytest.raises(UserError, match="cannot write the store"):
         run(clip_folder, tmp_path / "store")
+
+
+def test_other_peoples_files_in_the_store_stay(clip_folder: Path, tmp_path: Path) -> None:
+    names = ("shard-00000.tar", "shard-00007.arrow", "shard-x.arrow")
+    for name in names:
+        (tmp_path / name).write_text("not ours")
+    (tmp_path / "shard-dir").mkdir()
+    Clips(clip_folder / "clips.csv", store=tmp_path, prepare_workers=0).prepare()
+    assert all((tmp_path / name).read_text() == "not ours" for name in names)
+    assert (tmp_path / "shard-dir").is_dir()

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The GRID letters table: unimodal, naive and AMR, three seeds, clean and with the audio at -10 dB SNR.
+# AMR's rate, 0.05, was picked from 0.02, 0.05 and 0.1 on the validation accuracy of the clean letters.
 # One run takes one core for under 90 s; two go on at once. Interrupted, it goes on where it stopped.
 #   docs/results/grid-letters/run.sh [RUNS_DIR]
 set -euo pipefail
@@ -11,7 +12,7 @@ one() {
   case $name in
     audio | video) model=(--config "configs/model/small-$name.yaml" "--data.init_args.modalities=[$name]") ;;
     naive) model=(--config configs/model/small.yaml) ;;
-    amr) model=(--config configs/model/small.yaml --config configs/methods/amr.yaml) ;;
+    amr) model=(--config configs/model/small.yaml --config configs/methods/amr.yaml --model.amr.lr 0.05) ;;
   esac
   run=$RUNS/$data/$name-s$seed
   [ -e "$run/done" ] && return
