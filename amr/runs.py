@@ -131,52 +131,27 @@ class AmrCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer around the run's folder."""
         options: Namespace = self.config[self.config.subcommand]
-        assert isinstance(self.model, FusionClassifier)
-        assert self.datamodule is not None
-        if isinstance(self.datamodule, ClipDataModule):
-            lacking = [name for name in self.model.model.modalities if name not in self.datamodule.modalities]
-            if lacking:
-                has = ", ".join(map(repr, self.datamodule.modalities))
-                raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
-        facts = {
-            "method": self.model.method,
-            "dataset": self.datamodule.name,
-            "seed": options.seed_everything,
-            "fusion": type(self.model.model.head).__name__,
-            "modalities": list(self.model.model.modalities),
-            "labels": list(self.datamodule.labels),
-            "num_classes": self.datamodule.num_classes,
-        }
+        init: Namespace = self.config_init[self.config.subcommand]
+        facts = self._facts()
         folder = self._folder(options, facts)
-        earlier = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
-        facts["wandb_id"] = earlier.get("wandb_id") or secrets.token_hex(4)
-        init = self.config_init[self.config.subcommand]
-        init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
+        if (folder / "run.json").is_file():  # W&B's run goes on, too
+            facts["wandb_id"] = json.loads((folder / "run.json").read_text())["wandb_id"]
         if options.get("ckpt_path") == "last":
-            last = folder / "checkpoints" / "last.ckpt"
-            if last.is_file():
-                check_checkpoint(last)
-            else:
-                print(f"{last} is not there yet: starting from the beginning")
-            init.ckpt_path = str(last) if last.is_file() else None
-        known = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{m}" for m in facts["modalities"]))]
-        if init.best.monitor not in known:
-            raise UserError(f"best.monitor={init.best.monitor}: allowed are {', '.join(known)}")
+            init.ckpt_path = _last_checkpoint(folder)
+        init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
-        callbacks: list[Callback] = []
-        if self.subcommand == "fit":
-            callbacks.append(RunRecord(folder, facts, config))
+        callbacks: list[Callback] = [RunRecord(folder, facts, config)] if self.subcommand == "fit" else []
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
             kwargs["logger"] = False
         elif init.trainer.logger is None:
             kwargs["logger"] = self._loggers(options, folder, facts)
             callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
-        kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
-        kwargs.setdefault("default_root_dir", str(folder))
         plugins = init.trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
+        kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:
@@ -185,6 +160,31 @@ class AmrCLI(LightningCLI):
             # Lightning would train in bf16 instead.
             raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
         return trainer
+
+    def _facts(self) -> dict[str, Any]:
+        """What identifies the run, after a check that its parts fit together."""
+        assert isinstance(self.model, FusionClassifier)
+        assert self.datamodule is not None
+        options: Namespace = self.config[self.config.subcommand]
+        modalities = self.model.model.modalities
+        if isinstance(self.datamodule, ClipDataModule):
+            lacking = [name for name in modalities if name not in self.datamodule.modalities]
+            if lacking:
+                has = ", ".join(map(repr, self.datamodule.modalities))
+                raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
+        monitors = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{name}" for name in modalities))]
+        if options.best.monitor not in monitors:
+            raise UserError(f"best.monitor={options.best.monitor}: allowed are {', '.join(monitors)}")
+        return {
+            "method": self.model.method,
+            "dataset": self.datamodule.name,
+            "seed": options.seed_everything,
+            "fusion": type(self.model.model.head).__name__,
+            "modalities": list(modalities),
+            "labels": list(self.datamodule.labels),
+            "num_classes": self.datamodule.num_classes,
+            "wandb_id": secrets.token_hex(4),
+        }
 
     def _folder(self, options: Namespace, facts: dict[str, Any]) -> Path:
         """The run's folder: the checkpoint's, if it lies in one, else runs_dir/name."""
@@ -248,6 +248,16 @@ class RunRecord(Callback):
             temporary = self.folder / f"{name}.tmp"
             temporary.write_text(text)
             temporary.replace(self.folder / name)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The run's last checkpoint, or None where it was interrupted before the first."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        print(f"{last} is not there yet: starting from the beginning")
+        return None
+    check_checkpoint(last)
+    return str(last)
 
 
 def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:

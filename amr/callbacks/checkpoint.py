@@ -93,4 +93,4 @@ class LastCheckpoint(Checkpoint):
         if self.dirpath is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)

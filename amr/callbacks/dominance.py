@@ -123,7 +123,8 @@ class Dominance(pl.Callback):
         total = self._sums[split].sum(0)
         if total[2] > 0:
             for name, share in zip(module.model.modalities, total[3:] / total[2], strict=True):
-                module.log(f"{split}/dominance/{name}", share.float(), rank_zero_only=False)
+                # The sums are every rank's already; sync_dist, of equal values, only tells Lightning so.
+                module.log(f"{split}/dominance/{name}", share, sync_dist=True)
 
     def _write_table(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, FusionClassifier)
