@@ -1,0 +1,30 @@
+"""Against scikit-learn."""
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, average_precision_score
+
+from amr.metrics import split_metrics
+
+
+def test_accuracy_and_map_equal_sklearn() -> None:
+    torch.manual_seed(0)
+    scores, labels = torch.randn(200, 5).softmax(1), torch.randint(0, 5, (200,))
+    metrics = split_metrics(5, "val/")
+    for rows in torch.arange(200).split(64):
+        metrics.update(scores[rows], labels[rows])
+    values = metrics.compute()
+    one_hot = torch.nn.functional.one_hot(labels, 5).numpy()
+    assert values.keys() == {"val/acc", "val/mAP"}
+    assert values["val/acc"].item() == pytest.approx(accuracy_score(labels, scores.argmax(1)))
+    assert values["val/mAP"].item() == pytest.approx(average_precision_score(one_hot, scores.numpy(), average="macro"))
+
+
+@pytest.mark.filterwarnings("ignore:Average precision score for one or more classes was `nan`")
+def test_classes_without_clips_are_left_out() -> None:
+    torch.manual_seed(1)
+    scores, labels = torch.randn(50, 4).softmax(1), torch.randint(0, 3, (50,))  # class 3 has none
+    metrics = split_metrics(4, "test/")
+    metrics.update(scores, labels)
+    expected = [average_precision_score(labels == c, scores[:, c].numpy()) for c in range(3)]
+    assert metrics.compute()["test/mAP"].item() == pytest.approx(sum(expected) / 3)
