@@ -11,7 +11,7 @@ def test_accuracy_and_map_equal_sklearn() -> None:
     torch.manual_seed(0)
     scores, labels = torch.randn(200, 5).softmax(1), torch.randint(0, 5, (200,))
     metrics = split_metrics(5, "val/")
-    for rows in torch.arange(200).split(64):
+    for rows in torch.split(torch.arange(200), 64):
         metrics.update(scores[rows], labels[rows])
     values = metrics.compute()
     one_hot = torch.nn.functional.one_hot(labels, 5).numpy()
