@@ -90,6 +90,10 @@ class FusionClassifier(pl.LightningModule):
         super().__init__()
         if not encoders:
             raise UserError("model.encoders: at least one modality is needed")
+        if num_classes < 2:
+            raise UserError(
+                f"model.num_classes={num_classes}: at least 2 are needed; are all the data's labels the same?"
+            )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)

@@ -351,6 +351,7 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: build(amr=AMR(), extra=[AMR()]), "'amr' is given twice"),
         (lambda: build(amr=AMR(), extra=[Hermit()]), "model.hermit: cannot be combined with 'amr'"),
         (lambda: FusionClassifier({}), "at least one modality"),
+        (lambda: FusionClassifier({"audio": Linear()}, num_classes=1), "model.num_classes=1: at least 2 are needed"),
     ],
 )
 def test_refused_by_name(make: Any, message: str) -> None:

@@ -317,7 +317,6 @@ CLIPS = {
     "leaves the root": (f"{HEADER}\nx,../x.mp4,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
     "absolute path": (f"{HEADER}\nx,/etc/passwd,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
     "a split": (f"{HEADER}\nx,x.mp4,a,dev\ny,x.mp4,b,train\n", [], "split 'dev'; allowed are train, val, test"),
-    "one label": (f"{HEADER}\nx,x.mp4,a,train\n", [], "1 label (a); at least 2 are needed"),
 }
 
 

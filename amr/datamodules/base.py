@@ -215,8 +215,6 @@ class ClipDataModule(pl.LightningDataModule):
             raise UserError(
                 f"{self.name}: clip id {twice[0]!r} is listed {Counter(c.id for c in self.clips)[twice[0]]} times"
             )
-        if len(self.labels) < 2:
-            raise UserError(f"{self.name}: {len(self.labels)} label ({', '.join(self.labels)}); at least 2 are needed")
         allowed = set(self.labels)
         inside = _root_check(self.root)
         for clip in self.clips:

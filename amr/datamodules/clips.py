@@ -9,6 +9,8 @@ from amr.datamodules.base import ClipDataModule, check_folder
 from amr.datamodules.media import MODALITIES, Clip
 from amr.errors import UserError
 
+_REST = "\0"  # key of cells beyond the header's; "" is that of an index that pandas wrote
+
 
 class Clips(ClipDataModule):
     """Clips listed in a CSV.
@@ -68,7 +70,7 @@ def _read_csv(path: Path) -> list[Clip]:
     if not path.is_file():
         raise UserError(f"data.csv {path}: no such file")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey="\0", strict=True)
+        reader = csv.DictReader(file, restkey=_REST, strict=True)
         try:
             columns = reader.fieldnames or []
             files = _file_columns(path, columns)
@@ -90,7 +92,7 @@ def _file_columns(path: Path, columns: Any) -> dict[str, str]:
 
 
 def _read_row(where: str, row: dict[str, Any], files: dict[str, str]) -> Clip:
-    if "" in row or None in row.values():
+    if _REST in row or None in row.values():
         raise UserError(f"{where}: another number of cells than the header has")
     for column in ("id", "label", "split"):
         if not row[column].strip():

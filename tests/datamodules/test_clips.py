@@ -130,3 +130,8 @@ def test_fit_on_an_unprepared_folder(clip_folder: Path, tmp_path: Path, monkeypa
     assert next(iter(module.train_dataloader()))["inputs"]["video"].shape == (13, 3, 3, 224, 224)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == [module.store.name]
     assert make().prepare().decoded == 0
+
+
+def test_an_index_that_pandas_wrote_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text(",id,file,label,split\n0,x,x.mp4,a,train\n1,y,y.mp4,b,train\n")
+    assert [clip.id for clip in Clips(tmp_path / "clips.csv").clips] == ["x", "y"]
