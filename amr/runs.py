@@ -31,6 +31,14 @@ from amr.datamodules import ClipDataModule
 from amr.errors import UserError
 from amr.parser import OneLineParser
 
+NOISE = (  # warnings that no user can act on
+    "LightningCLI's args parameter is intended",
+    ".*LeafSpec.* is deprecated",  # within Lightning
+    "The number of training batches .* is smaller than the logging interval",  # epoch metrics do not depend on it
+    "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
+    "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
+)
+
 
 def run(arguments: Sequence[str]) -> None:
     """Runs one of Lightning's subcommands; a checkpoint brings its run's configuration with it.
@@ -43,13 +51,8 @@ def run(arguments: Sequence[str]) -> None:
     """
     arguments = _with_config_of_checkpoint(list(arguments))
     with warnings.catch_warnings():
-        # Noise that no user can act on: Lightning's own deprecations, and advice that a small data set draws.
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-        warnings.filterwarnings(
-            "ignore", message="The number of training batches .* is smaller than the logging interval"
-        )
-        warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments)
@@ -209,6 +212,7 @@ class AmrCLI(LightningCLI):
         if options.wandb != "disabled":
             if options.wandb == "offline":  # crash reports, too, stay here
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+                os.environ.setdefault("WANDB_SILENT", "true")
             folder.mkdir(parents=True, exist_ok=True)
             loggers.append(
                 WandbLogger(
