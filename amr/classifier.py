@@ -112,10 +112,10 @@ class FusionClassifier(pl.LightningModule):
 
     @property
     def method(self) -> str:
-        """Name of the method: `naive`, `amr`, `modality_dropout+amr`, ...; the modality if it is the only one."""
+        """Name of the method: `naive`, `modality_dropout+amr`, ...; of a unimodal model `m` or `m+dropout`."""
         modalities = self.model.modalities
-        if len(modalities) == 1 and self.regularizers.name == "naive":
-            return modalities[0]
+        if len(modalities) == 1:
+            return "+".join([modalities[0], *self.regularizers.methods])
         return self.regularizers.name
 
     def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:

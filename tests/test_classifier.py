@@ -416,6 +416,7 @@ def test_methods_run_in_order_whatever_the_order_given() -> None:
     model = build(extra=[Hermit()], dropout=Dropout(), modality_dropout=ModalityDropout())
     assert model.method == "modality_dropout+dropout+hermit"
     assert build().method == "naive"
+    assert FusionClassifier({"audio": Linear()}, dropout=Dropout()).method == "audio+dropout"
 
 
 # --------------------------------------------------------------------------------------------------------------- DDP
