@@ -1,11 +1,7 @@
 """Metrics of a split: torchmetrics where it has them."""
 
-from typing import Literal
-
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAveragePrecision
-
-Average = Literal["macro", "none"]
 
 
 def split_metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -1,6 +1,6 @@
 """The model: encoders that see one modality each, and a head that sees only their encodings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,15 @@ class FusionModel(nn.Module):
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the encoders."""
         return self.encoders.parameters()
+
+
+def complete_rows(names: Iterable[str], present: Mapping[str, Tensor] | None) -> Tensor | None:
+    """Boolean (B,): the clips that have every named modality; None if all do.
+
+    The others have no shares to balance: AMR and the logged dominance leave them out alike.
+    """
+    masks = [present[name] for name in names if name in present] if present else []
+    return torch.stack(masks).all(0) if masks else None
 
 
 def _encode_present(encoder: nn.Module, x: Tensor, mask: Tensor) -> Tensor:

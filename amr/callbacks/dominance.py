@@ -12,6 +12,7 @@ from torch import Tensor
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.classifier import FusionClassifier, StepOutput
 from amr.distributed import all_reduce_sum
+from amr.model import complete_rows
 
 
 class Dominance(pl.Callback):
@@ -107,8 +108,8 @@ class Dominance(pl.Callback):
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
         shares = attribution_shares(module.model.head, encodings, score=self.score)
-        if masks := [present[name] for name in encodings if name in present] if present else []:
-            shares = shares * torch.stack(masks).all(0).unsqueeze(1)
+        if (rows := complete_rows(encodings, present)) is not None:
+            shares = shares * rows.unsqueeze(1)
         right = outputs["logits"].argmax(1) == label
         row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).float()
         if split not in self._sums:

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio
 from amr.distributed import all_reduce_sum
 from amr.errors import UserError
-from amr.model import FusionModel
+from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
 
 Level = Literal["batch", "sample"]
@@ -198,8 +198,7 @@ class AMR(Regularizer):
 
 def _complete(step: Step) -> dict[str, Tensor]:
     """Encodings of the clips that have every modality of the model."""
-    masks = [step.present[name] for name in step.encodings if name in step.present] if step.present else []
-    if not masks:
+    rows = complete_rows(step.encodings, step.present)
+    if rows is None:
         return step.encodings
-    rows = torch.stack(masks).all(0)
     return {name: encoding[rows] for name, encoding in step.encodings.items()}
