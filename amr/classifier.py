@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from amr.attribution import attribution_shares
 from amr.checkpoints import check_same_architecture
+from amr.distributed import close_at_exit
 from amr.encoders.base import Encoder
 from amr.errors import UserError
 from amr.fusion.base import FusionFactory
@@ -132,6 +133,8 @@ class FusionClassifier(pl.LightningModule):
             raise UserError(f"trainer.strategy={type(strategy).__name__}: allowed are a single device and ddp")
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
+        if self.trainer.world_size > 1:
+            close_at_exit()
 
     def on_train_start(self) -> None:
         """Drops steps that an interrupted fit left."""

@@ -422,9 +422,10 @@ def test_methods_run_in_order_whatever_the_order_given() -> None:
 # --------------------------------------------------------------------------------------------------------------- DDP
 
 DDP = """
-import sys, torch, pytorch_lightning as pl
+import atexit, sys, torch, pytorch_lightning as pl
 from tests.test_classifier import CASES, AMR, Gated, ModalityDropout, Toy, build, weights
 world, out = int(sys.argv[1]), sys.argv[2]
+atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))  # the last of all to run
 for case, (level, lacking) in CASES.items():
     model = build(fusion=Gated, amr=AMR(level=level, momentum=0.5))
     trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
@@ -452,6 +453,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
             timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("group open at exit: False") == int(world)
     return folder
 
 
