@@ -1,5 +1,6 @@
 """The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -10,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr.attribution import attribution_shares
@@ -25,6 +26,7 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Composite, Dropout, ModalityDropout, Regularizer, Step
 
 SPLITS = ("train", "val", "test")
+ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -97,16 +99,18 @@ class FusionClassifier(pl.LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
-        head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
-        self.model = FusionModel(encoders, head)
         methods = [m for m in (dropout, modality_dropout, amr, *(extra or [])) if m is not None]
         self.regularizers = Composite(methods)
-        self.regularizers.check(self.model)
+        head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
+        self.fusion_name = type(head).__name__
+        self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
+        self.regularizers.setup(self.model)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.scheduler_interval, self.label_smoothing = scheduler_interval, label_smoothing
         # ModuleDict keys end in "/" because "train" is a method of every module.
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
+        self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
         self._steps: list[Step] = []
         self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
@@ -118,6 +122,14 @@ class FusionClassifier(pl.LightningModule):
         if len(modalities) == 1:
             return "+".join([modalities[0], *self.regularizers.methods])
         return self.regularizers.name
+
+    @property
+    def title(self) -> str:
+        """The method for people: `Naive fusion`, `UMT w/ AMR`, `Audio`, `Audio + Dropout`."""
+        modalities = self.model.modalities
+        if len(modalities) > 1:
+            return self.regularizers.title
+        return " + ".join([modalities[0].capitalize(), *(method.title or method.name for method in self.regularizers)])
 
     def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits, (B, C)."""
@@ -150,8 +162,24 @@ class FusionClassifier(pl.LightningModule):
         clean = self.model.encode(batch["inputs"], present)
         seen = self.regularizers.on_encodings(clean, present)
         logits = self.model.head.classify(self.regularizers.on_fused(self.model.penultimate(seen)))
-        step = Step(self.model, clean, logits, batch["label"], present, self.current_epoch, self._schedule_factor())
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        scaler = self._scaler()
+        step = Step(
+            model=self.model,
+            inputs=batch["inputs"],
+            id=batch["id"],
+            encodings=clean,
+            logits=logits,
+            loss=loss,
+            label=batch["label"],
+            present=present,
+            epoch=self.current_epoch,
+            lr_factor=self._schedule_factor(),
+            seed=hash((self._seed, self.current_epoch, batch_idx)) & (2**63 - 1),
+            micro_batches=self.trainer.accumulate_grad_batches,
+            loss_scale=scaler.get_scale() if scaler else 1.0,
+            label_smoothing=self.label_smoothing,
+        )
         for name, term in self.regularizers.losses(step).items():
             self.log(f"train/loss/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(logits))
             loss = loss + term
@@ -172,7 +200,7 @@ class FusionClassifier(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """The main optimizer's step, then the methods' own."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        scaler = self._scaler()
         scale = scaler.get_scale() if scaler else 0.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         steps, self._steps = self._steps, []
@@ -181,11 +209,17 @@ class FusionClassifier(pl.LightningModule):
         self.regularizers.after_step(steps)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The main optimizer over all parameters that are not frozen, and its schedule."""
+        """The main optimizer over all parameters, the methods' own included, that are not frozen, and its schedule."""
         try:
-            optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+            optimizer = self.make_optimizer(self._trained_parameters())
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
+        if self.regularizers.scaling and isinstance(optimizer, ADAPTIVE):
+            warnings.warn(
+                f"model.optimizer={type(optimizer).__name__}: it divides gradients by their size, which undoes most of "
+                f"what {', '.join(self.regularizers.scaling)} does by scaling them; torch.optim.SGD is recommended",
+                stacklevel=2,
+            )
         self._base_lr = float(optimizer.param_groups[0]["lr"])  # before a schedule changes it
         if self.make_scheduler is None:
             return optimizer
@@ -200,8 +234,16 @@ class FusionClassifier(pl.LightningModule):
         }
 
     def on_train_epoch_end(self) -> None:
-        """Hands the epoch's metrics, validation's included, to the methods."""
+        """Hands the epoch's metrics, validation's included, to the methods, and logs what they report."""
         self.regularizers.on_epoch_end(self.trainer.callback_metrics)
+        self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
+
+    def _trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for part in (self.model, self.regularizers) for p in part.parameters() if p.requires_grad]
+
+    def _scaler(self) -> Any:
+        """16-mixed's scaler of the loss; None elsewhere."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _schedule_factor(self) -> float:
         """Main learning rate over what it was configured to be: the peak of a cycle, or the rate given."""
@@ -256,6 +298,8 @@ class FusionClassifier(pl.LightningModule):
         """Adds the methods' state (AMR's optimizer) and the seed of the steps' randomness."""
         checkpoint["amr"] = {
             "modalities": list(self.model.modalities),
+            "num_classes": self.model.head.num_classes,
+            "model": self.config,
             "seed": self._seed,
             "methods": self.regularizers.checkpoint_state(),
         }
@@ -277,5 +321,9 @@ class FusionClassifier(pl.LightningModule):
         state = checkpoint.get("amr")
         if state is None:
             raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
+        trained = len(self._trained_parameters())
+        for optimizer in checkpoint.get("optimizer_states", []):
+            if sum(len(group["params"]) for group in optimizer["param_groups"]) != trained:
+                raise UserError("checkpoint: its method trains other parameters; training cannot go on with this one")
         self._seed = state["seed"]
         self.regularizers.restore_state(state["methods"])

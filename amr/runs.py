@@ -144,6 +144,7 @@ class AmrCLI(LightningCLI):
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
+        self.model.config = yaml.safe_load(config)["model"]
         callbacks: list[Callback] = [RunRecord(folder, facts, config)] if self.subcommand == "fit" else []
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
@@ -180,9 +181,10 @@ class AmrCLI(LightningCLI):
             raise UserError(f"best.monitor={options.best.monitor}: allowed are {', '.join(monitors)}")
         return {
             "method": self.model.method,
+            "title": self.model.title,
             "dataset": self.datamodule.name,
             "seed": options.seed_everything,
-            "fusion": type(self.model.model.head).__name__,
+            "fusion": self.model.fusion_name,
             "modalities": list(modalities),
             "labels": list(self.datamodule.labels),
             "num_classes": self.datamodule.num_classes,
@@ -207,6 +209,12 @@ class AmrCLI(LightningCLI):
             )
         return folder
 
+    def _job_type(self, facts: dict[str, Any]) -> str:
+        """W&B's job type: a unimodal model is what teachers are."""
+        if self.subcommand != "fit":
+            return "eval"
+        return "teacher" if len(facts["modalities"]) == 1 else "train"
+
     def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
         if options.wandb != "disabled":
@@ -220,10 +228,10 @@ class AmrCLI(LightningCLI):
                     save_dir=folder,
                     offline=options.wandb == "offline",
                     project=options.project,
-                    id=facts["wandb_id"],
+                    id=os.environ.get("WANDB_RUN_ID", facts["wandb_id"]),  # a sweep's agent brings its own
                     resume="allow",
                     group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
-                    job_type="train" if self.subcommand == "fit" else "eval",
+                    job_type=self._job_type(facts),
                     tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
                     settings=wandb.Settings(silent=True, disable_git=True, console="off"),
                 )

@@ -45,7 +45,7 @@ def test_zero_fill_keeps_the_expectation() -> None:
 def test_mean_fill_takes_the_running_mean() -> None:
     torch.manual_seed(0)
     method = ModalityDropout(0.5, fill="mean", momentum=0.25)
-    method.check(FusionModel({"a": Linear(6, 4), "b": Linear(6, 4)}, Concat({"a": 4, "b": 4}, 2)))
+    method.setup(FusionModel({"a": Linear(6, 4), "b": Linear(6, 4)}, Concat({"a": 4, "b": 4}, 2)))
     running: dict[str, torch.Tensor] = {}
     for _ in range(3):
         encodings = {name: torch.randn(64, 4) + 3 for name in ("a", "b")}

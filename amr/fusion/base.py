@@ -1,9 +1,10 @@
 """What every fusion is: encodings in, logits out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amr.errors import UserError
 
@@ -53,9 +54,30 @@ class Fusion(nn.Module):
         """Logits, shape (B, C)."""
         return self.classify(self.fuse(encodings))
 
+    def modality_weights(self) -> dict[str, Tensor] | None:
+        """W_m, (C, D_m), where the logits are Σ_m W_m e^m + b of the pooled encodings; None where they are not."""
+        return None
+
+    def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each modality says by itself, (B, C).
+
+        W_m e^m + b/M where the head is linear in the encodings, else the logits with every other encoding zeroed.
+        """
+        weights = self.modality_weights()
+        if weights is None:
+            return {name: self(only(encodings, [name])) for name in self.dims}
+        bias = self.classifier.bias / len(self.dims)
+        return {name: F.linear(e, weights[name], bias) for name, e in pool_all(encodings, self.dims).items()}
+
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 """A fusion class with its options filled in; called with the encodings' sizes and the number of classes."""
+
+
+def only(encodings: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The encodings with all but the named modalities' set to zero."""
+    kept = set(names)
+    return {name: e if name in kept else torch.zeros_like(e) for name, e in encodings.items()}
 
 
 def pool_tokens(encoding: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amr.fusion.base import Fusion, pool_all
 
@@ -26,3 +26,10 @@ class Concat(Fusion):
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, sum of D_m)."""
         return torch.cat([*pool_all(encodings, self.dims).values()], dim=1)
+
+    def modality_weights(self) -> dict[str, Tensor] | None:
+        """Column blocks of the classifier's weight, (C, D_m); None with a hidden layer."""
+        if not isinstance(self.hidden, nn.Identity):
+            return None
+        blocks = torch.split(self.classifier.weight, [*self.dims.values()], dim=1)
+        return dict(zip(self.dims, blocks, strict=True))

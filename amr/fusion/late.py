@@ -38,11 +38,14 @@ class Late(Fusion):
         pooled = pool_all(encodings, self.dims)
         return torch.cat([self.hiddens[name](encoding) for name, encoding in pooled.items()], dim=1)
 
-    def unimodal_logits(self, fused: Tensor) -> dict[str, Tensor]:
-        """Each modality's own logits, (B, C), of penultimate features (B, D)."""
-        parts = zip(self.sizes, torch.split(fused, [*self.sizes.values()], dim=1), strict=True)
-        return {name: self.classifiers[name](part) for name, part in parts}
+    def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each modality's own logits W_m h_m + b_m, (B, C), whose mean is the head's."""
+        return self._classify_each(self.fuse(encodings))
 
     def classify(self, fused: Tensor) -> Tensor:
         """Logits, shape (B, C), of penultimate features (B, D)."""
-        return torch.stack([*self.unimodal_logits(fused).values()]).mean(dim=0)
+        return torch.stack([*self._classify_each(fused).values()]).mean(dim=0)
+
+    def _classify_each(self, fused: Tensor) -> dict[str, Tensor]:
+        parts = zip(self.sizes, torch.split(fused, [*self.sizes.values()], dim=1), strict=True)
+        return {name: self.classifiers[name](part) for name, part in parts}

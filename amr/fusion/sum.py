@@ -36,3 +36,10 @@ class Sum(Fusion):
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, dim)."""
         pooled = pool_all(encodings, self.dims)
         return torch.stack([self.projections[name](encoding) for name, encoding in pooled.items()]).sum(dim=0)
+
+    def modality_weights(self) -> dict[str, Tensor] | None:
+        """W P_m, (C, D_m); None with a hidden layer."""
+        if not isinstance(self.hidden, nn.Identity):
+            return None
+        weight = self.classifier.weight
+        return {name: weight @ layer.get_parameter("weight") for name, layer in self.projections.items()}

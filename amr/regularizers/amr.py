@@ -74,6 +74,7 @@ class AMR(Regularizer):
     """
 
     name = "amr"
+    title = "AMR"
     order = 90
     min_modalities = 2
     needs_steps = True
@@ -125,7 +126,7 @@ class AMR(Regularizer):
         self._optimizer: Optimizer | None = None
         self._restored: Mapping[str, Any] | None = None
 
-    def check(self, model: FusionModel) -> None:
+    def setup(self, model: FusionModel) -> None:
         """Refuses a ratio whose names are not exactly the model's modalities."""
         if self.ratio is not None and set(self.ratio) != set(model.modalities):
             raise UserError(

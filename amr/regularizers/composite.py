@@ -6,6 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from amr.errors import UserError
+from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 
@@ -41,19 +42,37 @@ class Composite(nn.Module):
         return "+".join(self.methods) or "naive"
 
     @property
+    def title(self) -> str:
+        """The combination for people: `Naive fusion`, `Naive fusion w/ AMR`, `UMT w/ AMR`, ..."""
+        titles = {method.name: method.title or method.name for method in self}
+        amr = titles.pop("amr", None)
+        return (" + ".join(titles.values()) or "Naive fusion") + (f" w/ {amr}" if amr else "")
+
+    @property
+    def scaling(self) -> list[str]:
+        """Names of the methods that act by the size of gradients."""
+        return [method.name for method in self if method.scales_gradients]
+
+    @property
     def needs_steps(self) -> bool:
         """Whether any method uses `on_gradients` or `after_step`."""
         return any(method.needs_steps for method in self)
 
-    def check(self, model: FusionModel) -> None:
-        """Refuses, by name, methods that cannot work with this model."""
+    def wrap_head(self, head: Fusion) -> Fusion:
+        """The head after every method."""
+        for method in self:
+            head = method.wrap_head(head)
+        return head
+
+    def setup(self, model: FusionModel) -> None:
+        """Sets every method up; refuses, by name, those that cannot work with this model."""
         for method in self:
             if len(model.modalities) < method.min_modalities:
                 raise UserError(
                     f"model.{method.name}: needs at least {method.min_modalities} modalities, "
                     f"the model has {len(model.modalities)} ({', '.join(model.modalities)}); set it to null"
                 )
-            method.check(model)
+            method.setup(model)
 
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Encodings after every method."""
@@ -85,6 +104,10 @@ class Composite(nn.Module):
         """Every method's action at the end of an epoch."""
         for method in self:
             method.on_epoch_end(metrics)
+
+    def report(self) -> dict[str, float]:
+        """All coefficients, as `<method>/<key>`."""
+        return {f"{method.name}/{key}": value for method in self for key, value in method.report().items()}
 
     def checkpoint_state(self) -> dict[str, dict[str, object]]:
         """State of the methods that have any, by name."""

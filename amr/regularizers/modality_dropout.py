@@ -49,6 +49,7 @@ class ModalityDropout(Regularizer):
     """
 
     name = "modality_dropout"
+    title = "Modality dropout"
     order = 10
     min_modalities = 2
 
@@ -62,7 +63,7 @@ class ModalityDropout(Regularizer):
             raise UserError(f"model.modality_dropout.momentum={momentum}: allowed are values in (0, 1]")
         self.p, self.fill, self.momentum = p, fill, momentum
 
-    def check(self, model: FusionModel) -> None:
+    def setup(self, model: FusionModel) -> None:
         """Makes room for the running means, (D_m,), which are kept in the checkpoint."""
         if self.fill == "mean":
             for name, dim in model.head.dims.items():

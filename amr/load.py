@@ -1,0 +1,49 @@
+"""A model back from its checkpoint alone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amr.checkpoints import check_checkpoint, check_same_architecture
+from amr.classifier import FusionClassifier
+from amr.errors import UserError
+from amr.model import FusionModel
+from amr.parser import OneLineParser
+
+ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
+"""What of a `model` section shapes the model; the rest is about its training."""
+
+
+def load_model(path: str | Path) -> FusionModel:
+    """Rebuilds the model that a checkpoint holds, in eval mode, on the CPU.
+
+    Args:
+        path: A checkpoint of a run made by the command line: its `model` section is in the file. Nothing in the file is
+            executed, but the classes that the section names are imported.
+
+    Returns:
+        The model with the checkpoint's weights.
+
+    Raises:
+        UserError: If the file is not such a checkpoint.
+    """
+    check_checkpoint(Path(path))
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    facts: dict[str, Any] = checkpoint["amr"]
+    if not facts.get("model"):
+        raise UserError(f"{path}: no model section in it; only the command line (amr fit) writes one")
+    section = {key: facts["model"][key] for key in ARCHITECTURE if facts["model"].get(key) is not None}
+    for encoder in section["encoders"].values():  # the checkpoint has the weights
+        if "weights" in encoder.get("init_args", {}):
+            encoder["init_args"]["weights"] = None
+    parser = OneLineParser()
+    parser.add_class_arguments(FusionClassifier, "model")
+    config = parser.parse_object({"model": {**section, "num_classes": facts["num_classes"]}})
+    model: FusionModel = parser.instantiate_classes(config).model.model
+    weights = {
+        key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
+    }
+    check_same_architecture(model.state_dict(), weights)
+    model.load_state_dict(weights)
+    return model.eval()
