@@ -1,7 +1,8 @@
 """Compare finished runs: `amr compare RUN... --out report.html`.
 
-`runs` reads the folders, `table` groups and averages them, `figures` draws, `page` writes the HTML. Nothing here
-imports torch, and matplotlib is imported only to draw.
+`sources` finds runs and `runs`, `foreign` and `results` read them; `table` groups and averages them, `figures` draws,
+`page` writes the HTML. Nothing here imports torch; matplotlib is imported only to draw, pyarrow and wandb only to read
+their files.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from amr.compare.figures import Plot, image, plot_curves, plot_summary
 from amr.compare.page import check_target, write_file, write_report
-from amr.compare.runs import Run, find_runs, read_run
-from amr.compare.table import Row, Stat, choose_source, incomplete, notes_on, statement, summarise, table_markdown
+from amr.compare.results import read_results, write_results
+from amr.compare.runs import Run
+from amr.compare.sources import find_runs, read_run, read_runs
+from amr.compare.table import Row, Stat, choose_source, incomplete, summarise, table_markdown, table_text
 
 __all__ = [
     "Plot",
@@ -28,11 +31,15 @@ __all__ = [
     "incomplete",
     "plot_curves",
     "plot_summary",
+    "read_results",
     "read_run",
+    "read_runs",
     "run",
     "summarise",
     "table_markdown",
+    "table_text",
     "write_report",
+    "write_results",
 ]
 
 
@@ -40,7 +47,7 @@ def compare(paths: Iterable[str | Path], out: str | Path, picture: str | Path | 
     """Compare runs: write the page (and a PNG of the two main plots) and return the table with its notes.
 
     Args:
-        paths: Runs, folders of runs, or globs.
+        paths: Runs, results.parquet files, folders of runs, or globs.
         out: The page, an .html file.
         picture: A .png file, 1200 pixels wide: accuracy and dominance over epochs.
 
@@ -54,20 +61,22 @@ def compare(paths: Iterable[str | Path], out: str | Path, picture: str | Path | 
     if picture is not None:
         check_target(Path(picture), ".png")
     paths = list(paths)
-    runs = [read_run(path) for path in find_runs(paths)]
+    runs = read_runs(paths)
     extra = [] if picture is None else ["--picture", str(picture)]
     write_report(runs, out, shlex.join(["amr", "compare", *map(str, paths), "--out", str(out), *extra]))
     if picture is not None:
         write_file(Path(picture), image(plot_summary(runs), "png"))
-    rows = summarise(runs)
-    table = [statement(rows[0].source), "", table_markdown(rows)] if rows else ["No run has a validated epoch yet."]
-    notes = notes_on(runs, rows)
-    return "\n".join([*table, *([""] if notes else []), *(f"- {note}" for note in notes)])
+    return table_text(runs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `compare`'s arguments to a parser."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or a quoted glob")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder (amr's, W&B's or Lightning's CSVLogger's), a folder of runs, a results.parquet, or a glob",
+    )
     parser.add_argument("--out", default="report.html", metavar="FILE.html", help="the page (default: %(default)s)")
     parser.add_argument("--picture", metavar="FILE.png", help="also write the two main plots as a PNG")
 

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from amr.compare.runs import Run
-from amr.compare.table import SPLIT_NAMES, Row, row_names, summarise, union_of_modalities
+from amr.compare.table import SPLIT_NAMES, Row, difference, naive_of, row_names, summarise, union_of_modalities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours without the yellow, which is lost on white. 7 colours, 4 dashes: 28 distinct lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+MOST = 8  # rows that one panel can show; more get a small panel a method
+PLAIN: dict[str, Any] = {"color": COLOURS[0], "linestyle": "-"}
+WITH_AMR: dict[str, Any] = {"color": COLOURS[1], "linestyle": (0, (4, 1.5))}
+NAIVE: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 1.1}
 EVEN: dict[str, Any] = {"color": "#555555", "linewidth": 0.9, "linestyle": (0, (1, 2))}  # the line of equal shares
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -56,12 +60,17 @@ class Plot:
 
 
 def plot_curves(runs: Iterable[Run]) -> list[Plot]:
-    """Curves over epochs and the accuracy-dominance scatter, for each dataset; panels without data are left out."""
+    """Each dataset's curves over epochs, accuracy-dominance scatter, differences to naive: those with data."""
     rows = summarise(runs)
     plots = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         plots += _plots([row for row in rows if row.dataset == dataset])
     return plots
+
+
+def is_crowded(rows: Iterable[Row]) -> bool:
+    """Whether a dataset's rows are too many for one panel."""
+    return len(list(rows)) > MOST
 
 
 def plot_summary(runs: Iterable[Run]) -> Figure:
@@ -71,18 +80,23 @@ def plot_summary(runs: Iterable[Run]) -> Figure:
         from matplotlib.figure import Figure
 
         datasets = list(dict.fromkeys(row.dataset for row in rows))
-        figure = Figure(figsize=(12, 4.5 * max(1, len(datasets))), dpi=100, layout="constrained")
-        parts = figure.subfigures(max(1, len(datasets)), 1, squeeze=False)[:, 0]
-        for part, dataset in zip(parts, datasets, strict=False):
-            chosen = [row for row in rows if row.dataset == dataset]
+        members = [[row for row in rows if row.dataset == dataset] for dataset in datasets]
+        heights = [0.9 + 1.2 * math.ceil(len(_groups(m)) / 3) if is_crowded(m) else 4.5 for m in members] or [4.5]
+        figure = Figure(figsize=(12, sum(heights)), dpi=100, layout="constrained")
+        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, dataset, chosen in zip(parts, datasets, members, strict=False):
             panels = [panel for panel in _panels(chosen) if panel.column.startswith(("val/acc", "val/dom"))][:2]
+            several = any(len(row.runs) > 1 for row in chosen)
+            part.suptitle(f"{dataset}" + ("   (line: mean over seeds, band: lowest to highest)" if several else ""))
+            if is_crowded(chosen):
+                for half, panel in zip(part.subfigures(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+                    _multiples(half, chosen, panel, columns=3)
+                continue
             lines: dict[int, Line2D] = {}
             for axes, panel in zip(part.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
                 lines |= _draw(axes, chosen, panel)
                 axes.set_title(panel.title, fontsize=12)
             _legend(part, chosen, lines, columns=6, size=11)
-            several = any(len(row.runs) > 1 for row in chosen)
-            part.suptitle(f"{dataset}" + ("   (line: mean over seeds, band: lowest to highest)" if several else ""))
     return figure
 
 
@@ -163,7 +177,11 @@ def _legend(figure: Any, rows: Sequence[Row], lines: Mapping[int, Any], columns:
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-    return [name if len(name) <= 40 else f"{name[:39]}…" for name in row_names(rows)]
+    return [_short(name, 40) for name in row_names(rows)]
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _columns(rows: Sequence[Row], most: int) -> int:
@@ -174,21 +192,85 @@ def _columns(rows: Sequence[Row], most: int) -> int:
 
 def _plots(rows: Sequence[Row]) -> list[Plot]:
     """One dataset's figures, each with its own legend: they are read one at a time on a phone."""
-    names = row_names(rows)
-    plots = []
+    names, crowded = row_names(rows), is_crowded(rows)
+    plots: list[Plot | None] = []
     with _drawing():
         for panel in _panels(rows):
-            figure = _small_figure(rows)
-            lines = _draw(figure.subplots(), rows, panel)
-            _legend(figure, rows, lines, columns=2)
-            last = [f"{names[i]} {_curve(rows[i], panel)[-1][1]:.{1 if panel.scale > 1 else 3}f}" for i in lines]
-            alt = f"{panel.title} over epochs. At the last common epoch of each method's seeds: {', '.join(last)}."
+            if not crowded:
+                figure = _small_figure(rows)
+                _legend(figure, rows, _draw(figure.subplots(), rows, panel), columns=2)
+            elif panel.column.startswith(("val/acc", "val/dom")):
+                figure = _figure(0.9 + 1.15 * math.ceil(len(_groups(rows)) / 2))
+                _multiples(figure, rows, panel, columns=2)
+            else:
+                continue
+            last = [
+                (name, curve[-1][1]) for name, row in zip(names, rows, strict=True) if (curve := _curve(row, panel))
+            ]
+            words = ", ".join(f"{name} {value:.{1 if panel.scale > 1 else 3}f}" for name, value in last)
+            alt = f"{panel.title} over epochs. At the last common epoch of each method's seeds: {words}."
             plots.append(Plot(rows[0].dataset, panel.title, alt, figure))
-        if (modalities := union_of_modalities([row for row in rows if row.dominance])) and (
-            plot := _scatter(rows, modalities[0], 100 / len(modalities))
-        ):
-            plots.append(plot)
-    return plots
+        if modalities := union_of_modalities([row for row in rows if row.dominance]):
+            scatter = _numbered_scatter if crowded else _scatter
+            plots.append(scatter(rows, modalities[0], 100 / len(modalities)))
+        plots.append(_forest(rows))
+    return [plot for plot in plots if plot]
+
+
+def _groups(rows: Sequence[Row]) -> list[list[int]]:
+    """Places of the rows that share a small panel: a method without and with AMR."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault((row.method,) if row.unimodal else (row.fusion, row.base), []).append(i)
+    return list(groups.values())
+
+
+def _multiples(figure: Figure | SubFigure, rows: Sequence[Row], panel: _Panel, columns: int) -> None:
+    """Draw a small panel for each method, all with the same axes: without and with AMR, and naive fusion in grey."""
+    from matplotlib.ticker import MaxNLocator
+
+    names = row_names(rows)
+    groups = [kept for group in _groups(rows) if (kept := [i for i in group if _curve(rows[i], panel)])]
+    panels = figure.subplots(math.ceil(len(groups) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    grid = list(panels.flat)
+    lines: dict[str, Line2D] = {}
+    for axes, group in zip(grid, groups, strict=False):
+        reference = rows[group[0]] if rows[group[0]].method == "naive" else naive_of(rows[group[0]], rows)
+        if reference and (curve := _curve(reference, panel)):
+            (lines["naive fusion"],) = axes.plot(*list(zip(*curve, strict=True))[:2], **NAIVE)
+        for i in group:
+            if rows[i].method == "naive":
+                continue
+            epochs, mean, low, high = zip(*_curve(rows[i], panel), strict=True)
+            look = WITH_AMR if rows[i].with_amr else PLAIN
+            (lines["with AMR" if rows[i].with_amr else "the method"],) = axes.plot(epochs, mean, **look)
+            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if panel.even is not None:
+            (lines["equal shares"],) = [axes.axhline(panel.even, **EVEN)]
+            axes.set_ylim(0, 100)
+        axes.set_title(_short(names[group[0]], 26), fontsize=9, fontweight="normal", pad=3)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.tick_params(labelsize=8)
+    for place, axes in enumerate(grid):
+        if place >= len(groups):
+            axes.remove()
+        elif place + columns >= len(groups):
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("epoch", fontsize=8)
+    figure.suptitle(panel.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    order = [label for label in ("the method", "with AMR", "naive fusion", "equal shares") if label in lines]
+    handles = [lines[label] for label in order]
+    figure.legend(handles, order, loc="outside lower center", ncols=2 if columns == 2 else 4, fontsize=9)
+
+
+def _points(rows: Sequence[Row], modality: str) -> list[tuple[list[float], list[float]]]:
+    """Each row's (dominance, accuracy) in %, a value a run; without values for a row that has none."""
+    points = []
+    for row in rows:
+        numbers = [run.numbers(row.source) for run in row.runs if modality in row.dominance]
+        found = [n for n in numbers if f"dominance/{modality}" in n and "acc" in n]
+        points.append(([100 * n[f"dominance/{modality}"] for n in found], [100 * n["acc"] for n in found]))
+    return points
 
 
 def _scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
@@ -196,31 +278,126 @@ def _scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
     figure = _small_figure(rows)
     axes = figure.subplots()
     dots: dict[int, Line2D] = {}
-    words = []
-    for i, (name, row) in enumerate(zip(row_names(rows), rows, strict=True)):
-        numbers = [run.numbers(row.source) for run in row.runs if modality in row.dominance]
-        points = [(100 * n[f"dominance/{modality}"], 100 * n["acc"]) for n in numbers if f"dominance/{modality}" in n]
-        if points:
-            x, y = zip(*points, strict=True)
-            mean = statistics.fmean(x), statistics.fmean(y)
+    means = {}
+    for i, (x, y) in enumerate(_points(rows, modality)):
+        if x:
+            means[i] = statistics.fmean(x), statistics.fmean(y)
             look = _look(i) | {"linestyle": ""}
-            if len(points) > 1:
+            if len(x) > 1:
                 axes.plot(x, y, **look, markersize=5, alpha=0.6, markeredgewidth=0)
-            (dots[i],) = axes.plot(*([value] for value in mean), **look, markersize=9, markeredgecolor="white")
-            words.append(f"{name} {mean[0]:.1f}, {mean[1]:.1f}")
+            (dots[i],) = axes.plot(*([value] for value in means[i]), **look, markersize=9, markeredgecolor="white")
     if not dots:
         return None
+    _legend(figure, rows, dots, columns=2)
+    return _finish_scatter(axes, rows, modality, even, means)
+
+
+def _numbered_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
+    """The same for many rows: the means only, a number a method, thin lines from each to the same with AMR."""
+    means = {i: (statistics.fmean(x), statistics.fmean(y)) for i, (x, y) in enumerate(_points(rows, modality)) if x}
+    groups = [kept for group in _groups(rows) if (kept := [i for i in group if i in means])]
+    if not groups:
+        return None
+    figure = _figure(5.4 + 0.17 * math.ceil(len(groups) / 2))
+    axes = figure.subplots()
+    for group in groups:
+        axes.plot(*zip(*(means[i] for i in group), strict=True), color="#bbbbbb", linewidth=0.8, zorder=1)
+        for i in group:
+            marker, look = ("D", WITH_AMR) if rows[i].with_amr else ("o", PLAIN)
+            axes.plot(*([value] for value in means[i]), marker=marker, color=look["color"], markersize=5, zorder=3)
+    plot = _finish_scatter(axes, rows, modality, even, means)
+    axes.margins(0.1)
+    names = row_names(rows)
+    key = [f"{number}  {_short(names[group[0]], 24)}" for number, group in enumerate(groups, 1)]
+    marks = [axes.plot([], [], marker=m, color=c["color"], linestyle="")[0] for m, c in (("o", PLAIN), ("D", WITH_AMR))]
+    blank = [axes.plot([], [], linestyle="")[0] for _ in key]
+    figure.legend(
+        [*marks, *blank],
+        ["without AMR", "with AMR", *key],
+        loc="outside lower center",
+        ncols=2,
+        fontsize=9,
+        handlelength=1,
+    )
+    figure.draw_without_rendering()  # settles where the points are
+    _number_points(axes, {i: str(number) for number, group in enumerate(groups, 1) for i in group}, means)
+    return plot
+
+
+def _number_points(axes: Axes, labels: Mapping[int, str], means: Mapping[int, tuple[float, float]]) -> None:
+    """Put each label beside its point where it can be no other's, or else farther away, with a line to its point."""
+    scale = 72 / axes.figure.dpi  # to points, the unit of the text's size
+    points = {i: tuple(axes.transData.transform(mean) * scale) for i, mean in means.items()}
+    turns = [(math.cos(math.pi / 8 * turn), math.sin(math.pi / 8 * turn)) for turn in range(16)]
+    written: list[tuple[float, float]] = []
+    for i, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        others = [point for other, point in points.items() if other != i] + written
+        for radius in (9, *range(16, 90, 5)):
+            places = [(radius * dx, radius * dy) for dx, dy in turns]
+            room, dx, dy = max(
+                (min((math.dist((x + u, y + v), p) for p in others), default=math.inf), u, v) for u, v in places
+            )
+            if room > (14 if radius == 9 else 10):
+                break
+        written.append((x + dx, y + dy))
+        line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        text = axes.annotate(
+            labels[i],
+            means[i],
+            (dx, dy),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            arrowprops=None if radius == 9 else line,
+        )
+        text.set_in_layout(False)
+
+
+def _finish_scatter(
+    axes: Axes, rows: Sequence[Row], modality: str, even: float, means: Mapping[int, tuple[float, float]]
+) -> Plot:
     title = f"Accuracy by dominance of {modality}, {SPLIT_NAMES[rows[0].source]}"
     axes.axvline(even, **EVEN)
     axes.set(xlabel=f"dominance of {modality} (%); thin dotted line: equal shares", ylabel="accuracy (%)", title=title)
-    _legend(figure, rows, dots, columns=2)
-    return Plot(rows[0].dataset, title, f"{title}. Dominance and accuracy in %: {'; '.join(words)}.", figure)
+    names = row_names(rows)
+    words = "; ".join(f"{names[i]} {x:.1f}, {y:.1f}" for i, (x, y) in means.items())
+    figure = axes.figure.get_figure(root=True)
+    return Plot(rows[0].dataset, title, f"{title}. Dominance and accuracy in %: {words}.", figure)
+
+
+def _forest(rows: Sequence[Row]) -> Plot | None:
+    """Each row's paired accuracy difference to naive fusion with its 95 % interval; None for fewer than two."""
+    gains = [difference(row, naive_of(row, rows), "acc") for row in rows]
+    found = [(name, gain) for name, gain in zip(row_names(rows), gains, strict=True) if gain]
+    if len(found) < 2:
+        return None
+    figure = _figure(1.1 + 0.22 * len(found))
+    axes = figure.subplots()
+    for place, (_, gain) in enumerate(found):
+        clear = gain.low > 0 or gain.high < 0
+        axes.plot([100 * gain.low, 100 * gain.high], [place, place], color=COLOURS[0], linewidth=1.4)
+        axes.plot([100 * gain.mean], [place], "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if clear else "white")
+    axes.axvline(0, color="#555555", linewidth=0.9)
+    axes.set_yticks(range(len(found)), [_short(name, 28) for name, _ in found], fontsize=9)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    figure.supxlabel("percentage points, 95 % intervals; filled: 0 lies outside", fontsize=9)
+    title = f"Accuracy minus naive fusion's, {SPLIT_NAMES[rows[0].source]}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    words = "; ".join(f"{name} {gain}" for name, gain in found)
+    return Plot(
+        rows[0].dataset, title, f"{title}, paired by seed, in percentage points with 95 % intervals: {words}.", figure
+    )
 
 
 def _small_figure(rows: Sequence[Row]) -> Figure:
+    return _figure(3.0 + 0.17 * math.ceil(len(rows) / _columns(rows, 2)))
+
+
+def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(4.6, 3.0 + 0.17 * math.ceil(len(rows) / _columns(rows, 2))), layout="constrained")
+    return Figure(figsize=(4.6, height), layout="constrained")
 
 
 @contextmanager

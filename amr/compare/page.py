@@ -13,14 +13,19 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from amr.compare.figures import Plot, image, plot_curves
+from amr.compare.figures import Plot, image, is_crowded, plot_curves
 from amr.compare.runs import BLANK, Run, printable
 from amr.compare.table import (
+    AMR_CAPTION,
+    DIFFERENCES,
     SPLIT_NAMES,
+    Bold,
     Row,
     Stat,
+    amr_cells,
     cells,
     differing_settings,
+    explanation,
     notes_on,
     row_names,
     show,
@@ -44,15 +49,16 @@ p, ul, dl { max-width: 75ch; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1
 code, pre { font: .875em/1.5 ui-monospace, monospace; }
 pre { padding: .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 .scroll { overflow-x: auto; } .soft, caption { color: var(--soft); }
-table { border-collapse: collapse; margin: .5rem 0; }
+table { border-collapse: collapse; margin: .5rem 0; font-size: .93rem; }
 caption { text-align: left; font-size: .9rem; padding-bottom: .4rem; }
-th, td { padding: .35rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .65rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; }
 .num { text-align: right; font-variant-numeric: tabular-nums; } .num span { white-space: nowrap; }
 tbody .text { min-width: 5.5rem; }
 th.group { text-align: center; border-bottom: 1px solid var(--line); }
 .notes { border-left: 4px solid #e69f00; padding: .25rem 0 .25rem 2rem; margin: 1rem 0; }
-.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+.plots { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 details { margin: .5rem 0; } summary { cursor: pointer; padding: .25rem 0; }
@@ -97,7 +103,9 @@ def _page(runs: Sequence[Run], command: str) -> str:
         fusions = {row.fusion for row in rows}
         about = "" if len(fusions) > 1 else f"Fusion: {fusions.pop()}. "
         caption = f"{about}All in %, {SPLIT_NAMES[rows[0].source]} split; mean ± standard deviation over seeds."
-        parts.append(_table(caption, *cells(rows)))
+        parts.append(_table(f"{caption} {explanation(rows)}".strip(), *cells(rows)))
+        if effects := amr_cells(rows):
+            parts += ["<h2>What AMR changes</h2>", _table(AMR_CAPTION, *effects)]
     else:
         parts.append("<p>No run has a validated epoch yet: there is nothing to compare.</p>")
     if notes := notes_on(runs, rows):
@@ -105,8 +113,13 @@ def _page(runs: Sequence[Run], command: str) -> str:
     plots = plot_curves(runs)
     for dataset in dict.fromkeys(plot.dataset for plot in plots):
         parts.append(f"<h2>{escape('Training' if len(datasets) == 1 else f'Training on {dataset}')}</h2>")
+        small = (
+            ""
+            if is_crowded(row for row in rows if row.dataset == dataset)
+            else " In the scatter, small marks are runs."
+        )
         parts.append('<p class="soft">Line: mean over a method\'s seeds, at the epochs that all of them have. ')
-        parts.append("Band: lowest to highest seed. In the scatter, small marks are runs.</p>")
+        parts.append(f"Band: lowest to highest seed.{small}</p>")
         figures = "".join(_figure(plot) for plot in plots if plot.dataset == dataset)
         parts.append(f'<div class="plots">{figures}</div>')
     parts += [*_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
@@ -162,8 +175,10 @@ def _table(caption: str, head: Sequence[str], body: Iterable[Sequence[str]], row
         cells = []
         for name, kind, cell in zip(head, kinds, line, strict=True):
             text = _breakable(cell)
-            if kind == "num":  # may break before the ±, never inside a number
-                text = f"<span>{escape(cell).replace(' ±', '</span> <span>±')}</span>"
+            if kind == "num":  # may break before the ± or the interval, never inside a number
+                text = re.sub(r" (?=±|\[)", "</span> <span>", f"<span>{escape(cell)}</span>")
+            if isinstance(cell, Bold):
+                text = f"<strong>{text}</strong>"
             tag, scope = ("th", ' scope="row"') if name == row_head else ("td", "")
             cells.append(f'<{tag}{scope} class="{kind}">{text}</{tag}>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -262,6 +277,9 @@ def _definitions() -> str:
         f"add up to 100; with two modalities, 50 is balance. A unimodal run's is always 100: left blank ({BLANK}).",
         "Accuracy": "Clips whose highest-scored class is the right one, in %.",
         "mAP": "Average precision of each class, averaged over classes, in %.",
+        " and ".join(DIFFERENCES.values()): "Mean, over the seeds that a row and naive fusion both have, of the row's "
+        "number minus naive fusion's with the same seed; in brackets, its 95 % interval by Student's t with n - 1 "
+        "degrees of freedom. Naive fusion with the row's fusion, or the dataset's only one; at least two such seeds.",
         "±": "Sample standard deviation over seeds (divided by n - 1); none for a single seed. "
         "(n=...) beside a number: only so many of the row's runs have it.",
     }

@@ -1,13 +1,14 @@
-"""What `train.py fit` and `test` leave in a run's folder, read and checked."""
+"""A run, and how it is read from the folder that `amr fit` and `amr test` leave."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +17,16 @@ from amr.errors import UserError
 
 Source = Literal["test", "val"]
 BLANK = "\N{EN DASH}"
+ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
+SPLITS = ("train/", "val/", "test/")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, read.
+    """One run, read.
 
     Attributes:
-        path: The folder, as it was given.
+        path: The run's folder, as it was given.
         method: "naive", "amr", "umt+amr", or the modality's name for a unimodal run.
         dataset: The dataset's name.
         fusion: The fusion's name; a dash where run.json has none.
@@ -34,7 +37,9 @@ class Run:
         test: `{column: value}` of `test/*`; empty if the weights as last trained were never tested.
         per_class: `{split: {class: {column: value}}}`, from per_class.csv.
         settings: config.yaml, flattened to `{"model.amr.weight": "0.5"}`, without the seed and the run's own name.
-        has_metrics: Whether there is a metrics.csv.
+        has_metrics: Whether any metrics were written.
+        title: How tables and plots call the method; the method's name where none is given.
+        notes: What went wrong in reading, to be said beside the table.
     """
 
     path: Path
@@ -49,6 +54,12 @@ class Run:
     per_class: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     has_metrics: bool = False
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            object.__setattr__(self, "title", self.method)
 
     @property
     def where(self) -> str:
@@ -75,54 +86,27 @@ class Run:
         return {key.partition("/")[2]: value for key, value in values.items() if key.startswith(f"{source}/")}
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """Run folders named by `paths`: each a run, a folder of runs, or a glob of either; doubles are dropped.
-
-    Raises:
-        UserError: A path leads to no run.
-    """
-    found: dict[Path, Path] = {}
-    for given in map(Path, paths):
-        matches = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
-        runs = [run for match in matches for run in ([match] if _is_run(match) else filter(_is_run, _children(match)))]
-        if not runs:
-            raise UserError(
-                f"{printable(str(given))}: no run here; allowed: a folder with run.json (train.py fit writes it), "
-                "a folder of such folders, or a glob"
-            )
-        found |= {run.resolve(): run for run in reversed(runs) if run.resolve() not in found}
-    return [found[key] for key in sorted(found)]
-
-
-def read_run(path: str | Path) -> Run:
-    """Read one run's folder.
+def read_folder(path: Path) -> Run:
+    """Read a run's folder: run.json, metrics/version_*/metrics.csv, per_class.csv, config.yaml.
 
     Rows of metrics.csv are merged by epoch. A run that was resumed (`version_1`, ...) goes on from the first epoch of
     the later version: what earlier versions had from there on, test results included, belongs to abandoned weights.
     A version that trained nothing (`validate` or `test` alone) adds its test results only.
 
     Raises:
-        UserError: The folder is not a run, or one of its files cannot be read; the message names the file.
+        UserError: One of the folder's files cannot be read; the message names it.
     """
-    path = Path(path)
     file = path / "run.json"
-    if not file.is_file():
-        raise UserError(f"{printable(str(path))}: not a run; allowed: a folder with run.json (train.py fit writes it)")
+    text = _text(file)
     try:
-        info = json.loads(_text(file))
-    except json.JSONDecodeError as error:
-        raise _bad(file, f"not JSON ({error})") from None
+        info = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise bad(file, f"not JSON ({error})") from None
     if not isinstance(info, dict):
-        raise _bad(file, "allowed: one JSON object")
-    for key, kind in {"method": str, "dataset": str, "seed": int | None, "fusion": str | None}.items():
-        if not isinstance(info.get(key), kind):
-            raise _bad(file, f"{key}: {info.get(key)!r}; allowed: {getattr(kind, '__name__', kind)}")
-    for key, least in (("modalities", 1), ("labels", 0)):
-        value = info.get(key) or []
-        if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
-            raise _bad(file, f"{key}: {value!r}; allowed: a list of names")
+        raise bad(file, "allowed: one JSON object")
+    check_facts(file, info)
     versions = sorted((path / "metrics").glob("version_*/metrics.csv"), key=_version)
-    epochs, test = _merge(_metrics(version) for version in versions)
+    epochs, test = merge(read_metrics(version) for version in versions)
     return Run(
         path=path,
         method=printable(info["method"]),
@@ -134,17 +118,28 @@ def read_run(path: str | Path) -> Run:
         epochs=epochs,
         test=test,
         per_class=_per_class(path / "per_class.csv"),
-        settings=_settings(path, info["seed"]),
+        settings=flat_settings(
+            path / "config.yaml", read_yaml(path / "config.yaml"), path.resolve().name, info["seed"]
+        ),
         has_metrics=bool(versions),
+        title=printable(info.get("title") or ""),
     )
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "run.json").is_file()
+def check_facts(file: Path, info: Mapping[str, Any], where: str = "") -> None:
+    """Check what identifies a run, as run.json and results.parquet hold it.
 
-
-def _children(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else []
+    Raises:
+        UserError: A value is of a wrong type; the message names the file, `where` in it, and the key.
+    """
+    kinds = {"method": str, "dataset": str, "seed": int | None, "fusion": str | None, "title": str | None}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind):
+            raise bad(file, f"{where}{key}: {info.get(key)!r}; allowed: {getattr(kind, '__name__', kind)}")
+    for key, least in (("modalities", 1), ("labels", 0)):
+        value = info.get(key) or []
+        if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
+            raise bad(file, f"{where}{key}: {value!r}; allowed: a list of names")
 
 
 def _version(file: Path) -> int:
@@ -157,7 +152,8 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _bad(file: Path, what: str) -> UserError:
+def bad(file: Path, what: str) -> UserError:
+    """The error that names a file and what is wrong with it."""
     return UserError(f"{printable(str(file))}: {printable(what)}")
 
 
@@ -165,46 +161,51 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise _bad(file, error.strerror or "cannot be read") from None
+        raise bad(file, error.strerror or "cannot be read") from None
     except UnicodeDecodeError:
-        raise _bad(file, "not UTF-8 text") from None
+        raise bad(file, "not UTF-8 text") from None
 
 
 def _number(file: Path, line: int, column: str, text: str) -> float:
     try:
-        return float(text)
+        return one_nan(float(text))
     except ValueError:
-        raise _bad(file, f"line {line}, column {column}: {text!r}; allowed: a number or nothing") from None
+        raise bad(file, f"line {line}, column {column}: {text!r}; allowed: a number or nothing") from None
+
+
+def one_nan(value: float) -> float:
+    """`value`, but every NaN the same object: containers compare by identity first, so equal runs compare equal."""
+    return math.nan if math.isnan(value) else value
 
 
 def _rows(file: Path, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, filled cells) of a CSV with a header; an empty file has no rows."""
     reader = csv.DictReader(io.StringIO(_text(file)))
     if reader.fieldnames and (absent := [column for column in needs if column not in reader.fieldnames]):
-        raise _bad(file, f"no column {absent[0]!r}; allowed: a header with {', '.join(needs)}")
+        raise bad(file, f"no column {absent[0]!r}; allowed: a header with {', '.join(needs)}")
     for row in reader:
         if None in row:
-            raise _bad(file, f"line {reader.line_num}: more cells than the header has; allowed: commas inside quotes")
+            raise bad(file, f"line {reader.line_num}: more cells than the header has; allowed: commas inside quotes")
         yield reader.line_num, {key: value for key, value in row.items() if value}
 
 
-def _metrics(file: Path) -> dict[int, dict[str, float]]:
-    """One metrics.csv as `{epoch: {column: last value}}`: Lightning spreads an epoch over several sparse rows."""
+def read_metrics(file: Path) -> dict[int, dict[str, float]]:
+    """Read one metrics.csv as `{epoch: {column: last value}}`: Lightning spreads an epoch over several sparse rows."""
     epochs: defaultdict[int, dict[str, float]] = defaultdict(dict)
     for line, row in _rows(file, ["epoch"]):
         if "epoch" not in row:
             continue
         epoch = _number(file, line, "epoch", row["epoch"])
         if not epoch.is_integer():
-            raise _bad(file, f"line {line}, column epoch: {epoch}; allowed: a whole number")
+            raise bad(file, f"line {line}, column epoch: {epoch}; allowed: a whole number")
         values = epochs[int(epoch)]
         for column, value in row.items():
-            if column.startswith(("train/", "val/", "test/")):
+            if column.startswith(SPLITS):
                 values[column] = _number(file, line, column, value)
     return dict(epochs)
 
 
-def _merge(versions: Iterable[dict[int, dict[str, float]]]) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+def merge(versions: Iterable[dict[int, dict[str, float]]]) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
     """Join a run's versions, oldest first, into (epochs, test)."""
     epochs: dict[int, dict[str, float]] = {}
     test: dict[str, float] = {}
@@ -229,21 +230,34 @@ def _per_class(file: Path) -> dict[str, dict[str, dict[str, float]]]:
     return dict(table)
 
 
-def _settings(path: Path, seed: int | None) -> dict[str, str]:
-    """Flatten config.yaml, leaving out what differs between any two runs: the seed, the run's own name, its resume."""
+def read_yaml(file: Path) -> Any:
+    """A YAML file's content; of a tag that only its writer can build (Lightning's hparams.yaml), nothing."""
     import yaml
 
-    file = path / "config.yaml"
-    if not file.is_file():
-        return {}
+    class Loader(yaml.SafeLoader):
+        pass
+
+    text = _text(file) if file.is_file() else ""
+    Loader.add_multi_constructor("", lambda *_: None)
     try:
-        config = yaml.safe_load(_text(file))
-    except yaml.YAMLError as error:
-        raise _bad(file, f"not YAML ({' '.join(str(error).split())})") from None
-    name = path.resolve().name
+        return yaml.load(text, Loader)  # noqa: S506  (it is a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise bad(file, f"not YAML ({' '.join(str(error).split())})") from None
+
+
+def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[str, str]:
+    """Flatten a configuration without what differs between any two runs: the seed, the run's `name`, its resume.
+
+    Raises:
+        UserError: The configuration, which is `file`'s, contains itself or is nested too deeply.
+    """
     own = re.compile(rf"(^|/){re.escape(name)}(?=/|$)")
     settings = {}
-    for key, value in _flatten(config):
+    try:
+        leaves = list(_flatten(config))
+    except RecursionError:
+        raise bad(file, "nested too deeply, or in a circle; allowed: a few levels") from None
+    for key, value in leaves:
         last = key.rpartition(".")[2]
         if key == "ckpt_path" or ("seed" in last and value == seed):
             continue
