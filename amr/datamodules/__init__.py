@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from amr.datamodules.clips import Clips
     from amr.datamodules.crema_d import CremaD
     from amr.datamodules.synthetic import Synthetic
+    from amr.datamodules.vggsound import VGGSound
 
-_HOME = {"ClipDataModule": "base", "Clips": "clips", "CremaD": "crema_d", "Synthetic": "synthetic"}
+_HOME = {
+    "ClipDataModule": "base",
+    "Clips": "clips",
+    "CremaD": "crema_d",
+    "Synthetic": "synthetic",
+    "VGGSound": "vggsound",
+}
 
-__all__ = ["ClipDataModule", "Clips", "CremaD", "Synthetic"]
+__all__ = ["ClipDataModule", "Clips", "CremaD", "Synthetic", "VGGSound"]
 
 
 def __getattr__(name: str) -> Any:

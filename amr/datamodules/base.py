@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler
-from amr.datamodules.media import MODALITIES, Clip, DecodeOptions
+from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare
 from amr.datamodules.store import ClipStore
 from amr.datamodules.transforms import AudioTransform, VideoTransform
@@ -51,6 +51,7 @@ class ClipDataModule(pl.LightningDataModule):
         seed: Of order and augmentation. Splits do not depend on it.
         missing: What becomes of a clip that lacks a modality, or whose data could not be decoded: skip leaves it out;
             keep takes it with zeros for input and `present` False, unless it lacks all.
+        still: What becomes of a clip whose frames all show the same picture; use takes it like any other.
         drop_last: Leave out an epoch's last training batch if it is smaller.
         predict_split: Which split `predict` runs over.
         prepare_workers: Processes that decode; None: one a core.
@@ -81,6 +82,7 @@ class ClipDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         missing: Literal["skip", "keep"] = "skip",
+        still: Literal["use", "skip"] = "use",
         drop_last: bool = False,
         predict_split: Literal["train", "val", "test"] = "test",
         prepare_workers: int | None = None,
@@ -95,7 +97,7 @@ class ClipDataModule(pl.LightningDataModule):
         self.modalities = tuple(modalities)
         self.decode, self.audio, self.video = decode, audio, video
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
-        self.drop_last, self.predict_split = drop_last, predict_split
+        self.still, self.drop_last, self.predict_split = still, drop_last, predict_split
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
         self.clips, self.labels = self.list_clips()
         self._check_listing()
@@ -105,6 +107,10 @@ class ClipDataModule(pl.LightningDataModule):
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """The clips and the ordered labels; called once, after the arguments are set."""
         raise NotImplementedError
+
+    def locate(self, clip: Clip) -> Clip:
+        """The clip with its files, for a listing that leaves them out; called before it is decoded."""
+        return clip
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +138,7 @@ class ClipDataModule(pl.LightningDataModule):
             workers=self.prepare_workers,
             executor=executor,
             recheck=recheck,
+            locate=self.locate,
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -143,15 +150,19 @@ class ClipDataModule(pl.LightningDataModule):
         unknown = next((clip.id for clip in self.clips if clip.id not in problems), None)
         if unknown is not None:
             raise UserError(f"{self.store}: clip {unknown!r} is not in the store; run prepare again")
-        absent = {c.id: {m: r for m, r in problems[c.id].items() if m in self.modalities} for c in self.clips}
+        ignored = STILL if self.still == "use" else None
+        absent = {
+            clip.id: {m: r for m, r in problems[clip.id].items() if m in self.modalities and r != ignored}
+            for clip in self.clips
+        }
         limit = 1 if self.missing == "skip" else len(self.modalities)
-        skipped = {id for id, reasons in absent.items() if len(reasons) >= limit}
+        skipped = {id for id, reasons in absent.items() if len(reasons) >= limit or STILL in reasons.values()}
         why = describe_reasons(count_reasons(absent[c.id] for c in self.clips if c.id in skipped))
         if skipped and (self.trainer is None or self.trainer.is_global_zero):
             print(f"{self.name}: skipped {len(skipped)} of {len(self.clips)} clips ({why})", file=sys.stderr)
         usable = [clip for clip in self.clips if clip.id not in skipped]
         self._usable = {s: [c for c in usable if c.split in (s, "all")] for s in ("train", "val", "test")}
-        if not self._usable["train"]:
+        if not self._usable["train"] and any(clip.split in ("train", "all") for clip in self.clips):
             raise UserError(f"{self.name}: no training clip can be used ({why}); see {self.store / 'report.csv'}")
 
     def train_dataloader(self) -> ClipLoader:

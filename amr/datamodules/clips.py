@@ -39,7 +39,7 @@ class Clips(ClipDataModule):
         if root is None:
             self.csv, root = Path(csv), Path(csv).parent
         else:
-            self.csv = _find(csv, check_folder(Path(root), "data.root"))
+            self.csv = find_file(csv, check_folder(Path(root), "data.root"))
         folder = Path(root).resolve().name
         self.name = name or (f"{folder}-{self.csv.stem}" if folder else self.csv.stem)
         self._labels = labels
@@ -50,17 +50,23 @@ class Clips(ClipDataModule):
         clips = _read_csv(self.csv)
         if self._labels is None:
             return clips, sorted({clip.label for clip in clips})
-        labels = self._labels if isinstance(self._labels, list) else _read_labels(_find(self._labels, self.root))
+        labels = self._labels if isinstance(self._labels, list) else read_labels(find_file(self._labels, self.root))
         if len(set(labels)) < len(labels):
             raise UserError(f"data.labels names a label twice: {labels}")
         return clips, labels
 
 
-def _find(path: str | Path, root: Path) -> Path:
+def find_file(path: str | Path, root: Path) -> Path:
+    """A path relative to the current folder or else to `root`."""
     return Path(path) if Path(path).exists() else root / path
 
 
-def _read_labels(path: Path) -> list[str]:
+def read_labels(path: Path) -> list[str]:
+    """The file's lines that are not empty.
+
+    Raises:
+        UserError: No such file.
+    """
     if not path.is_file():
         raise UserError(f"data.labels {path}: no such file")
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -25,6 +25,8 @@ MODALITIES = ("audio", "video")
 _SEEK_FROM = 5.0  # s; nearer starts are reached faster, and in any container, by decoding from the beginning
 _PREROLL = 1.0  # s decoded before the window after a seek, for codecs whose frames lean on earlier ones
 _SILENCE = 3  # of 32,768: about -80 dB, above the dither of a recording of nothing
+_STILLNESS = 4  # of 255, in a 16 x 16 thumbnail: re-encoded pictures reach it, faces that talk exceed 14
+STILL = "still frames"  # the one reason that does not make a modality unusable
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ class Decoded:
         waveform: (samples,) int16, mono.
         frames: JPEG files in order of time.
         problems: Reason by modality; the part before a colon is the same for all clips with that problem.
+        still: Whether all of several frames show the same picture, give or take what encoding does.
     """
 
     waveform: NDArray[np.int16] | None = None
     frames: list[bytes] | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    still: bool = False
 
 
 class _ProblemError(Exception):
@@ -111,7 +115,7 @@ def decode(clip: Clip, root: Path, options: DecodeOptions) -> Decoded:
             if modality == "audio":
                 decoded.waveform = _read_waveform(path, clip, options)
             else:
-                decoded.frames = _read_frames(path, clip, options)
+                decoded.frames, decoded.still = _read_frames(path, clip, options)
         except _ProblemError as problem:
             decoded.problems[modality] = str(problem)
         except av.FFmpegError as error:
@@ -149,9 +153,11 @@ def _read_waveform(path: Path, clip: Clip, options: DecodeOptions) -> NDArray[np
     return wave
 
 
-def _read_frames(path: Path, clip: Clip, options: DecodeOptions) -> list[bytes]:
+def _read_frames(path: Path, clip: Clip, options: DecodeOptions) -> tuple[list[bytes], bool]:
+    """The frames, and whether they are all the same."""
     start, end = clip.start or 0.0, math.inf if clip.end is None else clip.end
     jpegs: list[bytes] = []
+    first, still = None, True
     with _open(path, "video") as (container, stream):
         declared = _duration(container, stream)
         period = 1 / float(stream.average_rate or 25)
@@ -169,13 +175,16 @@ def _read_frames(path: Path, clip: Clip, options: DecodeOptions) -> list[bytes]:
         picked = window() if options.fps is None else _nearest(window(), start, end, options.fps, period)
         reformatter = VideoReformatter()  # one for all frames: each would build its own scaler otherwise
         for _, frame in picked:
-            jpegs.append(
-                _jpeg(Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()), options)
-            )
+            image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+            if still:
+                thumbnail = np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.int16)
+                first = thumbnail if first is None else first
+                still = bool(np.abs(thumbnail - first).max() <= _STILLNESS)
+            jpegs.append(_jpeg(image, options))
     _check_length(reach - start, start, end, declared)
     if not jpegs:
         raise _ProblemError("no frames")
-    return jpegs
+    return jpegs, still and len(jpegs) > 1
 
 
 @contextmanager

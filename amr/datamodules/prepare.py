@@ -72,6 +72,7 @@ def prepare(
     shard_size: int = 64,
     executor: Executor | None = None,
     recheck: bool = False,
+    locate: Callable[[Clip], Clip] = lambda clip: clip,
 ) -> PrepareReport:
     """Bring the store up to date with the clips.
 
@@ -88,6 +89,9 @@ def prepare(
         executor: Runs the work instead of a process pool of our own, for instance a cluster's; its workers must see
             `root` and `store` under the same paths.
         recheck: Also decode the shards again of whose missing files one has appeared since.
+        locate: Gives a clip its files, where the listing leaves them out; called only for clips that are about to be
+            decoded or rechecked. A shard's key has the listed files, so that clips of such a listing which move or go
+            after they were decoded make nothing stale.
 
     Returns:
         The report, which is also written to `report.csv` in the store (id, modality, reason: a row a problem).
@@ -99,17 +103,17 @@ def prepare(
     shards = [clips[i : i + shard_size] for i in range(0, len(clips), shard_size)]
     plan = [(shard_path(store, i), shard_key(shard, options), shard) for i, shard in enumerate(shards)]
     keep = {path for path, _, _ in plan}
-    if _shards(store) == keep and (store / "report.csv").is_file() and not _to_do(plan, root, recheck):
+    if _shards(store) == keep and (store / "report.csv").is_file() and not _to_do(plan, root, recheck, locate):
         return _report(plan)  # a finished store may be read-only
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _locked(store):
-            todo = _to_do(plan, root, recheck)  # another process may have worked while this one waited
+            todo = _to_do(plan, root, recheck, locate)  # another process may have worked while this one waited
             for path in _shards(store) - keep:  # of an older plan, and temporary files of a killed run
                 path.unlink()
             decoded = sum(len(shard) for _, _, shard in todo)
             progress = Progress(f"prepare {store.name}", decoded, "clips")
-            tasks = [(path, key, shard, root, options) for path, key, shard in todo]
+            tasks = [(path, key, [locate(clip) for clip in shard], root, options) for path, key, shard in todo]
             for count in run_tasks(_prepare_shard, tasks, workers=workers, executor=executor):
                 progress.advance(count)
             report = _report(plan)
@@ -126,11 +130,11 @@ def prepare(
 Plan = list[tuple[Path, str, list[Clip]]]
 
 
-def _to_do(plan: Plan, root: Path, recheck: bool) -> Plan:
+def _to_do(plan: Plan, root: Path, recheck: bool, locate: Callable[[Clip], Clip]) -> Plan:
     return [
         (path, key, shard)
         for path, key, shard in plan
-        if read_key(path) != key or (recheck and _has_appeared(path, shard, root))
+        if read_key(path) != key or (recheck and _has_appeared(path, shard, root, locate))
     ]
 
 
@@ -141,11 +145,11 @@ def _shards(store: Path) -> set[Path]:
     return shards | {path for path in store.glob("shard-*.tmp") if ours.match(path.name)}
 
 
-def _has_appeared(path: Path, shard: list[Clip], root: Path) -> bool:
+def _has_appeared(path: Path, shard: list[Clip], root: Path, locate: Callable[[Clip], Clip]) -> bool:
     """Whether a file that was missing when the shard was written is there now."""
-    files = {clip.id: clip.files for clip in shard}
+    clips = {clip.id: clip for clip in shard}
     return any(
-        reason == "file missing" and (root / files[id][modality]).is_file()
+        reason == "file missing" and (root / locate(clips[id]).files[modality]).is_file()
         for id, problems in read_problems(path).items()
         for modality, reason in problems.items()
     )

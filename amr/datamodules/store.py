@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from amr.datamodules.media import Clip, Decoded, DecodeOptions
+from amr.datamodules.media import STILL, Clip, Decoded, DecodeOptions
 from amr.errors import UserError
 
 FORMAT = 1  # part of every key: a change of layout or of decoding makes all shards stale
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("waveform", pa.large_binary()),  # int16 mono
         ("frames", pa.list_(pa.large_binary())),  # JPEG files
-        ("problem", pa.string()),  # JSON {modality: reason}; null: none
+        ("problem", pa.string()),  # JSON {modality: reason}; null: none; a modality with STILL has its data
     ]
 )
 
@@ -43,11 +43,12 @@ def shard_key(clips: Iterable[Clip], options: DecodeOptions) -> str:
 
 def write_shard(path: Path, key: str, clips: Sequence[tuple[str, Decoded]]) -> None:
     """Write (id, decoded clip) rows so that the shard is either there, whole and on disk, or not there."""
+    problems = [{**d.problems, **({"video": STILL} if d.still else {})} for _, d in clips]
     columns = [
         [id for id, _ in clips],
         [None if d.waveform is None else d.waveform.tobytes() for _, d in clips],
         [d.frames for _, d in clips],
-        [json.dumps(d.problems, sort_keys=True) if d.problems else None for _, d in clips],
+        [json.dumps(p, sort_keys=True) if p else None for p in problems],
     ]
     schema = SCHEMA.with_metadata({"key": key})
     batch = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

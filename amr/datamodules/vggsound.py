@@ -1,0 +1,217 @@
+"""VGGSound: 199,176 ten-second clips of 309 sounds from YouTube, about a fifth of which is gone."""
+
+import csv
+import os
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amr.datamodules.base import ClipDataModule, check_folder, stable_order
+from amr.datamodules.clips import find_file, read_labels
+from amr.datamodules.media import MODALITIES, Clip
+from amr.datamodules.prepare import PrepareReport
+from amr.errors import UserError
+
+_VIDEO = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv")  # in the order in which they are taken
+_SUFFIXES = {"audio": (".wav", *_VIDEO), "video": _VIDEO}
+_DEPTH = 2  # levels of subfolders that are searched
+
+Row = tuple[str, int, str, str]  # video id, start in seconds, label, split
+Ranked = tuple[int, str]  # place of the file's kind in _SUFFIXES, path: of several files the least is taken
+
+
+class VGGSound(ClipDataModule):
+    """VGGSound as downloaded: the official CSV and a folder with whatever clips could be had.
+
+    Every row of the CSV is listed, as `<video id>_<start, six digits>`; rows without a file are counted, reported as
+    missing and left out of the batches. So splits, class indices and the store's shards do not depend on which files
+    there are, and clips may be moved or deleted once they are prepared.
+
+    Files lie in `root` or up to two levels of subfolders below, under any of the names in use: `<id>_<start>` with or
+    without leading zeros, `<id>_<start>_<end>`, and the latter in milliseconds. Sound is taken from .wav if there is
+    one, else, as frames are, from .mp4, .mkv, .webm, .mov, .avi or .flv, the first of these that is there; of several
+    files of one kind, from that whose path comes first in the alphabet.
+
+    Args:
+        root: Folder of the clips.
+        csv: The official list (video id, start, label, train or test; no header), or one with the columns of the
+            official test.csv (file, label), whose clips are all test. Relative to the current folder or else to `root`.
+        labels: Class names in the order of the class indices, or a file, found as `csv` is: the official stat.csv,
+            whose labels are sorted as in the official code, or a text file with one a line. None: those in the CSV,
+            sorted; with the official files that is the same.
+        val_fraction: Part of the training videos that validates; all clips of a video are on the same side.
+        split_seed: Chooses them; apart from `seed`, so that runs with several seeds share their splits.
+        kwargs: See `ClipDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        csv: str | Path = "vggsound.csv",
+        labels: list[str] | str | None = None,
+        val_fraction: float = 0.05,
+        split_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"data.val_fraction is {val_fraction}; it must be at least 0 and below 1")
+        self.name = "vggsound"
+        self.csv = Path(csv) if Path(csv).exists() else check_folder(Path(root), "data.root") / csv
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self._labels = labels
+        self._found: dict[str, dict[str, Ranked]] | None = None
+        super().__init__(root, **kwargs)
+        if not any(self.store.glob("shard-*")):  # else training can do without the clips
+            check_folder(self.root, "data.root")
+
+    def list_clips(self) -> tuple[list[Clip], list[str]]:
+        """Read the CSV; the folder is not looked at before clips are to be decoded."""
+        labels = self._read_labels()
+        rows = _read_csv(self.csv, labels)
+        videos = stable_order({video for video, _, _, split in rows if split == "train"}, self.split_seed)
+        count = max(1, round(self.val_fraction * len(videos))) if self.val_fraction else 0
+        val = set(videos[:count])
+        no_files: dict[str, Path] = {}  # `locate` knows them; 200,000 paths would take seconds at every start
+        clips = [
+            Clip(_id(video, start), label, "val" if split == "train" and video in val else split, no_files)
+            for video, start, label, split in rows
+        ]
+        return clips, labels or sorted({clip.label for clip in clips})
+
+    def locate(self, clip: Clip) -> Clip:
+        """The clip with the files found for it; one that was not found gets its official name."""
+        if self._found is None:
+            self._found = self._scan()
+        found = self._found.get(clip.id, {})
+        return replace(clip, files={m: Path(found.get(m, (0, f"{clip.id}.mp4"))[1]) for m in MODALITIES})
+
+    def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
+        self._found = None  # files may have come since
+        return super()._prepare(executor, recheck=recheck)
+
+    def _scan(self) -> dict[str, dict[str, Ranked]]:
+        """The files by clip and modality, from one pass over the folder; says how many clips there are."""
+        ids = {clip.id for clip in self.clips}
+        found: dict[str, dict[str, Ranked]] = {}
+        base = check_folder(self.root, "data.root").resolve()
+        for folder, name, is_link in _walk(base, "", _DEPTH):
+            stem, dot, suffix = name.rpartition(".")
+            for id in ids.intersection(_readings(stem)):
+                for modality, suffixes in _SUFFIXES.items():
+                    if (kind := dot + suffix.lower()) in suffixes:
+                        if is_link:
+                            _check_link(base, folder + name)
+                        ranked = (suffixes.index(kind), folder + name)
+                        files = found.setdefault(id, {})
+                        files[modality] = min(ranked, files.get(modality, ranked))
+        listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if c.id in found)
+        parts = ", ".join(f"{split} {present[split]} of {n}" for split, n in listed.items())
+        print(f"{self.name}: {len(found)} of {len(ids)} clips are in {self.root} ({parts})", file=sys.stderr)
+        if not found:
+            example = f"{self.clips[0].id}.mp4"
+            raise UserError(f"data.root {self.root}: no file is named as a clip of {self.csv} is, like {example}")
+        return found
+
+    def _read_labels(self) -> list[str]:
+        """The given ones; none: those in the CSV."""
+        if self._labels is None or isinstance(self._labels, list):
+            labels = self._labels or []
+        else:
+            path = find_file(self._labels, self.root)
+            labels = read_labels(path)
+            if path.suffix == ".csv":
+                labels = sorted(row[0] for row in csv.reader(labels))
+        if len(set(labels)) < len(labels):
+            raise UserError(f"data.labels {self._labels}: names {Counter(labels).most_common(1)[0][0]!r} twice")
+        return labels
+
+    def _default_store(self) -> Path:
+        """One a list: another list's shards would replace this one's."""
+        return Path(f"{super()._default_store()}-{self.csv.stem}")
+
+    def _check_listing(self) -> None:
+        """Nothing is left to check: the reader has checked each line, and `_scan` looks after paths."""
+
+
+def _id(video: str, start: int) -> str:
+    return f"{video}_{start:06d}"
+
+
+def _readings(stem: str) -> Iterator[str]:
+    """The ids of the clips that a file of this name may be; a video's id may itself contain _ and digits."""
+    head, _, last = stem.rpartition("_")
+    if not last.isdecimal():
+        return
+    yield _id(head, int(last))
+    video, _, first = head.rpartition("_")
+    if first.isdecimal() and int(first) < int(last):
+        unit = 1000 if int(last) - int(first) >= 1000 else 1  # no clip lasts 1,000 s, or less than one
+        yield _id(video, int(first) // unit)
+
+
+def _walk(base: Path, folder: str, depth: int) -> Iterator[tuple[str, str, bool]]:
+    """(folder within base, name, whether it is a link) of the files, without a system call for each; hidden ones not.
+
+    The folder is empty or ends with a slash.
+    """
+    try:
+        with os.scandir(base / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    yield folder, entry.name, entry.is_symlink()
+                elif depth and not entry.name.lower().endswith(_SUFFIXES["audio"]):  # not a clip's extracted frames
+                    if entry.is_symlink():
+                        _check_link(base, folder + entry.name)
+                    yield from _walk(base, f"{folder}{entry.name}/", depth - 1)
+    except OSError as error:
+        raise UserError(f"data.root {base / folder}: cannot be read ({error.strerror})") from error
+
+
+def _check_link(base: Path, path: str) -> None:
+    if not (base / path).resolve().is_relative_to(base):
+        raise UserError(f"data.root: {path} is a link that leaves the root folder {base}")
+
+
+def _read_csv(path: Path, labels: Collection[str]) -> list[Row]:
+    """The rows; labels: the allowed ones, or none if all are."""
+    if not path.is_file():
+        raise UserError(f"data.csv {path}: no such file")
+    allowed, seen, rows = set(labels), set(), []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                video, start, label, _ = row = _read_row(where, cells)
+                if allowed and label not in allowed:
+                    raise UserError(f"{where}: label {label!r} is not among the {len(allowed)} of data.labels")
+                if (video, start) in seen:
+                    raise UserError(f"{where}: clip {_id(video, start)!r} is listed twice")
+                seen.add((video, start))
+                rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {reader.line_num}: not a CSV in UTF-8 ({error})") from error
+    if not rows:
+        raise UserError(f"data.csv {path}: no rows")
+    return rows
+
+
+def _read_row(where: str, cells: list[str]) -> Row:
+    match cells:
+        case [video, start, label, split]:
+            pass
+        case [name, label]:
+            (video, _, start), split = name.rpartition(".")[0].rpartition("_"), "test"
+        case _:
+            raise UserError(f"{where}: {len(cells)} cells; allowed: video id, start, label, split; or file, label")
+    if not video.replace("-", "").replace("_", "").isalnum() or not start.isdecimal():
+        raise UserError(f"{where}: {video!r} and {start!r} are not a video id (letters, digits, -, _) and seconds")
+    if split not in ("train", "test") or not label:
+        raise UserError(f"{where}: label {label!r} and split {split!r}; allowed are any label, and train or test")
+    return video, int(start), label, split
