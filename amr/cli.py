@@ -51,6 +51,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         prepare(arguments[1:])
         return 0
+    if arguments and arguments[0] == "benchmark":  # it takes arguments of `fit`, too
+        from amr.benchmark import run as benchmark
+
+        return benchmark(arguments[1:])
 
     parser = _Parser(prog="amr", description=__import__("amr").__doc__)
     parser.add_argument("--version", action="version", version=__version__)
@@ -58,7 +62,9 @@ def _dispatch(arguments: list[str]) -> int:
     for name, text in RUN_COMMANDS.items():
         commands.add_parser(name, help=text)
     commands.add_parser("prepare", help="decode a dataset's clips into its store; resumes where it stopped")
+    commands.add_parser("benchmark", help="train and test methods x seeds, plain and with AMR; resumes")
     _add_compare(commands)
+    _add_dashboard(commands)
     demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
     demo.add_argument("--picture", type=Path, help="also write the curves to this PNG")
@@ -68,6 +74,10 @@ def _dispatch(arguments: list[str]) -> int:
             from amr.compare import run as compare
 
             return compare(options)
+        case "dashboard":
+            from amr.dashboard import run as dashboard
+
+            return dashboard(options)
         case _:
             from amr.demo import run as demo_run
 
@@ -78,3 +88,9 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from amr.compare import add_arguments
 
     add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))
+
+
+def _add_dashboard(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from amr.dashboard import add_arguments
+
+    add_arguments(commands.add_parser("dashboard", help="a W&B workspace and report over a project's runs"))

@@ -36,6 +36,7 @@ NOISE = (  # warnings that no user can act on
     ".*LeafSpec.* is deprecated",  # within Lightning
     "The number of training batches .* is smaller than the logging interval",  # epoch metrics do not depend on it
     "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
+    ".*callbacks used to create the checkpoint need to be provided",  # WandbSetup, where W&B is off
     "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
 )
 
@@ -58,6 +59,8 @@ def run(arguments: Sequence[str]) -> None:
             AmrCLI(arguments)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
+        except wandb.Error as error:  # no API key, no such entity
+            raise UserError(f"--wandb: {error}") from error
         finally:
             _finish_wandb()
 
@@ -125,6 +128,8 @@ class AmrCLI(LightningCLI):
         path = options.get("ckpt_path")
         if path is not None and not (path == "last" and self.config.subcommand == "fit"):
             check_checkpoint(Path(path))
+        if self.config.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID") and options.wandb != "online":
+            raise UserError(f"--wandb={options.wandb}: allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online")
         if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
             raise UserError(f"--project={options.project!r}: allowed are letters, digits and . _ -, 128 at most")
         strategy = options.trainer.strategy
@@ -139,6 +144,7 @@ class AmrCLI(LightningCLI):
         folder = self._folder(options, facts)
         if (folder / "run.json").is_file():  # W&B's run goes on, too
             facts["wandb_id"] = json.loads((folder / "run.json").read_text())["wandb_id"]
+        facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
         if options.get("ckpt_path") == "last":
             init.ckpt_path = _last_checkpoint(folder)
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
@@ -228,11 +234,12 @@ class AmrCLI(LightningCLI):
                     save_dir=folder,
                     offline=options.wandb == "offline",
                     project=options.project,
-                    id=os.environ.get("WANDB_RUN_ID", facts["wandb_id"]),  # a sweep's agent brings its own
+                    id=facts["wandb_id"],
                     resume="allow",
                     group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
                     job_type=self._job_type(facts),
                     tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
+                    mode="offline" if options.wandb == "offline" else None,  # None: WANDB_MODE's, else online
                     settings=wandb.Settings(silent=True, disable_git=True, console="off"),
                 )
             )

@@ -4,15 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from amr.callbacks.dominance import Dominance
 
 
 class WandbSetup(pl.Callback):
     """Defines the metrics' axes and summaries, and files what identifies the run, so that dashboards need no set-up.
 
     Every `train/`, `val/` and `test/` metric is drawn over epochs; the summary keeps the best validation accuracy and
-    mAP and the lowest loss. Without a W&B logger it does nothing.
+    mAP and the lowest loss. What validation finds by class in each epoch is one table, `per_class_epochs`, logged at
+    the end of training; a resumed run's has all epochs. Without a W&B logger it does nothing.
 
     Args:
         facts: Flat facts for the run's config: `method`, `dataset`, `seed`, ...
@@ -22,6 +27,7 @@ class WandbSetup(pl.Callback):
 
     def __init__(self, facts: dict[str, Any], config: dict[str, Any], file: Path | None = None) -> None:
         self.facts, self.config, self.file = facts, config, file
+        self._per_class: dict[int, Tensor] = {}  # a row a class, as in Dominance's sums, by epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the run up."""
@@ -35,6 +41,39 @@ class WandbSetup(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the run up."""
         self._set_up(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the epoch's numbers by class."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Dominance) and "val" in callback._sums:
+                self._per_class[trainer.current_epoch] = callback._sums["val"].cpu().clone()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the table."""
+        labels = self.facts["labels"]
+        rows = [
+            [epoch, labels[label], int(clips), right / clips, *(s / attributed if attributed else None for s in shares)]
+            for epoch, sums in sorted(self._per_class.items())
+            for label, (clips, right, attributed, *shares) in enumerate(sums.tolist())
+            if clips
+        ]
+        if not trainer.is_global_zero or not rows:
+            return
+        columns = ["epoch", "class", "clips", "acc", *(f"dominance/{name}" for name in self.facts["modalities"])]
+        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(rows))  # it would cut 300 classes off after 33 epochs
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("per_class_epochs", columns=columns, data=rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs so far, for a resumed run."""
+        return {"per_class": self._per_class}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        self._per_class = state_dict["per_class"]
 
     def _set_up(self, trainer: pl.Trainer) -> None:
         """Writes to each W&B run, from rank 0."""
