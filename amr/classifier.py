@@ -23,7 +23,23 @@ from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.metrics import split_metrics
 from amr.model import FusionModel
-from amr.regularizers import AMR, Composite, Dropout, ModalityDropout, Regularizer, Step
+from amr.regularizers import (
+    AGM,
+    AMR,
+    GGE,
+    OGM,
+    OGMGE,
+    PMR,
+    UMT,
+    Composite,
+    Dropout,
+    GradientBlending,
+    MMCosine,
+    MMPareto,
+    ModalityDropout,
+    Regularizer,
+    Step,
+)
 
 SPLITS = ("train", "val", "test")
 ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
@@ -69,6 +85,15 @@ class FusionClassifier(pl.LightningModule):
         label_smoothing: Of the main cross-entropy, in [0, 1).
         dropout: Dropout of the fused features.
         modality_dropout: Dropout of whole encodings.
+        umt: Distillation from unimodal teachers.
+        ogm: On-the-fly gradient modulation.
+        ogm_ge: The same with noise that keeps the gradients' spread.
+        gradient_blending: A weighted loss of each modality and of the fused prediction.
+        gge: The fused prediction learns what the dominant modality leaves.
+        pmr: Prototypes that speed the slower modality up.
+        agm: Adaptive gradient modulation.
+        mmpareto: Pareto-combined gradients of unimodal and fused losses.
+        mmcosine: Cosine logits.
         amr: Attribution regularization.
         extra: Further methods, of the user's own.
 
@@ -87,6 +112,15 @@ class FusionClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         dropout: Dropout | None = None,
         modality_dropout: ModalityDropout | None = None,
+        umt: UMT | None = None,
+        ogm: OGM | None = None,
+        ogm_ge: OGMGE | None = None,
+        gradient_blending: GradientBlending | None = None,
+        gge: GGE | None = None,
+        pmr: PMR | None = None,
+        agm: AGM | None = None,
+        mmpareto: MMPareto | None = None,
+        mmcosine: MMCosine | None = None,
         amr: AMR | None = None,
         extra: list[Regularizer] | None = None,
     ) -> None:
@@ -99,8 +133,10 @@ class FusionClassifier(pl.LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
-        methods = [m for m in (dropout, modality_dropout, amr, *(extra or [])) if m is not None]
-        self.regularizers = Composite(methods)
+        balancing = (umt, ogm, ogm_ge, gradient_blending, gge, pmr, agm, mmpareto, mmcosine, amr)
+        self.regularizers = Composite(
+            m for m in (dropout, modality_dropout, *balancing, *(extra or [])) if m is not None
+        )
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))

@@ -23,7 +23,7 @@ def load_model(path: str | Path) -> FusionModel:
             executed, but the classes that the section names are imported.
 
     Returns:
-        The model with the checkpoint's weights.
+        The model with the checkpoint's weights. No random state is touched, so a load does not change what follows it.
 
     Raises:
         UserError: If the file is not such a checkpoint.
@@ -33,6 +33,22 @@ def load_model(path: str | Path) -> FusionModel:
     facts: dict[str, Any] = checkpoint["amr"]
     if not facts.get("model"):
         raise UserError(f"{path}: no model section in it; only the command line (amr fit) writes one")
+    try:
+        model = _build(facts)
+        weights = {
+            key.removeprefix("model."): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith("model.")
+        }
+        check_same_architecture(model.state_dict(), weights)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _build(facts: dict[str, Any]) -> FusionModel:
+    """The model that a checkpoint's facts describe, before it gets its weights."""
     section = {key: facts["model"][key] for key in ARCHITECTURE if facts["model"].get(key) is not None}
     for encoder in section["encoders"].values():  # the checkpoint has the weights
         if "weights" in encoder.get("init_args", {}):
@@ -40,10 +56,6 @@ def load_model(path: str | Path) -> FusionModel:
     parser = OneLineParser()
     parser.add_class_arguments(FusionClassifier, "model")
     config = parser.parse_object({"model": {**section, "num_classes": facts["num_classes"]}})
-    model: FusionModel = parser.instantiate_classes(config).model.model
-    weights = {
-        key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
-    }
-    check_same_architecture(model.state_dict(), weights)
-    model.load_state_dict(weights)
-    return model.eval()
+    with torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
+        model: FusionModel = parser.instantiate_classes(config).model.model
+    return model

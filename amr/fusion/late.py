@@ -38,6 +38,12 @@ class Late(Fusion):
         pooled = pool_all(encodings, self.dims)
         return torch.cat([self.hiddens[name](encoding) for name, encoding in pooled.items()], dim=1)
 
+    def modality_weights(self) -> dict[str, Tensor] | None:
+        """W_m / M, (C, D_m): the head's logits are the mean of the modalities'; None with a hidden layer."""
+        if not all(isinstance(hidden, nn.Identity) for hidden in self.hiddens.values()):
+            return None
+        return {name: layer.get_parameter("weight") / len(self.dims) for name, layer in self.classifiers.items()}
+
     def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each modality's own logits W_m h_m + b_m, (B, C), whose mean is the head's."""
         return self._classify_each(self.fuse(encodings))

@@ -1,0 +1,197 @@
+"""Gradient-Blending: one loss a modality and the fused one, weighted by how well each generalizes."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from amr.distributed import all_reduce_sum
+from amr.errors import UserError
+from amr.model import FusionModel
+from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.heads import UnimodalHeads
+
+Mode = Literal["online", "offline"]
+FUSED = "fused"
+
+
+def blend_weights(generalization_gain: Tensor, overfitting_growth: Tensor) -> Tensor:
+    """Weights of K losses, w_k ∝ G_k / O_k² (Wang et al. 2020).
+
+    They are computed as a softmax of log G − 2 log |O|, so nothing overflows however small O is. A head whose held-out
+    loss did not drop (G <= 0) gets 0. O = 0 is the limit: the heads with O = 0 and G > 0 share all the weight in
+    proportion to their G. If no head's held-out loss dropped, there is nothing to prefer, and the weights are equal.
+
+    Args:
+        generalization_gain: G, drop of each held-out loss, (K,).
+        overfitting_growth: O, growth of each gap between held-out and training loss, (K,); its sign does not matter.
+
+    Returns:
+        Weights >= 0 of shape (K,) that sum to 1.
+
+    Raises:
+        ValueError: If the shapes are not the same (K,), or an entry is not finite.
+    """
+    gain, growth = generalization_gain.detach().double(), overfitting_growth.detach().double()
+    if gain.ndim != 1 or gain.shape != growth.shape or len(gain) == 0:
+        raise ValueError(f"gain and growth: shapes {tuple(gain.shape)}, {tuple(growth.shape)}; needed is one (K,)")
+    if not bool((gain.isfinite() & growth.isfinite()).all()):
+        raise ValueError(f"gain={gain.tolist()}, growth={growth.tolist()}: every entry must be finite")
+    gained = gain > 0
+    if not bool(gained.any()):
+        weights = torch.full_like(gain, 1 / len(gain))
+    else:
+        perfect = gained & (growth == 0)
+        counted = perfect if bool(perfect.any()) else gained
+        penalty = torch.zeros_like(growth) if bool(perfect.any()) else 2 * growth.abs().log()
+        weights = (gain.log() - penalty).masked_fill(~counted, -torch.inf).softmax(0)
+    return weights.to(generalization_gain.dtype if generalization_gain.is_floating_point() else torch.float32)
+
+
+def held_out_rows(ids: Sequence[str], fraction: float) -> list[bool]:
+    """Which clips are held out: a hash of the name, the same on every machine, in every run and epoch."""
+    limit = fraction * 2**64
+    return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < limit for name in ids]
+
+
+class GradientBlending(Regularizer):
+    """Trains Σ_k w_k L_k over one head a modality and the fused one (Wang, Tran, Feiszli 2020).
+
+    A fraction of the training clips, chosen by a hash of their names, is held out of every loss here; its losses are
+    measured in the training pass. Each super-epoch gives the weights of the next: `blend_weights` of how much each
+    head's held-out loss dropped and its gap to the training loss grew. Until then they are equal.
+
+    Args:
+        mode: `online`: estimated at the end of each super-epoch; `offline`: once, at the end of the first, after which
+            the held-out clips are trained on too. Training goes on from there: it does not start again, as the paper's
+            does; for that pass the weights of one run to a second.
+        super_epoch: Epochs a super-epoch, >= 2. The first is measured from the means of its first epoch, the others
+            from those of the last epoch before them.
+        held_out: Fraction of the training clips that is held out, in (0, 1).
+        weights: Constant weights, >= 0, of each modality and `fused`; nothing is held out or estimated then. They are
+            used as they are: those of the paper sum to 1.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+
+    name = "gradient_blending"
+    title = "G-Blend"
+    conflicts = frozenset({"gge"})  # it replaces the main loss, too
+    min_modalities = 2
+
+    def __init__(
+        self,
+        mode: Mode = "online",
+        super_epoch: int = 10,
+        held_out: float = 0.1,
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if mode not in get_args(Mode):
+            raise UserError(f"model.gradient_blending.mode={mode!r}: allowed are {', '.join(get_args(Mode))}")
+        if super_epoch < 2:
+            raise UserError(f"model.gradient_blending.super_epoch={super_epoch}: allowed are integers >= 2")
+        if not 0 < held_out < 1:
+            raise UserError(f"model.gradient_blending.held_out={held_out}: allowed are values in (0, 1)")
+        for head, weight in (weights or {}).items():
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise UserError(f"model.gradient_blending.weights.{head}={weight}: allowed are finite numbers >= 0")
+        self.mode, self.super_epoch, self.held_out, self.constant = mode, super_epoch, held_out, weights
+        self._epochs = 0  # finished ones
+        self._warned = False
+
+    def setup(self, model: FusionModel) -> None:
+        """Makes the heads, and the buffers in which losses are summed."""
+        if FUSED in model.modalities:
+            raise UserError(f"model.gradient_blending: {FUSED!r} is the fused head; give that modality another name")
+        names = (*model.modalities, FUSED)
+        if self.constant is not None and set(self.constant) != set(names):
+            raise UserError(
+                f"model.gradient_blending.weights: names {', '.join(map(repr, self.constant)) or 'none'}; needed are "
+                f"exactly {', '.join(map(repr, names))}"
+            )
+        self.names = names
+        self.heads = UnimodalHeads(model)
+        initial = [1 / len(names) if self.constant is None else self.constant[name] for name in names]
+        self.register_buffer("weights", torch.tensor(initial))
+        # Rows: training and held-out part; columns: heads. All are sums over ranks, and so the same on each.
+        for buffer, value in (("sums", 0.0), ("counts", 0.0), ("reference", torch.nan)):
+            self.register_buffer(buffer, torch.full((2, len(names)), value))
+
+    @property
+    def measuring(self) -> bool:
+        """Whether clips are held out at present."""
+        return self.constant is None and (self.mode == "online" or self._epochs < self.super_epoch)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Each head's weighted mean loss over the trained clips of the global batch; `fused` less the main loss."""
+        logits = {**self.heads(step.encodings), FUSED: step.logits}
+        precise = torch.promote_types(step.logits.dtype, torch.float32)
+        # (B, K); a clip that lacks a modality has no place in that modality's loss
+        each = torch.stack([step.cross_entropy(logits[name].to(precise), "none") for name in self.names], dim=1)
+        every = torch.ones(len(each), dtype=torch.bool, device=each.device)
+        has = torch.stack([(step.present or {}).get(name, every) for name in self.names], dim=1)
+        held = ~every
+        if self.measuring:
+            held = torch.tensor(held_out_rows(step.id, self.held_out), device=each.device)
+        parts = torch.stack([has & ~held.unsqueeze(1), has & held.unsqueeze(1)])  # (2, B, K)
+        masked = [each.masked_fill(~part, 0.0).sum(0) for part in parts]
+        local = torch.stack([*(total.detach() for total in masked), *parts.sum(1).to(each)])
+        # One reduction: sums and counts of the global batch, and how many ranks there are, over which DDP averages.
+        reduced = all_reduce_sum(torch.cat([local.flatten(), local.new_ones(1)]))
+        sums, counts = reduced[:-1].view(2, 2, -1)
+        if self.measuring:
+            self.get_buffer("sums").add_(sums)
+            self.get_buffer("counts").add_(counts)
+        means = masked[0] * reduced[-1] / counts[0].clamp_min(1)
+        terms = dict(zip(self.names, (self.get_buffer("weights") * means).unbind(), strict=True))
+        # The trainer adds these terms to the main loss, which is the fused head's over all clips: take it out again.
+        # Where no clip is held out the two are the same, and a weight of 1 leaves it untouched to the last bit.
+        fused = self.get_buffer("weights")[-1]
+        terms[FUSED] = terms[FUSED] - step.loss if self.measuring else (fused - 1) * step.loss
+        return terms
+
+    def on_epoch_end(self, metrics: Mapping[str, Tensor]) -> None:
+        """Ends the epoch's measurement and, with it, perhaps a super-epoch."""
+        if not self.measuring:
+            return
+        sums, counts, reference = self.get_buffer("sums"), self.get_buffer("counts"), self.get_buffer("reference")
+        means = sums / counts  # NaN without clips
+        self._epochs += 1
+        if self._epochs % self.super_epoch == 0:
+            self._estimate(reference.cpu(), means.cpu())
+        if self._epochs == 1 or self._epochs % self.super_epoch == 0:
+            reference.copy_(means)
+        sums.zero_()
+        counts.zero_()
+
+    def report(self) -> dict[str, float]:
+        """The weights by head, as they are after the epoch."""
+        return dict(zip(self.names, self.get_buffer("weights").tolist(), strict=True))
+
+    def checkpoint_state(self) -> dict[str, object]:
+        """How many epochs have been measured."""
+        return {"epochs": self._epochs}
+
+    def restore_state(self, state: Mapping[str, object]) -> None:
+        """Goes on counting epochs."""
+        self._epochs = cast(int, state["epochs"])
+
+    def _estimate(self, before: Tensor, after: Tensor) -> None:
+        """New weights from the mean losses, (2, K), at both ends of a super-epoch."""
+        gain = before[1] - after[1]
+        growth = (after[1] - after[0]) - (before[1] - before[0])
+        if bool((gain.isfinite() & growth.isfinite()).all()):
+            self.get_buffer("weights").copy_(blend_weights(gain, growth))
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(
+                "gradient_blending: a head's training or held-out part had no clip, or its loss was not finite; the "
+                "weights stay as they are. Is model.gradient_blending.held_out too small for this data?",
+                stacklevel=2,
+            )

@@ -1,0 +1,164 @@
+"""Unimodal teachers: every encoder is drawn to what its modality teaches by itself."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amr.errors import UserError
+from amr.model import FusionModel
+from amr.regularizers.base import Regularizer, Step
+
+
+def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mapping[str, Tensor]) -> Tensor:
+    """Σ_m MSE(e^m, teacher's e^m), each a mean over all its elements (Du et al. 2023).
+
+    Args:
+        encodings: Encoding of each modality, (B, D_m) or (B, T, D_m).
+        teacher_encodings: The teachers', of the same names and shapes; no gradient goes into them.
+
+    Returns:
+        Scalar, in float32 or better.
+
+    Raises:
+        UserError: If names or shapes differ.
+    """
+    if encodings.keys() != teacher_encodings.keys():
+        raise UserError(f"umt: encodings of {_list(encodings)}, but teachers' of {_list(teacher_encodings)}")
+    terms = []
+    for name, encoding in encodings.items():
+        target = teacher_encodings[name].detach()
+        if encoding.shape != target.shape:
+            raise UserError(
+                f"umt: the encoding of {name!r} has shape {tuple(encoding.shape)}, its teacher's {tuple(target.shape)}"
+            )
+        terms.append((_precise(encoding) - _precise(target)).square().mean())
+    return torch.stack(terms).sum()
+
+
+def prediction_loss(
+    logits: Tensor, teacher_logits: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Mean over clips of the mean over their teachers of KL(teacher's prediction ‖ student's), at temperature 1.
+
+    The mean over teachers, not the sum: the student that minimizes it predicts what the teachers do on average, and the
+    term does not grow with their number.
+
+    Args:
+        logits: The student's fused logits, (B, C).
+        teacher_logits: Logits of each teacher, (B, C), by modality; no gradient goes into them.
+        present: Boolean (B,) of the modalities that some clips lack; their teachers have nothing to say there.
+
+    Returns:
+        Scalar >= 0, in float32 or better; clips without any teacher add 0 to the mean over B.
+    """
+    own = _precise(logits).log_softmax(1)
+    total, teachers = own.new_zeros(len(own)), own.new_zeros(len(own))
+    for name, target in teacher_logits.items():
+        log_p = _precise(target.detach()).log_softmax(1)
+        has = (present or {}).get(name, torch.ones_like(total, dtype=torch.bool))
+        divergence = F.kl_div(own, log_p, reduction="none", log_target=True).sum(1)
+        total, teachers = total + divergence.masked_fill(~has, 0.0), teachers + has
+    return (total / teachers.clamp_min(1)).mean()
+
+
+class UMT(Regularizer):
+    """Distils unimodal teachers into the encoders (Du et al. 2023) and, if asked, into the fused prediction.
+
+    Teachers are frozen and in eval mode, always: they are kept out of the module tree, where neither `.train()` nor the
+    optimizer, DDP or the checkpoint finds them. They see the inputs that the student sees.
+
+    Args:
+        teachers: Path of a checkpoint of this project with that modality alone, by modality; `~` is the home folder.
+            A modality without a teacher is left alone.
+        features_weight: Factor of `distillation_loss`, >= 0.
+        predictions_weight: Factor of `prediction_loss`, >= 0.
+
+    Raises:
+        UserError: If there is no teacher or a weight is out of its range.
+    """
+
+    name = "umt"
+    title = "UMT"
+    min_modalities = 2
+
+    def __init__(self, teachers: dict[str, str], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
+        super().__init__()
+        if not teachers:
+            raise UserError("model.umt.teachers={}: needed is the path of a checkpoint for at least one modality")
+        for key, value in (("features_weight", features_weight), ("predictions_weight", predictions_weight)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"model.umt.{key}={value}: allowed are finite numbers >= 0")
+        self.teachers = teachers
+        self.features_weight, self.predictions_weight = features_weight, predictions_weight
+        self._models: dict[str, FusionModel] = {}  # a plain dict: see the class's docstring
+
+    def setup(self, model: FusionModel) -> None:
+        """Loads the teachers, and refuses by name those that do not fit."""
+        for name in self.teachers:
+            if name not in model.modalities:
+                raise UserError(f"model.umt.teachers.{name}: allowed are the modalities {_list(model.modalities)}")
+        self._models = {name: self._load(name, model) for name in self.teachers}
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """`features` and `predictions`, those whose weight is positive."""
+        terms: dict[str, Tensor] = {}
+        if self.features_weight > 0 or self.predictions_weight > 0:
+            encodings, logits = self._teach(step)
+        if self.features_weight > 0:
+            own = {name: step.encodings[name] for name in encodings}
+            terms["features"] = self.features_weight * distillation_loss(own, encodings)
+        if self.predictions_weight > 0:
+            terms["predictions"] = self.predictions_weight * prediction_loss(step.logits, logits, step.present)
+        return terms
+
+    @torch.no_grad()
+    def _teach(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each teacher's encoding, (B, ..., D_m) and zero where the modality is absent, and logits, (B, C)."""
+        like = next(step.model.parameters())
+        encodings, logits = {}, {}
+        for name, teacher in self._models.items():
+            own = next(teacher.parameters())
+            if (own.device, own.dtype) != (like.device, like.dtype):
+                teacher.to(like.device, like.dtype)
+            encoded = teacher.encode(step.inputs, step.present)
+            encodings[name] = encoded[name]
+            if self.predictions_weight > 0:
+                logits[name] = teacher.head(encoded)
+        return encodings, logits
+
+    def _load(self, name: str, model: FusionModel) -> FusionModel:
+        from amr.load import load_model  # which imports the classifier, which imports the methods
+
+        path = Path(self.teachers[name]).expanduser()
+        where = f"model.umt.teachers.{name}: {path}"
+        if not path.is_file():
+            raise UserError(f"{where} does not exist; needed is a checkpoint of a run with {name!r} alone")
+        try:
+            teacher = load_model(path)
+        except UserError as error:
+            reason = str(error).removeprefix("--ckpt_path: ").removeprefix(str(path)).lstrip(": ")
+            raise UserError(f"{where}: {reason}") from error
+        if teacher.modalities != (name,):
+            raise UserError(f"{where} is a model of {_list(teacher.modalities)}; needed is one of {name!r} alone")
+        theirs, ours = teacher.head.num_classes, model.head.num_classes
+        if theirs != ours:
+            raise UserError(f"{where} has {theirs} classes; needed are the data's {ours}")
+        theirs, ours = teacher.head.dims[name], model.head.dims[name]
+        if theirs != ours and self.features_weight > 0:
+            raise UserError(
+                f"{where} has encodings of size {theirs}; needed is the model's {ours}, or features_weight 0"
+            )
+        return teacher.requires_grad_(False).eval()
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 at least: encodings and logits may be bf16 under autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _list(names: Mapping[str, object] | tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names)) or "none"
