@@ -195,7 +195,7 @@ def hidden(dims: Any, classes: int) -> Concat:
 )
 def test_what_every_parameter_gets(options: dict[str, Any], data: dict[str, Any], flags: dict[str, Any]) -> None:
     model, probe = probed(**options)
-    trainer = fit(model, Toy(**data), max_epochs=1, **flags)
+    trainer = fit(model, Toy(**data), **flags)
     signs: dict[str, list[bool]] = {}
     for batches, gradients, head_gradients in probe.seen:
         loss = torch.stack([F.cross_entropy(b[0](b[2], b[4]), b[3]) for b in batches]).mean()
@@ -216,7 +216,8 @@ def test_what_every_parameter_gets(options: dict[str, Any], data: dict[str, Any]
     assert {True, False} == {sign for each in signs.values() for sign in each}
     for name, each in signs.items():
         logged = trainer.callback_metrics[f"train/mmpareto/conflict/{name}"].item()
-        assert logged == pytest.approx(sum(each) / len(each))
+        last = each[len(each) // 2 :]  # the second epoch's
+        assert logged == pytest.approx(sum(last) / len(last))
 
 
 @pytest.mark.parametrize("flags", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}])
