@@ -64,7 +64,7 @@ def test_every_method_trains_is_tested_and_goes_on(
     assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(METHODS, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(METHODS, 2)), ids="+".join)
 def test_every_pair_trains_or_is_refused_by_name(
     pair: tuple[str, str],
     tiny: list[str],

@@ -91,7 +91,7 @@ class PMR(Regularizer):
     modality.
 
     Args:
-        alpha: Factor of the prototypical cross-entropy, >= 0.
+        alpha: Factor of the prototypical cross-entropy, >= 0; 0 only measures, unless there is an entropy term.
         momentum: Weight of the former prototypes, in [0, 1).
         start_epoch: First epoch in which it acts; prototypes are kept from the first on.
         end_epoch: First epoch in which it acts no more; None for never.
@@ -146,9 +146,8 @@ class PMR(Regularizer):
         self.register_buffer("tally", torch.zeros(2 * modalities + 1))
 
     def active(self, epoch: int) -> bool:
-        """Whether a term may act in this epoch."""
-        weighs = self.alpha > 0 or self._entropic(epoch)
-        return weighs and self.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
+        """Whether the method acts in this epoch, once there are prototypes."""
+        return self.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The prototypical cross-entropy of what lags and, early on, the entropy of what leads."""
@@ -176,7 +175,7 @@ class PMR(Regularizer):
             # Over this rank's part of the global count: the ranks' mean is the mean over the global batch's clips.
             share = torch.where(counts > 0, counts / ranks, 1.0)
             terms = {"prototype": self.alpha * (slow * torch.where(rows, errors, 0.0).sum(1) / share).sum()}
-            if self._entropic(step.epoch):
+            if step.epoch < self.entropy_epochs:
                 entropies = torch.stack([prototype_entropy(z, c, known) for z, c, known in views])
                 fast = (imbalance_ratios(scores) - 1).clamp(0, 1)  # of the other modality, where there are two
                 kept = (fast * torch.where(rows, entropies, 0.0).sum(1) / share).sum()
@@ -201,10 +200,6 @@ class PMR(Regularizer):
     def report(self) -> dict[str, float]:
         """The epoch's mean strength and score of each modality; nothing of an epoch in which it did not act."""
         return self._report
-
-    def _entropic(self, epoch: int) -> bool:
-        """Whether the entropy term acts in this epoch, if any does."""
-        return self.entropy_weight > 0 and epoch < self.entropy_epochs
 
     def _accumulate(self, encodings: Sequence[Tensor], label: Tensor, has: Tensor) -> None:
         """Adds the global batch's encodings, (B, D_m) each, to their classes' sums; `has` is boolean, (M, B)."""

@@ -391,7 +391,8 @@ def test_resuming_equals_going_on(tmp_path: Path, mode: Any) -> None:
         return {**weights(model), **{k: v.clone() for k, v in blending.state_dict().items()}}
 
     whole = run(seed=0)
-    for name in ("end-epoch=0", "end-epoch=1", "mid-step=3", "mid-step=6", "mid-step=9", "val-epoch=1"):
+    names = ["end-epoch=0", "mid-step=6", "mid-step=9"]
+    for name in names if mode == "offline" else [*names, "end-epoch=1", "mid-step=3", "val-epoch=1"]:
         resumed = run(seed=1, ckpt=tmp_path / f"{name}.ckpt")
         assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], name
 

@@ -448,7 +448,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     return folder

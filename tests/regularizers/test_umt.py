@@ -168,27 +168,29 @@ def test_the_step_is_down_the_whole_loss(
     umt = UMT(given, features_weight=0.6, predictions_weight=0.4)
     model = build(fusion=fusion, encoder=encoder, modalities=modalities, extra=[umt, probe], optimizer=one)
     data = Toy(modalities=MODALITIES[:modalities], lacking=lacking)
-    fit(model, data, max_epochs=1, limit_train_batches=1)
+    logged = fit(model, data, max_epochs=1, limit_train_batches=1).callback_metrics
     step, before = probe.steps[0], probe.models[0]
     batch = len(step.label)
     encodings = before.encode(step.inputs, step.present)
     logits = before.head(encodings)
     loss = nn.functional.cross_entropy(logits, step.label)
-    divergence, seen = torch.zeros(batch), torch.zeros(batch)
+    features, divergence, seen = torch.tensor(0.0), torch.zeros(batch), torch.zeros(batch)
     for name, path in given.items():
         state = torch.load(path, weights_only=True)["state_dict"]
         has = (step.present or {}).get(name, torch.ones(batch, dtype=torch.bool)).float().unsqueeze(1)
         net = [state[f"model.encoders.{name}.net.0.{part}"] for part in ("weight", "bias")]
         target = has * torch.tanh(step.inputs[name] @ net[0].T + net[1])
-        loss = loss + 0.6 * ((encodings[name] - target) ** 2).sum() / target.numel()
+        features = features + 0.6 * ((encodings[name] - target) ** 2).sum() / target.numel()
         taught = target @ state["model.head.classifier.weight"].T + state["model.head.classifier.bias"]
         p, q = taught.softmax(1), logits.softmax(1)
         divergence, seen = divergence + has[:, 0] * (p * (p / q).log()).sum(1), seen + has[:, 0]
-    loss = loss + 0.4 * (divergence / seen).mean()
+    predictions = 0.4 * (divergence / seen).mean()
+    assert logged["train/loss/umt/features"].item() == pytest.approx(features.item(), rel=1e-5)
+    assert logged["train/loss/umt/predictions"].item() == pytest.approx(predictions.item(), rel=1e-5)
     if lacking:
         assert step.present is not None
         assert 0 < step.present["video"].sum() < batch
-    gradients = torch.autograd.grad(loss, list(before.parameters()))
+    gradients = torch.autograd.grad(loss + features + predictions, list(before.parameters()))
     after = weights(model)
     for (key, parameter), gradient in zip(before.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(after[key], parameter.detach() - gradient, rtol=0, atol=2e-6, msg=key)
@@ -203,7 +205,7 @@ def test_the_student_comes_closer_to_its_teachers(given: str, teachers: dict[str
     def distance(**options: float) -> float:
         umt = UMT(pair(teachers), **options)
         model = build(extra=[umt])
-        fit(model, max_epochs=8)
+        fit(model, max_epochs=5)
         inputs = Toy().inputs
         with torch.no_grad():
             taught = {name: teacher.encode(inputs) for name, teacher in umt._models.items()}
