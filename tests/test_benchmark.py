@@ -295,7 +295,7 @@ def test_what_is_refused_before_anything_is_made(command: list[str], tmp_path: P
     check_refused(capsys, [*command, "--seeds", "-1"], "amr: --seeds: -1: allowed are 0 to")
     check_refused(capsys, [*command, "--data", "nowhere.yaml"], "amr: --data: nowhere.yaml: no such file")
     check_refused(capsys, [*command, "--only", "agm"], "amr: --only: no row 'agm'; allowed are audio, naive, naive+amr")
-    check_refused(capsys, [*command, "--project", "a/b"], "--project='a/b': allowed are letters")
+    check_refused(capsys, [*command, "--wandb", "offline", "--project", "a/b"], "--project='a/b': allowed are letters")
     (tmp_path / "amr.yaml").write_text("model: {amr: {wait: 1.0}}")
     check_refused(capsys, command, "naive+amr: ")
     assert not (tmp_path / "out").exists()
@@ -332,9 +332,11 @@ def test_a_grid_that_was_killed_ends_as_an_uninterrupted_one(command: list[str],
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with (tmp_path / "log").open("w") as log:
         grid = subprocess.Popen([sys.executable, str(REPOSITORY / "train.py"), *command], env=environment, stderr=log)
-    wait_for(lambda: list(out.glob("runs/naive+amr-*/checkpoints/last.ckpt")) or grid.poll() is not None)
-    grid.kill()
-    grid.wait()
+    try:
+        wait_for(lambda: list(out.glob("runs/naive+amr-*/checkpoints/last.ckpt")) or grid.poll() is not None)
+    finally:
+        grid.kill()
+        grid.wait()
     assert [json.loads(file.read_text())["row"] for file in out.glob("cells/*.json")] == ["naive"]
 
     def checkpoints(row: str) -> dict[str, tuple[int, int]]:

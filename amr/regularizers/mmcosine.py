@@ -19,8 +19,9 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     length, or by a small number, would give the encoder behind it an infinite or huge one.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    largest = x.detach().abs().amax(-1, keepdim=True)  # the direction does not depend on it, and squares may under-
-    zero = largest <= eps  # or overflow without
+    # Divide the largest entry out before squaring, which would under- or overflow; the direction does not depend on it.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest <= eps
     x = x / largest.masked_fill(zero, 1.0)
     return x * x.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).rsqrt()
 

@@ -468,7 +468,7 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None
     (tmp_path / "ddp.py").write_text(DDP)
     command = [sys.executable, str(tmp_path / "ddp.py"), "2", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for case, (options, lacking) in CASES.items():
         ranks = [torch.load(tmp_path / f"{case}-2-{rank}.pt", weights_only=True) for rank in range(2)]

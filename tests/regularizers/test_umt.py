@@ -205,7 +205,7 @@ def test_the_student_comes_closer_to_its_teachers(given: str, teachers: dict[str
     def distance(**options: float) -> float:
         umt = UMT(pair(teachers), **options)
         model = build(extra=[umt])
-        fit(model, max_epochs=5)
+        fit(model, max_epochs=8)
         inputs = Toy().inputs
         with torch.no_grad():
             taught = {name: teacher.encode(inputs) for name, teacher in umt._models.items()}
@@ -434,7 +434,7 @@ def launch(script: str, worlds: Sequence[str], folder: Path, *arguments: str) ->
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     for world in worlds:
         command = [sys.executable, str(folder / "ddp.py"), world, str(folder), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
 
 
