@@ -114,7 +114,7 @@ def test_compare_reads_what_fit_wrote(runs: Path, tmp_path: Path, capsys: pytest
     page, picture = tmp_path / "page.html", tmp_path / "picture.png"
     assert main(["compare", str(runs), "--out", str(page), "--picture", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert "naive" in out
+    assert "Naive fusion" in out
     assert "validation" in out  # only one of the two has been tested
     assert "audio dominance" in out
     assert "<table" in page.read_text()
@@ -275,7 +275,7 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.fuzion", "Sum"], "model.fuzion: unknown key; allowed are model.amr, model.dropout"),
+        (["--model.fuzion", "Sum"], "model.fuzion: unknown key; allowed are model.agm, model.amr"),
         (["--model.amr.wait", "1"], "model.amr: unknown key 'wait', allowed are ratio, weight, lr"),
         (["--model.amr.weight", "-1"], "model.amr.weight=-1.0: allowed are finite numbers >= 0"),
         (["--model.amr.weight", "much"], "model.amr"),
