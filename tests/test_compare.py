@@ -177,7 +177,11 @@ def test_validating_or_testing_later_does_not_touch_the_epochs(tmp_path: Path) -
 
 def test_settings_are_flat_and_without_the_run_itself(tmp_path: Path) -> None:
     config = {
-        "model": {"amr": {"weight": 0.5, "ratio": [1, 2]}, "umt": None},
+        "model": {
+            "amr": {"weight": 0.5, "ratio": [1, 2]},
+            "ogm": None,
+            "umt": {"init_args": {"teachers": {"audio": "runs/audio-s3/checkpoints/best.ckpt"}}},
+        },
         "data": {"root": "clips/r"},
         "trainer": {"default_root_dir": "runs/r", "callbacks": [{"name": "r"}]},
         "ckpt_path": "runs/r/checkpoints/last.ckpt",
