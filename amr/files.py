@@ -1,0 +1,55 @@
+"""Files that are there whole or not at all, whatever ends the process that writes them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from amr.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when the block ends: a reader sees the old one or the new one.
+
+    It lies beside the target, on the same file system, and is synced before it is renamed. It is removed if the block
+    fails, for a disk that is full shall not stay so.
+
+    Raises:
+        UserError: The place cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; allowed: a writable place with room for it") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one step; its folder is made.
+
+    Raises:
+        UserError: The place cannot be written, or the disk is full.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, in UTF-8 and with its line ends as they are, in one step; its folder is made.
+
+    Raises:
+        UserError: The place cannot be written, or the disk is full.
+    """
+    write_bytes(path, text.encode())
