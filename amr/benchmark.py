@@ -30,8 +30,8 @@ from statistics import fmean, median
 from typing import Any
 
 from amr.compare import read_run, table_text, write_report, write_results
-from amr.compare.page import write_file
 from amr.errors import UserError
+from amr.files import write_text
 
 KEYS = ("base", "unimodal", "methods", "amr", "teachers")
 WITH_AMR = "+amr"
@@ -477,10 +477,10 @@ class Grid:
         """Writes the table and the facts of what is finished, and the page if asked."""
         runs = [read_run(self.folder(cell)) for cell in self.cells if cell in self.records]
         write_results(runs, self.out / "results.parquet")
-        write_file(self.out / "table.md", f"{table_text(runs)}\n".encode())
+        write_text(self.out / "table.md", f"{table_text(runs)}\n")
         if page:
             write_report(runs, self.out / "report.html", self.command)
-        write_file(self.out / "grid.json", f"{json.dumps(self.facts(), indent=1)}\n".encode())
+        write_text(self.out / "grid.json", f"{json.dumps(self.facts(), indent=1)}\n")
 
     def facts(self) -> dict[str, Any]:
         """The machine, the time that the grid took, and what it was made with."""
@@ -671,7 +671,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
                 "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "versions": {name: version(name) for name in ("amr", "torch", "pytorch-lightning")},
             }
-            write_file(Path(task["record"]), f"{json.dumps(record, indent=1)}\n".encode())
+            write_text(Path(task["record"]), f"{json.dumps(record, indent=1)}\n")
     return status
 
 

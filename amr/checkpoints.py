@@ -1,6 +1,6 @@
 """Checkpoint files: written whole or not at all, and refused by name where they are not ours."""
 
-import os
+import glob
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from amr.errors import UserError
+from amr.files import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,15 +21,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Saves a checkpoint at a local path."""
+        """Saves a checkpoint at a local path.
+
+        Raises:
+            UserError: If it cannot be written, as on a full disk; the one that was there stays.
+        """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        with temporary.open("wb") as file:
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # by a killed process; they are large
+            left.unlink(missing_ok=True)
+        with replacing(target) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
 
 def check_checkpoint(path: Path) -> None:

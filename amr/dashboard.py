@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amr.errors import UserError
+from amr.files import write_text
 
 GROUP = "Group"  # dataset/fusion/method, as amr.runs names it: W&B averages the seeds of one method
 EPOCH = "epoch"
@@ -53,11 +54,7 @@ def run(options: argparse.Namespace) -> int:
     except (wandb.Error, ValueError) as error:
         raise UserError(f"dashboard: W&B refused: {error}") from error
     out = options.out or Path("dashboard.json")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(specification(options), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
+    write_text(out, json.dumps(specification(options), indent=1) + "\n")
     why = "" if options.out else "no W&B account here (wandb login, or WANDB_API_KEY): "
     print(f"{why}wrote the specification of the workspace and the report to {out}; nothing was sent")
     return 0

@@ -4,6 +4,7 @@ runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/versio
 checkpoints/{best,last}.ckpt, per_class.csv, and wandb/.
 """
 
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.errors import UserError
+from amr.files import write_text
 from amr.parser import OneLineParser
 
 NOISE = (  # warnings that no user can act on
@@ -61,6 +63,12 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(str(error)) from error
         except wandb.Error as error:  # no API key, no such entity
             raise UserError(f"--wandb: {error}") from error
+        except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
+            ) from error
         finally:
             _finish_wandb()
 
@@ -262,11 +270,8 @@ class RunRecord(Callback):
         """Writes both files from rank 0; going on with a run brings them up to date."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("config.yaml", self.config), ("run.json", json.dumps(self.facts, indent=1) + "\n")):
-            temporary = self.folder / f"{name}.tmp"
-            temporary.write_text(text)
-            temporary.replace(self.folder / name)
+        write_text(self.folder / "config.yaml", self.config)
+        write_text(self.folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Each modality's share in the decisions of a split, every epoch."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.classifier import FusionClassifier, StepOutput
 from amr.distributed import all_reduce_sum
+from amr.files import write_text
 from amr.model import complete_rows
 
 
@@ -143,11 +145,9 @@ class Dominance(pl.Callback):
         if self.table is not None and rows:
             fresh = {row[0] for row in rows}
             kept = [row for row in _read_rows(self.table, columns) if row[0] not in fresh]  # fit's, when test writes
-            self.table.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.table.with_suffix(".tmp")
-            with temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([columns, *sorted([*kept, *rows], key=lambda row: row[0] == "test")])
-            temporary.replace(self.table)
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([columns, *sorted([*kept, *rows], key=lambda row: row[0] == "test")])
+            write_text(self.table, text.getvalue())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and rows:
                 logger.log_table("per_class", columns=columns, data=rows)

@@ -1,6 +1,7 @@
 """Predictions of a checkpoint as a parquet file."""
 
 import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
+from amr.files import replacing
 
 
 class PredictionWriter(pl.Callback):
@@ -23,11 +25,8 @@ class PredictionWriter(pl.Callback):
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self._file = ExitStack()
         self._writer: pq.ParquetWriter | None = None
-
-    @property
-    def _temporary(self) -> Path:
-        return self.out.with_name(self.out.name + ".tmp")
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses more than one process, whose parts would interleave."""
@@ -35,7 +34,6 @@ class PredictionWriter(pl.Callback):
             raise UserError(f"trainer.devices: predict writes one file from one device, not {trainer.world_size}")
         if self.out.is_dir():
             raise UserError(f"--out: {self.out} is a folder; a file is needed")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -61,7 +59,8 @@ class PredictionWriter(pl.Callback):
         table = pa.table(columns)
         if self._writer is None:
             metadata = {b"labels": json.dumps(names).encode()}
-            self._writer = pq.ParquetWriter(self._temporary, table.schema.with_metadata(metadata))
+            file = self._file.enter_context(replacing(self.out))
+            self._writer = pq.ParquetWriter(file, table.schema.with_metadata(metadata))
         self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,5 +68,13 @@ class PredictionWriter(pl.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            self._temporary.replace(self.out)
+            self._file.close()
             print(f"predictions: {self.out}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leaves no half a file."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer = None
+        self._file.__exit__(type(exception), exception, exception.__traceback__)

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amr.compare.figures import Plot, image, plot_curves, plot_summary
-from amr.compare.page import check_target, write_file, write_report
+from amr.compare.page import check_target, write_report
 from amr.compare.results import read_results, write_results
 from amr.compare.runs import Run
 from amr.compare.sources import find_runs, read_run, read_runs
 from amr.compare.table import Row, Stat, choose_source, incomplete, summarise, table_markdown, table_text
+from amr.files import write_bytes
 
 __all__ = [
     "Plot",
@@ -65,7 +66,7 @@ def compare(paths: Iterable[str | Path], out: str | Path, picture: str | Path | 
     extra = [] if picture is None else ["--picture", str(picture)]
     write_report(runs, out, shlex.join(["amr", "compare", *map(str, paths), "--out", str(out), *extra]))
     if picture is not None:
-        write_file(Path(picture), image(plot_summary(runs), "png"))
+        write_bytes(Path(picture), image(plot_summary(runs), "png"))
     return table_text(runs)
 
 

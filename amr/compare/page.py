@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from amr.compare.table import (
     union_of_modalities,
 )
 from amr.errors import UserError
+from amr.files import write_text
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 CSS = """
@@ -87,7 +86,7 @@ def write_report(runs: Sequence[Run], out: str | Path, command: str | None = Non
     if command is None:
         command = shlex.join(["amr", "compare", *(str(run.path) for run in runs), "--out", str(out)])
     check_target(out, ".html")
-    write_file(out, _page(runs, printable(command)).encode())
+    write_text(out, _page(runs, printable(command)))
 
 
 def _page(runs: Sequence[Run], command: str) -> str:
@@ -294,20 +293,3 @@ def check_target(path: Path, suffix: str) -> None:
     """
     if path.suffix.lower() != suffix or path.is_dir():
         raise UserError(f"{printable(str(path))}: not a file to write; allowed: a name ending in {suffix}")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file in one step: a reader sees the old one or the new one.
-
-    Raises:
-        UserError: The place cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UserError(f"{printable(str(path))}: {error.strerror}; allowed: a writable place") from None

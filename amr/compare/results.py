@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amr.compare.page import check_target, write_file
+from amr.compare.page import check_target
 from amr.compare.runs import BLANK, Run, bad, check_facts, one_nan, printable
 from amr.compare.table import choose_source
+from amr.files import write_bytes
 
 NESTED = {"curves": (2, float), "test": (1, float), "per_class": (3, float), "settings": (1, str)}  # depth, leaves
 NEEDED = ("dataset", "fusion", "method", "title", "seed", "modalities", "labels", "run", *NESTED)
@@ -64,7 +65,7 @@ def write_results(runs: Sequence[Run], path: str | Path) -> None:
     table = pa.Table.from_pylist(rows, pa.schema(list(schema.items())))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    write_file(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_results(path: str | Path) -> list[Run]:
