@@ -29,6 +29,7 @@ from amr.callbacks import BestCheckpoint, Dominance, LastCheckpoint, PredictionW
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
+from amr.datamodules.work import dask_cluster
 from amr.errors import UserError
 from amr.files import write_text
 from amr.parser import OneLineParser
@@ -76,6 +77,8 @@ def run(arguments: Sequence[str]) -> None:
 def prepare(arguments: Sequence[str]) -> None:
     """Decodes a dataset's clips into its store: `--config configs/data/....yaml`, or `--data CLASS --data.root ...`.
 
+    `--scheduler` has a Dask cluster do it; `--verify` decodes nothing and rereads the store's checksums.
+
     Args:
         arguments: The command's arguments.
 
@@ -85,9 +88,17 @@ def prepare(arguments: Sequence[str]) -> None:
     parser = OneLineParser(prog="amr prepare", description="Decodes a dataset's clips into its store.")
     parser.add_argument("--config", action="config", help="a configuration with a `data` section")
     parser.add_subclass_arguments(ClipDataModule, "data", required=True)
+    parser.add_argument(
+        "--scheduler", type=str | None, help="a Dask scheduler's address or JSON file; its workers do it"
+    )
+    parser.add_argument("--verify", action="store_true", help="only reread the store and compare its checksums")
     config = parser.parse_args(list(arguments))
     datamodule: ClipDataModule = parser.instantiate_classes(config).data
-    datamodule.prepare()
+    if config.verify:
+        datamodule.verify()
+        return
+    with dask_cluster(config.scheduler) as executor:
+        datamodule.prepare(executor)
 
 
 class AmrCLI(LightningCLI):
