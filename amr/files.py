@@ -10,28 +10,44 @@ from amr.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends: a reader sees the old one or the new one.
 
     It lies beside the target, on the same file system, and is synced before it is renamed. It is removed if the block
     fails, for a disk that is full shall not stay so.
 
     Raises:
-        UserError: The place cannot be written, or the disk is full.
+        OSError: The place cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `atomically`, for files whose failure is to be told to the user; the folder is made.
+
+    Raises:
+        UserError: The place cannot be written, or the disk is full.
+    """
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with atomically(path) as file:
+            yield file
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; allowed: a writable place with room for it") from error
 

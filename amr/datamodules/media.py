@@ -29,7 +29,7 @@ _STILLNESS = 4  # of 255, in a 16 x 16 thumbnail: re-encoded pictures reach it, 
 STILL = "still frames"  # the one reason that does not make a modality unusable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: there may be hundreds of thousands
 class Clip:
     """One row of a listing.
 

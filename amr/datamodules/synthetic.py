@@ -11,8 +11,9 @@ from typing import Any
 
 from amr.datamodules.base import ClipDataModule, stable_order
 from amr.datamodules.media import MODALITIES, Clip
-from amr.datamodules.prepare import PrepareReport, Progress, run_tasks
+from amr.datamodules.prepare import PrepareReport
 from amr.datamodules.synthesis import Evidence, Recipe, write_clips
+from amr.datamodules.work import Progress, run_tasks
 from amr.errors import UserError
 
 _BATCH = 20  # clips a task

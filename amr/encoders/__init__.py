@@ -4,7 +4,10 @@ from amr.encoders.base import Encoder
 from amr.encoders.cnn import SmallCNN, SmallFrameCNN
 from amr.encoders.mlp import MLPEncoder
 from amr.encoders.resnet import ResNetEncoder
+from amr.encoders.spectrogram_transformer import SpectrogramTransformer
 from amr.encoders.video3d import Video3DEncoder
+from amr.encoders.video_transformer import VideoTransformerEncoder
+from amr.encoders.waveform import WaveformEncoder
 from amr.encoders.weights import load_weights
 
 __all__ = [
@@ -13,6 +16,9 @@ __all__ = [
     "ResNetEncoder",
     "SmallCNN",
     "SmallFrameCNN",
+    "SpectrogramTransformer",
     "Video3DEncoder",
+    "VideoTransformerEncoder",
+    "WaveformEncoder",
     "load_weights",
 ]

@@ -1,26 +1,40 @@
-"""Spatio-temporal ResNets for frame sequences."""
+"""Spatio-temporal convolutional nets for frame sequences."""
 
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.video import R2Plus1D_18_Weights, R3D_18_Weights, r2plus1d_18, r3d_18
+from torchvision.models.video import (
+    MC3_18_Weights,
+    R2Plus1D_18_Weights,
+    R3D_18_Weights,
+    mc3_18,
+    r2plus1d_18,
+    r3d_18,
+)
 
 from amr.encoders.base import Encoder, check_image
 from amr.encoders.weights import load_weights
 from amr.errors import UserError
 
-_ARCHS = {"r3d_18": (r3d_18, R3D_18_Weights), "r2plus1d_18": (r2plus1d_18, R2Plus1D_18_Weights)}
+_ARCHS = {
+    "r3d_18": (r3d_18, R3D_18_Weights),
+    "mc3_18": (mc3_18, MC3_18_Weights),
+    "r2plus1d_18": (r2plus1d_18, R2Plus1D_18_Weights),
+}
 
 
 class Video3DEncoder(Encoder):
     """A torchvision 3-D ResNet-18 up to its global average pool (Tran et al. 2018).
 
-    Input is N RGB frames a clip, (B, N, 3, H, W); the encoding has shape (B, 512).
+    Input is N RGB frames a clip, (B, N, 3, H, W); the encoding has shape (B, 512), or (B, T, 512) without `pool`, where
+    T is N / 8 rounded up, and N for mc3_18.
 
     Args:
-        arch: "r3d_18", or "r2plus1d_18", which factorizes each convolution into space and time.
+        arch: "r3d_18"; "mc3_18", which convolves over time up to its first stage only; or "r2plus1d_18", which
+            factorizes each convolution into space and time.
         weights: None for torchvision's random initialization, else a local file or a name such as
             "R2Plus1D_18_Weights.KINETICS400_V1".
+        pool: Average over time and space. False averages over space only, which gives a token a step in time.
 
     Raises:
         UserError: An option has a value that is not allowed, or the weights do not fit.
@@ -28,18 +42,29 @@ class Video3DEncoder(Encoder):
 
     out_dim = 512
 
-    def __init__(self, arch: Literal["r3d_18", "r2plus1d_18"] = "r2plus1d_18", weights: str | None = None) -> None:
+    def __init__(
+        self,
+        arch: Literal["r3d_18", "mc3_18", "r2plus1d_18"] = "r2plus1d_18",
+        weights: str | None = None,
+        pool: bool = True,
+    ) -> None:
         super().__init__()
         if arch not in _ARCHS:
             raise UserError(f"Video3DEncoder: arch must be one of {', '.join(_ARCHS)}, got {arch!r}")
         build, named = _ARCHS[arch]
+        self.pool = pool
         self.resnet = build()
         self.resnet.fc = nn.Identity()
         if weights is not None:
             load_weights(self.resnet, weights, named)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodes frames (B, N, 3, H, W) to (B, 512)."""
+        """Encodes frames (B, N, 3, H, W) to (B, 512) or (B, T, 512)."""
         check_image(self, x, in_channels=3, ndims=(5,))
-        encoding: Tensor = self.resnet(x.transpose(1, 2))
-        return encoding
+        x = x.transpose(1, 2)
+        if self.pool:
+            encoding: Tensor = self.resnet(x)
+            return encoding
+        net = self.resnet
+        features: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(x)))))  # (B, 512, T, h, w)
+        return features.mean(dim=(3, 4)).transpose(1, 2)

@@ -1,6 +1,7 @@
-"""Initial weights for an encoder: a local file, or one of torchvision's by name."""
+"""Initial weights for an encoder: a local file, or one of torchvision's or torchaudio's by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,8 +12,19 @@ from torchvision.models._api import WeightsEnum  # the public name is not re-exp
 
 from amr.errors import UserError
 
+State = Mapping[str, Tensor]
+"""A state dict."""
+Named = type[WeightsEnum] | Mapping[str, Callable[[], State]]
+"""Weights with a name: torchvision's enum, or functions that download them."""
 
-def load_weights(module: nn.Module, weights: str, named: type[WeightsEnum], ignore: str = "fc.") -> None:
+
+def load_weights(
+    module: nn.Module,
+    weights: str,
+    named: Named,
+    ignore: str = "fc.",
+    convert: Callable[[State], State] = lambda state: state,
+) -> None:
     """Loads weights into `module`, all of them or none.
 
     A convolution that takes one channel where the weights take three gets their sum over the three, which is the
@@ -21,14 +33,16 @@ def load_weights(module: nn.Module, weights: str, named: type[WeightsEnum], igno
     Args:
         module: The network, without its classifier.
         weights: Path of a file written by `torch.save` (a state dict, or a dict that has one at "state_dict"), or the
-            name of a member of `named`, which torchvision downloads once.
-        named: The torchvision weights that fit `module`.
+            name in `named`, which the library downloads once.
+        named: The library's weights that fit `module`.
         ignore: Prefix of the keys to leave out: the classifier's.
+        convert: From the keys and shapes of the file or the library to those of `module`, where they differ.
 
     Raises:
-        UserError: `weights` is neither, the file holds no state dict, or keys or shapes do not fit.
+        UserError: `weights` is neither, the file holds no state dict, keys or shapes do not fit, or there is no
+            network to download them.
     """
-    state = {key: value for key, value in _read(weights, named).items() if not key.startswith(ignore)}
+    state = dict(convert({key: value for key, value in _read(weights, named).items() if not key.startswith(ignore)}))
     own = module.state_dict()
     for key in own.keys() & state.keys():
         if own[key].ndim > 2 and own[key].shape[1] == 1 and state[key].ndim > 2 and state[key].shape[1] == 3:
@@ -56,11 +70,10 @@ def find_weights(name: str, named: type[WeightsEnum]) -> WeightsEnum:
     return members[name]
 
 
-def _read(weights: str, named: type[WeightsEnum]) -> Mapping[str, Tensor]:
+def _read(weights: str, named: Named) -> State:
     path = Path(weights).expanduser()
     if not path.is_file():
-        downloaded: Mapping[str, Tensor] = find_weights(weights, named).get_state_dict(progress=True, check_hash=True)
-        return downloaded
+        return _download(weights, named)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -72,6 +85,21 @@ def _read(weights: str, named: type[WeightsEnum]) -> Mapping[str, Tensor]:
     ):
         raise UserError(f'weights: {weights} must hold a state dict, or a dict with one at "state_dict"')
     return state
+
+
+def _download(name: str, named: Named) -> State:
+    if not isinstance(named, Mapping):
+        download: Callable[[], State] = partial(
+            find_weights(name, named).get_state_dict, progress=True, check_hash=True
+        )
+    elif name in named:
+        download = named[name]
+    else:
+        raise UserError(f"weights: {name!r} is neither a file nor one of {', '.join(named)}")
+    try:
+        return download()
+    except OSError as error:  # urllib's errors are among these
+        raise UserError(f"weights: cannot download {name} ({error}); a local file can be named instead") from error
 
 
 def _first(keys: list[str], count: int = 3) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 from amr.datamodules import Clips
 from amr.datamodules.media import Clip, DecodeOptions, decode
-from amr.datamodules.prepare import PrepareReport, prepare, run_tasks
+from amr.datamodules.prepare import PrepareReport, prepare
 from amr.datamodules.store import ClipStore
+from amr.datamodules.work import run_tasks
 from amr.errors import UserError
 
 from .conftest import write_clip
@@ -137,11 +138,11 @@ def test_killed_run_is_carried_on(clip_folder: Path, tmp_path: Path) -> None:
     process.wait()
     before = stamps(store)
     assert 2 <= len(before) < 6
-    (store / "shard-00005.arrow.1.tmp").write_bytes(b"half")
+    (store / ".shard-00005.arrow.1.tmp").write_bytes(b"half")
     assert run(clip_folder, store).decoded == 23 - 4 * len(before)
     assert {name: stamps(store)[name] for name in before} == before
     assert contents(store) == contents(tmp_path / "whole")
-    assert not list(store.glob("*.tmp"))
+    assert not [path for path in store.iterdir() if path.suffix in (".tmp", ".journal")]
 
 
 def test_dead_worker_is_explained() -> None:
@@ -152,7 +153,7 @@ def test_dead_worker_is_explained() -> None:
 def test_workers_do_not_outlive_a_killed_run() -> None:
     code = (
         "import os, time\n"
-        "from amr.datamodules.prepare import run_tasks\n"
+        "from amr.datamodules.work import run_tasks\n"
         "if __name__ == '__main__':\n"
         "    for pid in run_tasks(os.getpid, [()] * 2, workers=2): print(pid, flush=True); time.sleep(60)"
     )
