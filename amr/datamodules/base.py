@@ -18,7 +18,7 @@ from torch import Tensor
 
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler
 from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
-from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare
+from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
 from amr.datamodules.store import ClipStore
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.errors import UserError
@@ -125,6 +125,14 @@ class ClipDataModule(pl.LightningDataModule):
         """
         return self._prepare(executor, recheck=True)
 
+    def verify(self) -> int:
+        """Reread every byte of the store; the number of its shards.
+
+        Raises:
+            UserError: Shards are damaged, missing or out of date; it names them.
+        """
+        return verify(self.clips, self.store, self.decode)
+
     def prepare_data(self) -> None:
         """Lightning's hook: decode what is not in the store yet, once a machine."""
         self._prepare()
@@ -147,13 +155,14 @@ class ClipDataModule(pl.LightningDataModule):
             return
         self._clip_store = ClipStore(self.store)
         problems = self._clip_store.problems
-        unknown = next((clip.id for clip in self.clips if clip.id not in problems), None)
+        unknown = self._clip_store.first_missing(clip.id for clip in self.clips)
         if unknown is not None:
             raise UserError(f"{self.store}: clip {unknown!r} is not in the store; run prepare again")
         ignored = STILL if self.still == "use" else None
         absent = {
             clip.id: {m: r for m, r in problems[clip.id].items() if m in self.modalities and r != ignored}
             for clip in self.clips
+            if clip.id in problems
         }
         limit = 1 if self.missing == "skip" else len(self.modalities)
         skipped = {id for id, reasons in absent.items() if len(reasons) >= limit or STILL in reasons.values()}
