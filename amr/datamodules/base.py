@@ -10,17 +10,17 @@ from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler
+from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, finish_video
 from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
 from amr.datamodules.store import ClipStore
-from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.errors import UserError
 
 SPLITS = ("train", "val", "test", "all")
@@ -55,6 +55,9 @@ class ClipDataModule(pl.LightningDataModule):
         drop_last: Leave out an epoch's last training batch if it is smaller.
         predict_split: Which split `predict` runs over.
         prepare_workers: Processes that decode; None: one a core.
+        decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
+            the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.
+            auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise.
 
     Attributes:
         name: Name of the data set.
@@ -86,6 +89,7 @@ class ClipDataModule(pl.LightningDataModule):
         drop_last: bool = False,
         predict_split: Literal["train", "val", "test"] = "test",
         prepare_workers: int | None = None,
+        decode_on: Literal["auto", "cpu", "gpu"] = "auto",
     ) -> None:
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
@@ -97,7 +101,7 @@ class ClipDataModule(pl.LightningDataModule):
         self.modalities = tuple(modalities)
         self.decode, self.audio, self.video = decode, audio, video
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
-        self.still, self.drop_last, self.predict_split = still, drop_last, predict_split
+        self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
         self.clips, self.labels = self.list_clips()
         self._check_listing()
@@ -135,6 +139,7 @@ class ClipDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Lightning's hook: decode what is not in the store yet, once a machine."""
+        self._decodes_late()  # an hour later is too late to refuse
         self._prepare()
 
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
@@ -190,6 +195,20 @@ class ClipDataModule(pl.LightningDataModule):
         """The split named by `predict_split`, in the listing's order."""
         return self._loader(self.predict_split)
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning's hook: decode the frames that the loader left encoded."""
+        batch = finish_video(batch, self.video, self._clip_store)
+        return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
+
+    def _decodes_late(self) -> bool:
+        """Whether frames are decoded on the device, after the transfer, and not in the loader processes."""
+        cuda = (
+            torch.cuda.is_available() and self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        )
+        if self.decode_on == "gpu" and not cuda:
+            raise UserError("data.decode_on is gpu, but the run is not on a CUDA device; allowed here are auto and cpu")
+        return cuda and self.decode_on != "cpu"
+
     def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
         if self._usable is None:
             self.setup()
@@ -198,17 +217,21 @@ class ClipDataModule(pl.LightningDataModule):
             hint = " (or set trainer.limit_val_batches to 0)" if split == "val" else ""
             raise UserError(f"{self.name}: no usable clip has split {split!r}; list some{hint}")
         rate = self.decode.sample_rate
-        transforms: dict[str, Callable[..., Tensor]] = {
+        late = self._decodes_late()
+        transforms: dict[str, Callable[..., Tensor | ChosenFrames]] = {
             "audio": partial(self.audio, sample_rate=rate),
-            "video": self.video,
+            "video": self.video.choose if late else self.video,
         }
-        shapes = {"audio": self.audio.shape(rate), "video": self.video.shape()}
+        blanks = {
+            "audio": torch.zeros(self.audio.shape(rate)),
+            "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
+        }
         dataset = ClipDataset(
             clips,
             self.labels,
             self._clip_store,
             {m: transforms[m] for m in self.modalities},
-            shapes,
+            blanks,
             train=train,
             seed=self.seed,
             present=self.missing == "keep",

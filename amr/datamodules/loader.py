@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from amr.datamodules.media import Clip
 from amr.datamodules.store import ClipStore
+from amr.datamodules.transforms import ChosenFrames, VideoTransform
 from amr.errors import UserError
 
 Key = tuple[int, int]  # (epoch, index)
@@ -20,10 +22,18 @@ Key = tuple[int, int]  # (epoch, index)
 def seeded(*parts: object) -> Iterator[None]:
     """Run with torch's CPU generator seeded by the parts, and put it back."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it also seeds every GPU, or queues that up for each clip.
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    state = torch.get_rng_state()
+    # Not torch.manual_seed: it also seeds every GPU, or queues that up for each clip.
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def damaged(store: ClipStore, id: str, error: Exception) -> UserError:
+    """What to say of a clip that was decoded once and cannot be read any more."""
+    return UserError(f"{store.shard_of(id)}: clip {id!r} is damaged ({error}); run prepare --verify")
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -37,7 +47,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         labels: Class names; a clip's label is an index into them.
         store: Where the clips lie.
         transforms: By modality, in the order of the batch: called with the stored data and `train`.
-        shapes: Shape of each modality's input, for clips that lack it.
+        blanks: Each modality's input for clips that lack it.
         train: Whether to augment.
         seed: Of the run.
         present: Whether to say which modalities a clip has; otherwise every clip must have all.
@@ -48,14 +58,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clips: Sequence[Clip],
         labels: Sequence[str],
         store: ClipStore,
-        transforms: Mapping[str, Callable[..., Tensor]],
-        shapes: Mapping[str, tuple[int, ...]],
+        transforms: Mapping[str, Callable[..., Tensor | ChosenFrames]],
+        blanks: Mapping[str, Tensor | ChosenFrames],
         *,
         train: bool,
         seed: int,
         present: bool,
     ) -> None:
-        self.clips, self.store, self.transforms, self.shapes = clips, store, transforms, shapes
+        self.clips, self.store, self.transforms, self.blanks = clips, store, transforms, blanks
         self.train, self.seed, self.present = train, seed, present
         self.index = {label: i for i, label in enumerate(labels)}
 
@@ -63,13 +73,21 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
-        """One clip of the batch format; a plain index means epoch 0."""
+        """One clip of the batch format; a plain index means epoch 0.
+
+        Raises:
+            UserError: What the store has of the clip cannot be read.
+        """
         epoch, i = key if isinstance(key, tuple) else (0, key)
         clip = self.clips[i]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a loader process: for tensors this small, threads only wait for each other
         try:
             return self._read(clip, epoch)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise damaged(self.store, clip.id, error) from error
         finally:
             torch.set_num_threads(threads)
 
@@ -82,11 +100,41 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 with seeded(*draw, clip.id, modality):
                     inputs[modality] = transform(data[modality], train=self.train)
             else:
-                inputs[modality] = torch.zeros(self.shapes[modality])
+                inputs[modality] = self.blanks[modality]
         item: dict[str, Any] = {"inputs": inputs, "label": self.index[clip.label], "id": clip.id}
         if self.present:
             item["present"] = {modality: modality in data for modality in self.transforms}
         return item
+
+
+def collate_clips(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join clips to a batch."""
+    return collate(items, collate_fn_map={ChosenFrames: _join_frames, **default_collate_fn_map})  # type: ignore[no-any-return]
+
+
+def _join_frames(clips: list[ChosenFrames], **_: Any) -> ChosenFrames:
+    return ChosenFrames.join(clips)
+
+
+def finish_video(batch: dict[str, Any], transform: VideoTransform, store: ClipStore) -> dict[str, Any]:
+    """The batch with its chosen frames decoded on its device; as it is if it has none.
+
+    Raises:
+        UserError: What the store has of a clip cannot be decoded.
+    """
+    chosen, device = batch["inputs"].get("video"), batch["label"].device
+    if not isinstance(chosen, ChosenFrames):
+        return batch
+    try:
+        video = transform.finish(chosen, device)
+    except ValueError:
+        for id, clip in zip(batch["id"], chosen.clips(), strict=True):
+            try:
+                transform.finish(clip, device)
+            except ValueError as error:
+                raise damaged(store, id, error) from error
+        raise
+    return {**batch, "inputs": {**batch["inputs"], "video": video}}
 
 
 class ClipSampler(DistributedSampler[Key]):
@@ -122,7 +170,7 @@ class ClipLoader(DataLoader[dict[str, Any]]):
     """A DataLoader that a checkpoint taken in the middle of an epoch can resume, without decoding what was seen."""
 
     def __init__(self, dataset: ClipDataset, **kwargs: Any) -> None:
-        super().__init__(dataset, **kwargs)
+        super().__init__(dataset, collate_fn=collate_clips, **kwargs)
         self._epoch, self._batches = 0, 0  # where the last pass stands
         self._resume: dict[str, Any] | None = None
 
@@ -158,6 +206,11 @@ class ClipLoader(DataLoader[dict[str, Any]]):
         self._batches = done
         if done >= len(self):
             return
-        for batch in super().__iter__():
-            self._batches += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self._batches += 1
+                yield batch
+        except UserError as error:  # from a worker, torch hands on the text of the whole traceback
+            raise UserError(
+                str(error).rsplit(f"{UserError.__module__}.{UserError.__name__}: ", 1)[-1].strip()
+            ) from None

@@ -12,7 +12,8 @@ import torchaudio.transforms as T
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import RandomCrop, RandomResizedCrop, Resize  # type: ignore[attr-defined]  # untyped
+from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-defined]  # untyped
+from torchvision.transforms.v2.functional import resize, resized_crop  # type: ignore[attr-defined]
 
 from amr.errors import UserError
 
@@ -117,6 +118,50 @@ def _mel(sample_rate: int, n_fft: int, hop_length: int, n_mels: int) -> Any:
 
 
 @dataclass(frozen=True)
+class View:
+    """What is seen of a clip's frames.
+
+    Attributes:
+        box: Top, left, height and width in pixels, which may reach over the border; None: all.
+        mirror: Left and right exchanged.
+    """
+
+    box: tuple[int, int, int, int] | None = None
+    mirror: bool = False
+
+
+class ChosenFrames:
+    """Clips' frames on their way to the device that decodes them, with every random choice made.
+
+    Neither a dataclass nor a tuple: Lightning would move what is in it to the device, and nvjpeg reads host memory.
+
+    Attributes:
+        data: (bytes,) uint8, the JPEG files one after the other.
+        sizes: Bytes of each frame's file, a list a clip; empty for a clip without video.
+        views: Of each clip.
+    """
+
+    def __init__(self, data: Tensor, sizes: list[list[int]], views: list[View]) -> None:
+        self.data, self.sizes, self.views = data, sizes, views
+
+    @classmethod
+    def none(cls) -> "ChosenFrames":
+        """Those of one clip that has no video."""
+        return cls(torch.empty(0, dtype=torch.uint8), [[]], [View()])
+
+    def clips(self) -> "list[ChosenFrames]":
+        """Each clip's frames; the inverse of `join`."""
+        data = torch.split(self.data, [sum(sizes) for sizes in self.sizes])
+        return [ChosenFrames(d, [s], [v]) for d, s, v in zip(data, self.sizes, self.views, strict=True)]
+
+    @classmethod
+    def join(cls, clips: Sequence["ChosenFrames"]) -> "ChosenFrames":
+        """All of the clips' frames."""
+        data = torch.cat([clip.data for clip in clips])
+        return cls(data, [s for clip in clips for s in clip.sizes], [v for clip in clips for v in clip.views])
+
+
+@dataclass(frozen=True)
 class VideoTransform:
     """JPEG frames to a fixed number of them: (frames, 3, height, width) float32, 1 channel if `grayscale`.
 
@@ -152,17 +197,67 @@ class VideoTransform:
             _require(len(_channels(value)) == 1 or not self.grayscale, f"video.{key}", value, "one number if grayscale")
 
     def __call__(self, jpegs: Sequence[Any], *, train: bool) -> Tensor:
-        """Transform the clip's frames, each a buffer with a JPEG file."""
+        """Transform the clip's frames, each a buffer with a JPEG file.
+
+        Raises:
+            ValueError: A frame cannot be decoded.
+        """
+        return self.finish(self.choose(jpegs, train=train), "cpu")[0]
+
+    def choose(self, jpegs: Sequence[Any], *, train: bool) -> "ChosenFrames":
+        """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later."""
+        files = [jpegs[i] for i in self._sample(len(jpegs), train)]
+        # One buffer, for what travels from process to process is a file descriptor a tensor; a copy, for torch warns
+        # of memory that it may not write to.
+        buffer = bytearray().join(files)
+        box = None
+        if train and self.augment == "resized_crop":
+            params = _resized_crop(self._size).make_params([torch.empty(()).expand(_jpeg_size(buffer))])
+            box = (params["top"], params["left"], params["height"], params["width"])
+        elif train and self.augment == "shift" and self.shift:
+            top, left = (int(torch.randint(2 * self.shift + 1, ())) - self.shift for _ in range(2))
+            box = (top, left, *self._size)
+        mirror = train and self.flip and bool(torch.rand(()) < 0.5)
+        data = torch.frombuffer(buffer, dtype=torch.uint8)
+        return ChosenFrames(data, [[len(file) for file in files]], [View(box, mirror)])
+
+    def finish(self, chosen: "ChosenFrames", device: torch.device | str) -> Tensor:
+        """Decode and transform the clips' chosen frames on a device.
+
+        Returns:
+            (clips, frames, channels, height, width) float32; zeros for a clip without frames.
+
+        Raises:
+            ValueError: A frame cannot be decoded.
+        """
+        x = torch.zeros((len(chosen.views), *self.shape()), device=device)
+        mean, std = (torch.tensor(_channels(v), device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+        there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
+        for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
+            x[i].copy_(self._look(frames, chosen.views[i])).div_(255).sub_(mean).div_(std)
+        return x
+
+    def _decode(self, chosen: "ChosenFrames", device: torch.device) -> list[Tensor]:
+        """Each clip's frames, (frames, channels, h, w) uint8; clips without any are left out."""
         mode = ImageReadMode.GRAY if self.grayscale else ImageReadMode.RGB
-        # The copy is for torch, which warns of buffers that it may not write to.
-        files = [torch.frombuffer(bytearray(jpegs[i]), dtype=torch.uint8) for i in self._sample(len(jpegs), train)]
-        x = torch.stack(list(decode_jpeg(files, mode)))  # (frames, C, h, w) uint8
-        for transform in _video_transforms(self._size, self.augment if train else "none", self.shift):
-            x = transform(x)
-        if train and self.flip and torch.rand(()) < 0.5:
-            x = x.flip(-1)
-        mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (x / 255 - mean) / std
+        files = torch.split(chosen.data, [size for sizes in chosen.sizes for size in sizes])
+        try:
+            images: Any = decode_jpeg(list(files), mode, device) if files else []
+            return [torch.stack(images[i : i + self.frames]) for i in range(0, len(images), self.frames)]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # torch's for a file that is no JPEG, and for frames of different sizes
+            raise ValueError(str(error).splitlines()[0]) from error
+
+    def _look(self, x: Tensor, view: "View") -> Tensor:
+        """What a view shows of frames (..., h, w): (..., height, width)."""
+        if self.augment == "resized_crop" and view.box:
+            x = resized_crop(x, *view.box, [*self._size], antialias=True)
+        else:
+            x = resize(x, [*self._size], antialias=True)
+            if view.box:
+                x = _crop_repeating(x, *view.box)
+        return x.flip(-1) if view.mirror else x
 
     def shape(self) -> tuple[int, ...]:
         """Shape of the input."""
@@ -183,11 +278,30 @@ def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 @lru_cache
-def _video_transforms(size: tuple[int, int], augment: str, shift: int) -> list[Any]:
-    match augment:
-        case "resized_crop":
-            return [RandomResizedCrop(size, antialias=True)]
-        case "shift":
-            return [Resize(size, antialias=True), RandomCrop(size, padding=shift, padding_mode="edge")]
-        case _:
-            return [Resize(size, antialias=True)]
+def _resized_crop(size: tuple[int, int]) -> Any:
+    return RandomResizedCrop(size)
+
+
+def _crop_repeating(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Crop (..., h, w); beyond its border the border is repeated."""
+    for dim, start, length in ((-2, top, height), (-1, left, width)):
+        if start or length != x.shape[dim]:
+            places = torch.arange(start, start + length, device=x.device).clamp_(0, x.shape[dim] - 1)
+            x = x.index_select(dim, places)
+    return x
+
+
+def _jpeg_size(data: bytearray) -> tuple[int, int]:
+    """Height and width that the JPEG file at the beginning of the data says it has.
+
+    Raises:
+        ValueError: It has none.
+    """
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        if 0xC0 <= data[place + 1] <= 0xC2:  # the frame header of the baseline, extended or progressive process
+            height, width = (int.from_bytes(data[place + i : place + i + 2], "big") for i in (5, 7))
+            if height and width:
+                return height, width
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    raise ValueError("not a JPEG file")

@@ -1,17 +1,24 @@
 import pickle
-from collections.abc import Callable, Iterable
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from amr.cli import main
 from amr.datamodules import Clips
-from amr.datamodules.loader import ClipLoader, ClipSampler
+from amr.datamodules.loader import ClipLoader, ClipSampler, collate_clips
 from amr.datamodules.media import Clip
 from amr.datamodules.store import ClipStore
+from amr.datamodules.transforms import ChosenFrames, VideoTransform
 from amr.errors import UserError
 
 from .conftest import write_clip, write_csv
@@ -93,6 +100,8 @@ class _Rank:
     """The part of a Trainer that the data module reads."""
 
     is_global_zero = True
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    precision_plugin = pl.plugins.Precision()
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.global_rank, self.world_size = rank, world_size
@@ -294,6 +303,170 @@ def test_clips_with_problems_are_kept(patchy: Path, tmp_path: Path) -> None:
     assert batch["inputs"]["video"][3].any()
     audio_only = Clips(patchy, store=tmp_path / "store", num_workers=0, modalities=["audio"], batch_size=9)
     assert batches(audio_only.val_dataloader())[0]["id"] == ["0", "1", "2", "4"]
+
+
+@pytest.fixture
+def late(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes modules whose frames are decoded after the transfer, as on a GPU, but on the CPU."""
+
+    def make(**kwargs: Any) -> Clips:
+        module = make_module(**kwargs)
+        monkeypatch.setattr(module, "_decodes_late", lambda: True)
+        return module
+
+    return make
+
+
+def decoded(module: Clips, loader: ClipLoader, epoch: int = 0) -> list[dict[str, Any]]:
+    found = batches(loader, epoch)
+    assert all(isinstance(batch["inputs"]["video"], ChosenFrames) for batch in found)
+    return [module.on_after_batch_transfer(batch, 0) for batch in found]
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+@pytest.mark.parametrize("augment", ["none", "shift", "resized_crop"])
+def test_late_frames_equal_early_ones(make_module: Make, late: Make, augment: Any, grayscale: bool) -> None:
+    for flip in (False, True):
+        video = VideoTransform(frames=3, size=(20, 16), augment=augment, flip=flip, grayscale=grayscale, std=0.3)
+        one, other = make_module(video=video), late(video=video, predict_split="val")
+        for epoch in (0, 1):
+            assert same(batches(one.train_dataloader(), epoch), decoded(other, other.train_dataloader(), epoch))
+        for split in ("val", "test"):
+            loader = getattr(other, f"{split}_dataloader")()
+            assert same(batches(getattr(one, f"{split}_dataloader")()), decoded(other, loader))
+        assert same(batches(one.val_dataloader()), decoded(other, other.predict_dataloader()))
+
+
+def test_late_frames_across_workers_and_ranks(make_module: Make, late: Make) -> None:
+    module = late(num_workers=2)
+    assert same(batches(make_module().train_dataloader(), 1), decoded(module, module.train_dataloader(), 1))
+    for rank in range(2):
+        one, other = (of_rank(make(), rank, 2) for make in (make_module, late))
+        assert same(batches(one.train_dataloader()), decoded(other, other.train_dataloader()))
+
+
+def test_late_frames_of_clips_that_lack_them(patchy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Clips(patchy, store=tmp_path / "store", num_workers=0, prepare_workers=0, batch_size=2, missing="keep")
+    module.prepare_data()
+    early = [batches(module.train_dataloader()), batches(module.val_dataloader())]
+    monkeypatch.setattr(module, "_decodes_late", lambda: True)
+    for a, b in zip(early, (module.train_dataloader(), module.val_dataloader()), strict=True):
+        found = decoded(module, b)
+        assert same(a, found)
+        assert any(not batch["present"]["video"].all() for batch in found)
+        assert [x["present"]["video"].tolist() for x in a] == [x["present"]["video"].tolist() for x in found]
+
+
+def test_late_frames_through_a_trainer_that_resumes(make_module: Make, late: Make, tmp_path: Path) -> None:
+    class Watcher(Recorder):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            assert batch["inputs"]["video"].dtype == self.layer.weight.dtype
+            self.seen[-1] = (*self.seen[-1][:2], float(batch["inputs"]["video"].sum()))
+            return loss
+
+    whole, first, second = Watcher(), Watcher(), Watcher()
+    options: dict[str, Any] = {"max_epochs": 2, "precision": "64-true"}  # which converts a batch before its transfer
+    trainer(tmp_path, enable_checkpointing=False, **options).fit(whole, datamodule=make_module())
+    save = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6)
+    trainer(tmp_path, callbacks=[save], max_steps=6, precision="64-true").fit(first, datamodule=late())
+    trainer(tmp_path, enable_checkpointing=False, **options).fit(
+        second, datamodule=late(), ckpt_path=tmp_path / "step=6.ckpt", weights_only=False
+    )
+    for seen in (first.seen[:6], first.seen + second.seen):
+        assert [s[1] for s in seen] == [s[1] for s in whole.seen[: len(seen)]]
+        assert [s[2] for s in seen] == pytest.approx([s[2] for s in whole.seen[: len(seen)]], rel=1e-6)
+
+
+def test_pinning_leaves_encoded_frames_alone(late: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # there may be no GPU to pin for
+    module = late()
+    batch = next(iter(module.train_dataloader()))
+    pinned = pin_memory(batch)  # type: ignore[no-untyped-call]
+    assert pinned["inputs"]["video"] is batch["inputs"]["video"]
+    assert same(*([module.on_after_batch_transfer(b, 0)] for b in (batch, pinned)))
+
+
+def test_frames_of_a_batch_are_those_of_its_clips(late: Make) -> None:
+    dataset = late().train_dataloader().dataset
+    batch = collate_clips([dataset[i] for i in range(3)])
+    for i, clip in enumerate(batch["inputs"]["video"].clips()):
+        assert torch.equal(clip.data, dataset[i]["inputs"]["video"].data)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_decodes_nearly_the_same_pixels(make_module: Make, tmp_path: Path) -> None:
+    class Kept(Recorder):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+            assert batch["inputs"]["video"].device.type == "cuda"
+            videos.append(batch["inputs"]["video"].cpu())
+            return super().training_step(batch, batch_idx)
+
+    for augment in ("none", "shift", "resized_crop"):
+        for grayscale in (True, False):
+            video = VideoTransform(
+                frames=2, size=16, augment=augment, flip=True, grayscale=grayscale, mean=0.0, std=1.0
+            )
+            found = []
+            for decode_on in ("cpu", "gpu"):
+                videos: list[Tensor] = []
+                fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, accelerator="gpu", devices=1)
+                fit.fit(Kept(), datamodule=make_module(video=video, decode_on=decode_on))
+                found.append(torch.cat(videos))
+            assert float((found[0] - found[1]).abs().max()) <= 4 / 255
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_decoding_on_a_gpu_that_is_not_there(make_module: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.decode_on is gpu.* auto and cpu"):
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=make_module(decode_on="gpu"))
+
+
+def rot(store: Path, folder: Path, part: str, ids: Sequence[str] = ()) -> Path:
+    """Copy a store of one shard, with the frames of some clips (none named: all) without their first bytes, or their
+    sound one byte longer or shorter; returns the shard."""
+    shutil.copytree(store, folder)
+    (shard,) = folder.glob("shard-*.arrow")
+    whole = pa.py_buffer(shard.read_bytes())
+    data = bytearray(whole)
+    batch = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0)
+    for row, id in enumerate(batch.column("id").to_pylist()):
+        if ids and id not in ids:
+            continue
+        if part == "frames":
+            frames = batch.column("frames")
+            first, end = (frames.offsets[row + i].as_py() for i in range(2))
+            _, offsets, content = frames.values.buffers()
+            for i in range(first, end):
+                place = content.address - whole.address + int.from_bytes(bytes(offsets[8 * i : 8 * i + 8]), "little")
+                assert data[place : place + 2] == b"\xff\xd8"
+                data[place : place + 2] = b"\0\0"
+        else:
+            data[batch.column("waveform").buffers()[1].address - whole.address + 8 * (row + 1)] ^= 1  # where it ends
+    shard.write_bytes(data)
+    return shard
+
+
+@pytest.mark.parametrize("part", ["frames", "sound"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_clip(make_module: Make, late: Make, clip_store: Path, tmp_path: Path, part: str, workers: int) -> None:
+    shard = rot(clip_store, tmp_path / "rotten", part, ["c04"])
+    for make in (make_module, late):
+        module = make(store=shard.parent, num_workers=workers)
+        with pytest.raises(UserError) as caught:
+            trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(Recorder(), datamodule=module)
+        message = f"{re.escape(str(shard))}: clip 'c04' is damaged \\(.*\\); run prepare --verify"
+        assert re.fullmatch(message, str(caught.value))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_clip_on_the_command_line(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = rot(Path(tiny[tiny.index("--data.init_args.store") + 1]), tmp_path / "rotten", "frames")
+    data = ["--data.init_args.store", str(shard.parent), "--data.init_args.num_workers", "1"]
+    assert main(["fit", *tiny, *data, "--runs_dir", str(tmp_path / "runs"), "--wandb", "disabled"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(f"amr: {re.escape(str(shard))}: clip '.*' is damaged .*; run prepare --verify", last)
+    assert "Traceback" not in last
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
