@@ -147,6 +147,8 @@ class FusionClassifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
+        self.losses_of_step: list[tuple[Tensor, list[str]]] = []
+        """Loss and ids of each micro-batch since the last optimizer step."""
         self._steps: list[Step] = []
         self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
@@ -187,6 +189,7 @@ class FusionClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         """Drops steps that an interrupted fit left."""
         self._steps.clear()
+        self.losses_of_step.clear()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's randomness a function of (seed, epoch, batch, rank)."""
@@ -219,6 +222,7 @@ class FusionClassifier(pl.LightningModule):
         for name, term in self.regularizers.losses(step).items():
             self.log(f"train/loss/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(logits))
             loss = loss + term
+        self.losses_of_step.append((loss.detach(), batch["id"]))
         step = step.detached()
         if self.regularizers.needs_steps:
             self._steps.append(step)
@@ -240,6 +244,7 @@ class FusionClassifier(pl.LightningModule):
         scale = scaler.get_scale() if scaler else 0.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         steps, self._steps = self._steps, []
+        self.losses_of_step.clear()
         if scaler and scaler.get_scale() < scale:  # gradients overflowed, and the main step was not taken
             return
         self.regularizers.after_step(steps)

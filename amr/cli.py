@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amr import __version__
-from amr.errors import UserError
+from amr.errors import Stopped, UserError
 
 RUN_COMMANDS = {
     "fit": "train a model; its run goes to runs/<name>",
@@ -23,7 +23,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command and its arguments; those of the process if None.
 
     Returns:
-        Exit status: 0, or 2 after a user's mistake, which is printed as one line.
+        Exit status: 0; 2 after a user's mistake, which is printed as one line; 128 plus its number after a signal that
+        training heeds (143 for SIGTERM, 138 for SIGUSR1).
     """
     arguments = list(sys.argv[1:] if args is None else args)
     try:
@@ -31,6 +32,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"amr: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:  # which `amr.runs.run` has told
+        return stopped.status
 
 
 class _Parser(argparse.ArgumentParser):

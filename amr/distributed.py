@@ -1,11 +1,14 @@
-"""Sums over ranks, and a clean end of the process group."""
+"""What ranks tell each other, and a clean end of their process group."""
 
 import atexit
 import functools
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -30,3 +33,49 @@ def close_at_exit() -> None:
 def _close() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def gather_objects(value: T) -> list[T]:
+    """What every rank has, in the order of ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+class AgreedMaximum:
+    """The elementwise maximum of a few numbers over all ranks, asked for now and read later.
+
+    On a GPU it goes through a stream of its own into pinned memory. Reading then waits for what was queued before it
+    was asked for, and not for what has been queued since.
+
+    Args:
+        value: This rank's numbers, (N,).
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if not value.is_cuda:
+            self._host = _all_reduce_max(value)
+            return
+        stream = torch.cuda.Stream(value.device)  # type: ignore[no-untyped-call]  # one of a fixed pool
+        stream.wait_stream(torch.cuda.current_stream(value.device))
+        value.record_stream(stream)
+        self._host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        with torch.cuda.stream(stream):
+            self._host.copy_(_all_reduce_max(value), non_blocking=True)
+            self._event = stream.record_event()
+
+    def read(self) -> list[float]:
+        """The numbers, the same on all ranks."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[float] = self._host.tolist()
+        return numbers
+
+
+def _all_reduce_max(value: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that end a command in order: a user's mistake, and a signal."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,21 @@ class UserError(ValueError):
     The message is one line that names what is wrong and what is allowed. The command line prints it and exits with
     status 2; from Python it is an ordinary `ValueError`.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """Training that ended in order, at a signal or because another rank's did; its state is saved.
+
+    Args:
+        message: One line for the user; empty on all ranks but the first, which speaks for them.
+        signal: The signal's number, or 0.
+    """
+
+    def __init__(self, message: str = "", signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    @property
+    def status(self) -> int:
+        """Exit status: 128 plus the signal's number; 0 on the other ranks, lest their launcher kill the first."""
+        return 128 + self.signal if str(self) else 0

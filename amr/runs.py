@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import secrets
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,12 +27,12 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.callbacks import BestCheckpoint, Dominance, LastCheckpoint, PredictionWriter, WandbSetup
+from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, WandbSetup
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.datamodules.work import dask_cluster
-from amr.errors import UserError
+from amr.errors import Stopped, UserError
 from amr.files import write_text
 from amr.parser import OneLineParser
 
@@ -40,6 +42,7 @@ NOISE = (  # warnings that no user can act on
     "The number of training batches .* is smaller than the logging interval",  # epoch metrics do not depend on it
     "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
     ".*callbacks used to create the checkpoint need to be provided",  # WandbSetup, where W&B is off
+    "The dirpath has changed from None",  # BestCheckpoint, of a run that goes on and has no best.ckpt yet
     "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
 )
 
@@ -52,7 +55,19 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: For anything that the user can mend.
+        Stopped: At SIGTERM or SIGUSR1; told, and under SLURM, at SIGUSR1, requeued.
     """
+    try:
+        _run(arguments)
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"amr: {stopped}", file=sys.stderr, flush=True)
+        if stopped.signal == signal.SIGUSR1:  # the last act: SLURM kills a job that it requeues
+            _requeue()
+        raise
+
+
+def _run(arguments: Sequence[str]) -> None:
     arguments = _with_config_of_checkpoint(list(arguments))
     with warnings.catch_warnings():
         for message in NOISE:
@@ -170,16 +185,17 @@ class AmrCLI(LightningCLI):
         init.dominance.table = folder / "per_class.csv"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         self.model.config = yaml.safe_load(config)["model"]
-        callbacks: list[Callback] = [RunRecord(folder, facts, config)] if self.subcommand == "fit" else []
+        callbacks: list[Callback] = (
+            [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
+        )
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
             kwargs["logger"] = False
         elif init.trainer.logger is None:
             kwargs["logger"] = self._loggers(options, folder, facts)
             callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
-        plugins = init.trainer.plugins or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        kwargs["callbacks"] = [*(init.trainer.callbacks or []), *callbacks]
+        kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -285,6 +301,11 @@ class RunRecord(Callback):
         write_text(self.folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
 
 
+def _listed(value: Any) -> list[Any]:
+    """What the Trainer takes one of, several of or none of."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _last_checkpoint(folder: Path) -> str | None:
     """The run's last checkpoint, or None where it was interrupted before the first."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -316,10 +337,27 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _requeue() -> None:
+    """Has SLURM start this job's script anew; elsewhere, or in an interactive session, does nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning tells them apart
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)  # noqa: S603, S607
+        problem = (answer.stderr.strip() or f"status {answer.returncode}") if answer.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
+
+
 def _finish_wandb() -> None:
     """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
     if wandb.run is None:
         return
+    if isinstance(sys.exception(), Stopped):
+        wandb.run.mark_preempting()
     offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
     wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
     if offline:

@@ -1,8 +1,9 @@
-"""Callbacks: they measure, and never change training."""
+"""Callbacks: they measure, save and stop, and never change what is trained."""
 
 from amr.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from amr.callbacks.dominance import Dominance
+from amr.callbacks.guard import Guard
 from amr.callbacks.predictions import PredictionWriter
 from amr.callbacks.wandb import WandbSetup
 
-__all__ = ["BestCheckpoint", "Dominance", "LastCheckpoint", "PredictionWriter", "WandbSetup"]
+__all__ = ["BestCheckpoint", "Dominance", "Guard", "LastCheckpoint", "PredictionWriter", "WandbSetup"]

@@ -44,7 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: after every epoch and its validation and, if asked, within epochs.
 
-    None is written between an epoch's last batch and its validation: a run that went on from there would skip that.
+    None is written between a batch and the validation that follows it: a run that went on from there would skip that.
 
     Args:
         dirpath: The run's `checkpoints` folder.
@@ -76,21 +76,33 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves within an epoch, right after an optimizer's step."""
-        if trainer.is_last_batch or trainer.global_step == self._saved_step:
+        if trainer.global_step == self._saved_step or not between_steps(trainer):
             return
         steps, minutes = self.every_n_train_steps, self.every_n_minutes
         due = steps is not None and trainer.global_step % steps == 0
         if minutes is not None:  # clocks differ between ranks, and saving is collective
             due |= trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * minutes)
         if due:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after the epoch."""
-        self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
+        """Saves now; every rank must call it."""
         if self.dirpath is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
+
+
+def between_steps(trainer: pl.Trainer) -> bool:
+    """At a batch's end: whether an optimizer's step is just done and no validation follows."""
+    loop = trainer.fit_loop.epoch_loop
+    assert trainer.fit_loop._data_fetcher is not None
+    return not (
+        trainer.fit_loop._should_accumulate()
+        or trainer.is_last_batch
+        or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    )
