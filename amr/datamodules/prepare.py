@@ -20,7 +20,7 @@ from typing import Any
 from amr.datamodules.media import MODALITIES, Clip, Decoded, DecodeOptions, decode
 from amr.datamodules.store import is_sound, read_key, read_problems, read_rows, shard_key, shard_path, write_shard
 from amr.datamodules.summary import write_summary
-from amr.datamodules.work import Progress, Task, run_tasks
+from amr.datamodules.work import Progress, Task, check_not_in_worker, run_tasks
 from amr.errors import UserError
 from amr.files import atomically
 
@@ -119,6 +119,7 @@ def prepare(
     told = (store / "report.csv").is_file() and (store / "report.html").is_file()
     if told and _shards(store) == {path for path, _, _ in plan} and not _to_do(plan, root, recheck, locate):
         return _report(plan)  # a finished store may be read-only
+    check_not_in_worker()
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _locked(store):

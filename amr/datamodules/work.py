@@ -83,6 +83,16 @@ def run_tasks(
             pool.shutdown(cancel_futures=True)
 
 
+def check_not_in_worker() -> None:
+    """Refuse to start workers in a worker that is only importing a script: it would wait for its own parent.
+
+    Raises:
+        UserError: The script has no guard.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as the standard library finds out
+        raise UserError("worker processes import the script again: put its commands under if __name__ == '__main__':")
+
+
 def _worker_died(error: Exception) -> bool:
     """Dask, which need not be installed, has an exception of its own for it."""
     return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"

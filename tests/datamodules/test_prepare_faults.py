@@ -381,3 +381,18 @@ def test_csv_of_problems_is_whole(tmp_path: Path) -> None:
     write_csv(tmp_path / "clips.csv", [{"id": "a,b", "file": "x.mp4", "label": "l", "split": "train"}])
     prepare(listing(tmp_path), tmp_path / "s", OPTIONS, root=tmp_path, workers=0)
     assert (tmp_path / "s/report.csv").read_bytes().splitlines()[1] == b'"a,b",audio,file missing'
+
+
+def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> None:
+    """Its worker imports it again, which would wait for the store's lock, which its parent holds."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from amr.datamodules.media import Clip, DecodeOptions\n"
+        "from amr.datamodules.prepare import prepare\n"
+        f"clips = [Clip(str(i), 'a', 'train', {{'audio': Path('media/c00.mp4')}}) for i in range(2)]\n"
+        f"prepare(clips, Path({str(tmp_path / 's')!r}), DecodeOptions(), root=Path({str(clip_folder)!r}), workers=1)\n"
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 1
+    assert "put its commands under if __name__ == '__main__':" in run.stderr
