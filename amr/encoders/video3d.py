@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.video import (
     MC3_18_Weights,
@@ -61,10 +62,15 @@ class Video3DEncoder(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         """Encodes frames (B, N, 3, H, W) to (B, 512) or (B, T, 512)."""
         check_image(self, x, in_channels=3, ndims=(5,))
-        x = x.transpose(1, 2)
-        if self.pool:
-            encoding: Tensor = self.resnet(x)
-            return encoding
+        # On a CPU the bf16 weight gradient of a convolution over fewer steps in time than its kernel has reads memory
+        # that nothing wrote (torch 2.11), so CPUs compute in fp32. Other devices are not concerned.
+        with torch.autocast("cpu", enabled=False):
+            return self._encode(x.transpose(1, 2))
+
+    def _encode(self, x: Tensor) -> Tensor:
         net = self.resnet
+        if self.pool:
+            encoding: Tensor = net(x)
+            return encoding
         features: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(x)))))  # (B, 512, T, h, w)
         return features.mean(dim=(3, 4)).transpose(1, 2)

@@ -190,7 +190,7 @@ def test_named_weights() -> None:
         (lambda: Video3DEncoder(weights="R3D_18_Weights.KINETICS400_V1"), "one of R2Plus1D_18_Weights.KINETICS400_V1"),
         (lambda: ResNetEncoder(50), "depth must be one of 18, 34, got 50"),  # type: ignore[arg-type]
         (lambda: ResNetEncoder(in_channels=0), "in_channels must be at least 1, got 0"),
-        (lambda: Video3DEncoder("c3d"), "arch must be one of r3d_18, r2plus1d_18, got 'c3d'"),  # type: ignore[arg-type]
+        (lambda: Video3DEncoder("c3d"), "arch must be one of r3d_18, mc3_18, r2plus1d_18, got 'c3d'"),  # type: ignore[arg-type]
         (lambda: SmallCNN(width=0), "SmallCNN: width must be at least 1, got 0"),
         (lambda: SmallFrameCNN(out_dim=-1), "SmallFrameCNN: out_dim must be at least 1, got -1"),
         (lambda: MLPEncoder(4, [0]), "MLPEncoder: in_dim, hidden and out_dim must be at least 1"),
