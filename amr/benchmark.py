@@ -35,9 +35,11 @@ from amr.files import write_text
 
 KEYS = ("base", "unimodal", "methods", "amr", "teachers")
 WITH_AMR = "+amr"
+GRACE = 20.0  # seconds for a cell's step and its checkpoint, when the grid is stopped
 SECTIONS = ("seed_everything", "trainer", "model", "data", "best", "dominance")
-WITHOUT_EFFECT = {  # on what a cell ends with
+WITHOUT_EFFECT = {  # beyond rounding, on what a cell ends with
     "trainer": ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler"),
+    "model": ("compile_encoders", "channels_last"),
     "data.init_args": ("num_workers", "prepare_workers", "store", "predict_split"),
     "best": ("dirpath",),
     "dominance": ("table",),
@@ -442,8 +444,13 @@ class Grid:
         self._say(f"{cell.name} FAILED: {self.failed[cell]}; {self.status()}", last=True)
 
     def stop(self) -> None:
-        """Kills what is running: nothing that a run writes can be left half."""
+        """Ends what is running: training saves where it is, and what does not end is killed; nothing is left half."""
         for process, _ in self.running.values():
+            process.terminate()
+        until = time.monotonic() + GRACE
+        for process, _ in self.running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0))
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

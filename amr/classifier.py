@@ -40,6 +40,7 @@ from amr.regularizers import (
     Regularizer,
     Step,
 )
+from amr.speed import CompileMode, compile_in_place, to_channels_last
 
 SPLITS = ("train", "val", "test")
 ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
@@ -83,6 +84,8 @@ class FusionClassifier(pl.LightningModule):
         lr_scheduler: Main schedule, stepped once every `scheduler_interval`; None for a constant rate.
         scheduler_interval: Whether the schedule counts epochs or steps.
         label_smoothing: Of the main cross-entropy, in [0, 1).
+        compile_encoders: Whether, or in which mode, to compile the encoders; checkpoints are those of any other run.
+        channels_last: Whether the encoders' convolutions work on the channels-last layout.
         dropout: Dropout of the fused features.
         modality_dropout: Dropout of whole encodings.
         umt: Distillation from unimodal teachers.
@@ -110,6 +113,8 @@ class FusionClassifier(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
+        compile_encoders: bool | CompileMode = False,
+        channels_last: bool = False,
         dropout: Dropout | None = None,
         modality_dropout: ModalityDropout | None = None,
         umt: UMT | None = None,
@@ -141,6 +146,11 @@ class FusionClassifier(pl.LightningModule):
         self.fusion_name = type(head).__name__
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
         self.regularizers.setup(self.model)
+        for encoder in self.model.encoders.values():
+            if channels_last:
+                to_channels_last(encoder)
+            if compile_encoders:
+                compile_in_place(encoder, "default" if compile_encoders is True else compile_encoders)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.scheduler_interval, self.label_smoothing = scheduler_interval, label_smoothing
         # ModuleDict keys end in "/" because "train" is a method of every module.
