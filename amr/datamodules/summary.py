@@ -12,6 +12,7 @@ from amr.files import atomically
 if TYPE_CHECKING:
     from amr.datamodules.prepare import PrepareReport
 
+_ORDER = ("train", "val", "test", "all")
 _SHOWN = 20  # clips named for each reason; report.csv has all
 
 
@@ -44,7 +45,7 @@ def write_summary(
     rows = "".join(
         f'<tr><th scope="row">{escape(split)}</th><td class="num">{count}</td><td class="num">{sound[split]}</td>'
         f'<td class="num">{_percent(sound[split], count)}</td></tr>'
-        for split, count in sorted(listed.items())
+        for split, count in sorted(listed.items(), key=lambda item: _ORDER.index(item[0]))
     )
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -66,7 +67,8 @@ def write_summary(
 
 
 _CSS = """
-meter { width: 12rem; max-width: 40vw; height: 1rem; }
+meter { width: clamp(3rem, 15vw, 12rem); height: 1rem; } .num { white-space: nowrap; }
+td details { margin: 0; } td summary { padding: 0; } td ul { padding-left: 1.2rem; }
 """
 
 
@@ -96,7 +98,7 @@ def _problems(report: "PrepareReport", named: Mapping[tuple[str, str], list[str]
         )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("modality", "reason"))
     head += "".join(f'<th scope="col" class="num">{name}</th>' for name in ("clips", "of all"))
-    head += '<th scope="col">of all, as a bar</th><th scope="col">which</th>'
+    head += '<th scope="col">as a bar</th><th scope="col">which</th>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
