@@ -11,9 +11,10 @@ import torch
 import torchaudio.transforms as T
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-defined]  # untyped
-from torchvision.transforms.v2.functional import resize, resized_crop  # type: ignore[attr-defined]
+from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
 from amr.errors import UserError
 
@@ -71,19 +72,19 @@ class AudioTransform:
     def __call__(self, samples: NDArray[np.int16], sample_rate: int, *, train: bool) -> Tensor:
         """Transform (samples,) int16 at `sample_rate` Hz."""
         wave = torch.from_numpy(samples.astype(np.float32) / 32768)
-        power = wave.square().mean()
+        whole = wave
         wave = self._fit(wave, round(self.seconds * sample_rate), train)
         if train and self.time_shift_ms:
             reach = round(self.time_shift_ms / 1000 * sample_rate)
             wave = wave.roll(int(torch.randint(-reach, reach + 1, ())))
         if self.noise_snr_db is not None:
-            wave = wave + torch.randn_like(wave) * (power / 10 ** (self.noise_snr_db / 10)).sqrt()
+            wave = wave + torch.randn_like(wave) * (whole.square().mean() / 10 ** (self.noise_snr_db / 10)).sqrt()
         x = wave[None]  # (1, samples)
         match self.kind:
             case "log_stft":
-                x = (_spectrogram(self.n_fft, self.hop_length)(x) + self.eps).log()  # (1, F, T)
+                x = _spectrogram(self.n_fft, self.hop_length)(x).add_(self.eps).log_()  # (1, F, T)
             case "log_mel":
-                x = (_mel(sample_rate, self.n_fft, self.hop_length, self.n_mels)(x) + self.eps).log()
+                x = _mel(sample_rate, self.n_fft, self.hop_length, self.n_mels)(x).add_(self.eps).log_()
         if self.normalise:
             x = (x - x.mean()) / (x.std() + 1e-5)
         if train and self.kind != "waveform":
@@ -104,7 +105,7 @@ class AudioTransform:
             return wave[start : start + length]
         if self.fit == "tile":
             return wave.repeat(-(-length // len(wave)))[:length]
-        return torch.nn.functional.pad(wave, (0, length - len(wave)))
+        return pad(wave, (0, length - len(wave)))
 
 
 @lru_cache
@@ -204,7 +205,7 @@ class VideoTransform:
         """
         return self.finish(self.choose(jpegs, train=train), "cpu")[0]
 
-    def choose(self, jpegs: Sequence[Any], *, train: bool) -> "ChosenFrames":
+    def choose(self, jpegs: Sequence[Any], *, train: bool) -> ChosenFrames:
         """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later."""
         files = [jpegs[i] for i in self._sample(len(jpegs), train)]
         # One buffer, for what travels from process to process is a file descriptor a tensor; a copy, for torch warns
@@ -221,7 +222,7 @@ class VideoTransform:
         data = torch.frombuffer(buffer, dtype=torch.uint8)
         return ChosenFrames(data, [[len(file) for file in files]], [View(box, mirror)])
 
-    def finish(self, chosen: "ChosenFrames", device: torch.device | str) -> Tensor:
+    def finish(self, chosen: ChosenFrames, device: torch.device | str) -> Tensor:
         """Decode and transform the clips' chosen frames on a device.
 
         Returns:
@@ -237,26 +238,30 @@ class VideoTransform:
             x[i].copy_(self._look(frames, chosen.views[i])).div_(255).sub_(mean).div_(std)
         return x
 
-    def _decode(self, chosen: "ChosenFrames", device: torch.device) -> list[Tensor]:
-        """Each clip's frames, (frames, channels, h, w) uint8; clips without any are left out."""
+    def _decode(self, chosen: ChosenFrames, device: torch.device) -> list[list[Tensor]]:
+        """Each clip's frames, (channels, h, w) uint8; clips without any are left out."""
         mode = ImageReadMode.GRAY if self.grayscale else ImageReadMode.RGB
         files = torch.split(chosen.data, [size for sizes in chosen.sizes for size in sizes])
         try:
             images: Any = decode_jpeg(list(files), mode, device) if files else []
-            return [torch.stack(images[i : i + self.frames]) for i in range(0, len(images), self.frames)]
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # torch's for a file that is no JPEG, and for frames of different sizes
+        except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from error
+        clips = [images[i : i + self.frames] for i in range(0, len(images), self.frames)]
+        if any(image.shape != clip[0].shape for clip in clips for image in clip):
+            raise ValueError("its frames differ in size")
+        return clips
 
-    def _look(self, x: Tensor, view: "View") -> Tensor:
-        """What a view shows of frames (..., h, w): (..., height, width)."""
+    def _look(self, frames: list[Tensor], view: View) -> Tensor:
+        """What a view shows of frames (channels, h, w): (frames, channels, height, width)."""
         if self.augment == "resized_crop" and view.box:
-            x = resized_crop(x, *view.box, [*self._size], antialias=True)
-        else:
-            x = resize(x, [*self._size], antialias=True)
-            if view.box:
-                x = _crop_repeating(x, *view.box)
+            top, left, height, width = view.box
+            frames = [frame[:, top : top + height, left : left + width] for frame in frames]  # before they are copied
+        x = resize(torch.stack(frames), [*self._size], antialias=True)
+        if self.augment == "shift" and view.box:
+            top, left, _, _ = view.box
+            x = pad(x.float(), (-left, left, -top, top), mode="replicate")  # on a GPU, floats only
         return x.flip(-1) if view.mirror else x
 
     def shape(self) -> tuple[int, ...]:
@@ -280,15 +285,6 @@ def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
 @lru_cache
 def _resized_crop(size: tuple[int, int]) -> Any:
     return RandomResizedCrop(size)
-
-
-def _crop_repeating(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """Crop (..., h, w); beyond its border the border is repeated."""
-    for dim, start, length in ((-2, top, height), (-1, left, width)):
-        if start or length != x.shape[dim]:
-            places = torch.arange(start, start + length, device=x.device).clamp_(0, x.shape[dim] - 1)
-            x = x.index_select(dim, places)
-    return x
 
 
 def _jpeg_size(data: bytearray) -> tuple[int, int]:
