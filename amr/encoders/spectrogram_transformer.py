@@ -125,11 +125,13 @@ class SpectrogramTransformer(Encoder):
     def _convert(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A torchvision ViT's keys to this class's, and positions to this grid."""
         converted = {_rename(key): value for key, value in state.items()}
-        if "pos_embedding" in converted and "class_token" in converted:
-            positions = converted.pop("pos_embedding")  # (1, 1 + n n, dim), the class token's first
-            converted["class_token"] = converted["class_token"] + positions[:, :1]
-            side = math.isqrt(positions.shape[1] - 1)
-            converted["positions"] = positions[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+        embedding, token = converted.get("pos_embedding"), converted.get("class_token")
+        if embedding is not None and token is not None and embedding.ndim == 3 and embedding.shape[1] > 1:
+            side = math.isqrt(embedding.shape[1] - 1)
+            if side**2 == embedding.shape[1] - 1:  # else load_weights names the key
+                del converted["pos_embedding"]
+                converted["class_token"] = token + embedding[:, :1]  # the class token's position is the first
+                converted["positions"] = embedding[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
         if "positions" in converted and converted["positions"].ndim == 4:
             converted["positions"] = resample(converted["positions"], tuple(self.positions.shape[2:]))
         return converted
@@ -139,5 +141,5 @@ _NAMES = {f"ViT_B_16_Weights.{name}" for name in ViT_B_16_Weights.__members__}
 
 
 def _rename(key: str) -> str:
-    # linear_1 and linear_2 are in the files that torchvision downloads, older than its layers' names.
+    # torchvision renamed a block's hidden layers, and goes on reading files with the old names.
     return key.removeprefix("encoder.").replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")

@@ -347,6 +347,13 @@ def test_transformer_file(tmp_path: Path) -> None:
         SpectrogramTransformer(**SIZES | {"depth": 3}, weights=path)
 
 
+def test_positions_of_no_square(vit: VisionTransformer, tmp_path: Path) -> None:
+    state = dict(vit.state_dict())
+    state["encoder.pos_embedding"] = state["encoder.pos_embedding"][:, :-1]
+    with pytest.raises(UserError, match=r"1 missing \(positions\); 1 unexpected \(pos_embedding\)"):
+        SpectrogramTransformer(3, **SIZES, weights=save(state, tmp_path))
+
+
 def test_initial_spread() -> None:
     encoder = SpectrogramTransformer(2, dim=96, depth=1, heads=1, input_size=(64, 320))
     assert encoder.conv_proj.weight.std().item() == pytest.approx(math.sqrt(1 / (2 * 16**2)), rel=0.05)
