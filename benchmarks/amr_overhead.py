@@ -1,23 +1,20 @@
-"""AMR's extra time a step and extra peak memory, as ratios to the naive step in the same process.
+"""AMR's extra time a step and extra peak memory with every fusion, as ratios to the naive step.
 
-Two ResNet-18s at the CREMA-D recipe's shapes: spectrograms (B, 1, 257, 188), three 224 x 224 frames, Concat, SGD. The
-steps are FusionClassifier's own, through Lightning's Trainer on batches in memory. Time is measured twice: naive
-against AMR in alternating blocks, which a noisy machine blurs by several per cent, and within each AMR step, as the
-whole step over the step without AMR's own part, which it does not. Prints a table and one JSON line.
+Two ResNet-18s at the CREMA-D recipe's shapes: spectrograms (B, 1, 257, 188), three 224 x 224 frames, SGD. The steps are
+FusionClassifier's own, through Lightning's Trainer on batches in memory. Time is taken within each AMR step, as the
+whole step over the step without AMR's own part: steps of two runs, naive and AMR, differ by several per cent on a noisy
+machine. Memory is the peak of three steps with AMR over that of three naive ones. Prints a table and one JSON line.
 
-    python -m benchmarks.amr_overhead [--device cpu|cuda] [--batch 8] [--blocks 5] [--steps 4]
+    python -m benchmarks.amr_overhead [--device cpu|cuda] [--fusions Concat ...] [--batch 4] [--steps 6]
 """
 
 import argparse
 import json
-import logging
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +26,12 @@ from torch.utils.data import DataLoader
 
 from amr.classifier import FusionClassifier
 from amr.encoders import ResNetEncoder
-from amr.fusion import Concat
+from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank, Sum
 from amr.regularizers import AMR, Step
+from benchmarks.common import machine, quiet, spread
 
 CLASSES = 6
+FUSIONS = {fusion.__name__: fusion for fusion in (Concat, Sum, FiLM, Gated, LowRank, Attention, Late)}
 
 
 class Timer(pl.Callback):
@@ -89,12 +88,12 @@ def batches(batch: int, steps: int) -> Any:
     return DataLoader(Repeated(), batch_size=None)
 
 
-def train(amr: bool, device: str, batch: int, steps: int, warm_up: int) -> Timer:
+def train(fusion: str, amr: bool, device: str, batch: int, steps: int, warm_up: int) -> Timer:
     """Runs some steps; the first `warm_up` of them are not counted."""
     pl.seed_everything(0, verbose=False)
     encoders = {"audio": ResNetEncoder(18, in_channels=1), "video": ResNetEncoder(18)}
     optimizer = lambda p: SGD(p, lr=1e-3, momentum=0.9, weight_decay=1e-4)  # noqa: E731
-    model = FusionClassifier(encoders, Concat, CLASSES, optimizer=optimizer, amr=AMR() if amr else None)  # type: ignore[arg-type]
+    model = FusionClassifier(encoders, FUSIONS[fusion], CLASSES, optimizer=optimizer, amr=AMR() if amr else None)  # type: ignore[arg-type]
     timer = Timer(device)
     trainer = pl.Trainer(
         accelerator=device,
@@ -111,14 +110,14 @@ def train(amr: bool, device: str, batch: int, steps: int, warm_up: int) -> Timer
     return timer
 
 
-def peak_memory(amr: bool, options: argparse.Namespace) -> float:
+def peak_memory(fusion: str, amr: bool, options: argparse.Namespace) -> float:
     """Peak MiB of a few steps: of the device's allocator, or of a process of its own on the CPU."""
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        train(amr, "cuda", options.batch, 3, 0)
+        train(fusion, amr, "cuda", options.batch, 3, 0)
         return torch.cuda.max_memory_allocated() / 2**20
     # VmHWM, for getrusage's peak is inherited from the parent through fork and exec.
-    code = f"from benchmarks.amr_overhead import train; train({amr}, 'cpu', {options.batch}, 3, 0); "
+    code = f"from benchmarks.amr_overhead import train; train({fusion!r}, {amr}, 'cpu', {options.batch}, 3, 0); "
     code += "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     command = [sys.executable, "-W", "ignore", "-c", code]
     # Freed memory goes back at once, so that the peak is that of live tensors and not of the allocator's mood.
@@ -129,60 +128,27 @@ def peak_memory(amr: bool, options: argparse.Namespace) -> float:
     return int(done.stdout.split()[-2]) / 2**10  # ... VmHWM: 123 kB
 
 
-def machine(device: str) -> str:
-    """Name of what ran it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=8, help="clips a step; the recipe has 64")
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks, naive and AMR in turn")
-    parser.add_argument("--steps", type=int, default=4, help="steps counted a block, after one that is not")
+    parser.add_argument("--fusions", nargs="+", choices=list(FUSIONS), default=list(FUSIONS))
+    parser.add_argument("--batch", type=int, default=4, help="clips a step; the recipe has 64")
+    parser.add_argument("--steps", type=int, default=6, help="steps timed a fusion, after one that is not")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    train(True, options.device, options.batch, 2, 0)
-    ratios, naive, within = [], [], []
-    for block in range(options.blocks):
-        medians = {}
-        for amr in (False, True) if block % 2 == 0 else (True, False):  # the order alternates too
-            timer = train(amr, options.device, options.batch, options.steps, 1)
-            medians[amr] = statistics.median(timer.steps)
-            if amr:
-                within += [step / (step - part) for step, part in zip(timer.steps, timer.parts, strict=True)]
-        naive.append(medians[False])
-        ratios.append(medians[True] / medians[False])
-        print(
-            f"block {block + 1}/{options.blocks}: naive {medians[False]:.3f} s, AMR/naive {ratios[-1]:.4f}", flush=True
-        )
-    memory = {amr: [peak_memory(amr, options) for _ in range(3)] for amr in (False, True)}
-    result = {
-        "benchmark": "amr_overhead",
-        "machine": machine(options.device),
-        "torch": torch.__version__,
-        "batch": options.batch,
-        "naive_step_s": round(statistics.median(naive), 4),
-        "time_ratio": round(statistics.median(within), 5),
-        "time_ratio_min": round(min(within), 5),
-        "time_ratio_max": round(max(within), 5),
-        "blocks_ratio": round(statistics.median(ratios), 4),
-        "blocks_ratio_min": round(min(ratios), 4),
-        "blocks_ratio_max": round(max(ratios), 4),
-        "naive_peak_mib": round(statistics.median(memory[False]), 1),
-        "memory_ratio": round(statistics.median(memory[True]) / statistics.median(memory[False]), 4),
-    }
-    for key, value in result.items():
-        print(f"{key:16} {value}")
-    print(json.dumps(result))
+    quiet()
+    print(f"{'fusion':10} {'step s':>7} {'time':>8} {'min':>8} {'max':>8} {'peak MiB':>9} {'memory':>8}")
+    rows = {}
+    for name in options.fusions:
+        timer = train(name, True, options.device, options.batch, options.steps, 1)
+        ratios = [step / (step - part) for step, part in zip(timer.steps, timer.parts, strict=True)]
+        naive, amr = (peak_memory(name, amr, options) for amr in (False, True))
+        row = {"step_s": round(statistics.median(timer.steps), 4), **spread("time_ratio", ratios, 5)}
+        rows[name] = {**row, "naive_peak_mib": round(naive, 1), "memory_ratio": round(amr / naive, 4)}
+        step, time_ratio, low, high, peak, memory = rows[name].values()
+        print(f"{name:10} {step:7.3f} {time_ratio:8.4f} {low:8.4f} {high:8.4f} {peak:9.1f} {memory:8.4f}", flush=True)
+    result = {"benchmark": "amr_overhead", "machine": machine(options.device), "torch": torch.__version__}
+    print(json.dumps({**result, "batch": options.batch, "fusions": rows}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Seconds a training step with the real loader over seconds with the same tensors in memory.
+
+The small pair of encoders (configs/model/small.yaml) on the GRID letters' settings (configs/data/grid-letters.yaml),
+batch 32, with AMR, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches of
+its first epoch, kept in a list, take turns. Whole epochs are counted, waits at their beginnings included, after a
+first one. Prints a table and one JSON line.
+
+With as many threads as cores, the step's threads and the loader's processes share the cores, which no loader can make
+up for: the default leaves one core to them.
+
+    python -m benchmarks.loader_step [--threads 1] [--workers 2] [--clips 352] [--blocks 5] [--epochs 2]
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from amr.classifier import FusionClassifier
+from amr.encoders import SmallCNN, SmallFrameCNN
+from amr.fusion import Concat
+from amr.regularizers import AMR
+from benchmarks.common import GRID, clips, machine, quiet, report, spread
+
+
+class Epochs(pl.Callback):
+    """When each epoch's last step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def fit(loader: Any, classes: int, epochs: int) -> float:
+    """Seconds a step of all epochs but the first."""
+    pl.seed_everything(0, verbose=False)
+    encoders = {"audio": SmallCNN(in_channels=1), "video": SmallFrameCNN(in_channels=1)}
+    model = FusionClassifier(encoders, Concat, classes, optimizer=lambda p: SGD(p, lr=0.1), amr=AMR())
+    clock = Epochs()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1 + epochs,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock],
+    )
+    trainer.fit(model, loader)
+    return (clock.ends[-1] - clock.ends[0]) / (epochs * len(loader))
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    spare = max(1, (os.cpu_count() or 2) - 1)
+    parser.add_argument("--threads", type=int, default=spare, help="of the training process")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--clips", type=int, default=352, help="an epoch")
+    parser.add_argument("--blocks", type=int, default=5, help="pairs of fits, in memory and with the loader")
+    parser.add_argument("--epochs", type=int, default=2, help="counted a fit, after one that is not")
+    options = parser.parse_args()
+    quiet()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        module = clips("grid", options.clips, Path(name), num_workers=options.workers, batch_size=32)
+        memory: DataLoader[Any] = DataLoader(list(module.train_dataloader()), batch_size=None)  # type: ignore[arg-type]
+        seconds: dict[str, list[float]] = {"memory": [], "loader": []}
+        for block in range(options.blocks):
+            for variant in ("memory", "loader") if block % 2 == 0 else ("loader", "memory"):
+                loader = memory if variant == "memory" else module.train_dataloader()
+                seconds[variant].append(fit(loader, module.num_classes, options.epochs))
+            ratio = seconds["loader"][-1] / seconds["memory"][-1]
+            print(f"block {block + 1}/{options.blocks}: in memory {seconds['memory'][-1]:.4f} s, ratio {ratio:.3f}")
+    report(
+        {
+            "benchmark": "loader_step",
+            "data": "grid" if GRID.is_dir() else "made",
+            "machine": machine("cpu"),
+            "cores": os.cpu_count(),
+            "workers": options.workers,
+            "memory_step_ms": round(1000 * statistics.median(seconds["memory"]), 2),
+            "loader_step_ms": round(1000 * statistics.median(seconds["loader"]), 2),
+            **spread("ratio", [b / a for a, b in zip(seconds["memory"], seconds["loader"], strict=True)]),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
