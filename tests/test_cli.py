@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
 from wandb.proto import wandb_internal_pb2
@@ -171,74 +168,17 @@ def test_nothing_is_overwritten_and_finished_runs_go_on(runs: Path, tiny: list[s
     assert len(list((runs / "naive/metrics").iterdir())) == 2  # the first start's metrics are still there
 
 
-class KillAt(pl.Callback):
-    """kill -9 in a hook, when it is called the n-th time."""
-
-    def __init__(self, hook: str, call: int) -> None:
-        self.calls = 0
-
-        def die(*_: Any) -> None:
-            self.calls += 1
-            if self.calls == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(self, hook, die)
-
-
-def epoch_rows(run: Path) -> dict[tuple[int, str], float]:
-    """Validation's metrics by epoch, over all starts of a run."""
-    rows: dict[tuple[int, str], float] = {}
-    for file in sorted(run.glob("metrics/version_*/metrics.csv")):
-        for row in csv.DictReader(file.open()):
-            rows.update({(int(row["epoch"]), k): float(v) for k, v in row.items() if v and k.startswith("val/")})
-    return rows
-
-
 @pytest.fixture(scope="module")
-def robust(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """A run with all randomness on (augmentation, both dropouts, AMR's momentum), and its command."""
-    folder = tmp_path_factory.mktemp("robust")
-    methods = ["--model.amr.momentum", "0.9", "--model.dropout.p", "0.5", "--model.modality_dropout.p", "0.3"]
-    options = ["--runs_dir", str(folder), "--wandb", "disabled", "--last.every_n_train_steps", "1"]
-    common = ["fit", *tiny, *methods, *options, "--trainer.max_epochs", "3"]
+def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A run, and its command."""
+    folder = tmp_path_factory.mktemp("whole")
+    common = ["fit", *tiny, "--runs_dir", str(folder), "--wandb", "disabled", "--trainer.max_epochs", "3"]
     assert main([*common, "--name", "whole"]) == 0
     return common, folder
 
 
-@pytest.mark.parametrize(
-    ("hook", "call"),
-    [
-        ("on_train_batch_start", 3),  # six batches an epoch
-        ("on_train_batch_start", 9),
-        ("on_validation_start", 3),  # the first is the sanity check's
-        ("on_validation_end", 3),
-        ("on_train_epoch_end", 2),
-    ],
-)
-def test_killed_and_resumed_equals_uninterrupted(robust: tuple[list[str], Path], hook: str, call: int) -> None:
-    common, folder = robust
-    name = f"{hook}-{call}"
-    command = [sys.executable, str(REPOSITORY / "train.py"), *common, "--name", name]
-    callback = json.dumps([{"class_path": "tests.test_cli.KillAt", "init_args": {"hook": hook, "call": call}}])
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    killed = subprocess.run([*command, "--trainer.callbacks", callback], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert main([*common, "--name", name, "--ckpt_path", "last"]) == 0
-    for file in ("last", "best"):
-        whole, resumed = (
-            torch.load(folder / run / f"checkpoints/{file}.ckpt", weights_only=True) for run in ("whole", name)
-        )
-        assert (whole["global_step"], whole["epoch"]) == (resumed["global_step"], resumed["epoch"])
-        for key, value in whole["state_dict"].items():
-            if key.startswith("model."):
-                assert torch.equal(value, resumed["state_dict"][key]), key
-    rows = epoch_rows(folder / "whole")
-    assert len({epoch for epoch, _ in rows}) == 3
-    assert epoch_rows(folder / name) == rows
-
-
-def test_a_moved_run_remembers_its_best(robust: tuple[list[str], Path], tmp_path: Path) -> None:
-    common, folder = robust
+def test_a_moved_run_remembers_its_best(whole: tuple[list[str], Path], tmp_path: Path) -> None:
+    common, folder = whole
     moved = tmp_path / "moved"
     shutil.copytree(folder / "whole", moved)
     best = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)
