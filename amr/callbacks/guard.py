@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,7 +122,7 @@ class Guard(pl.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         self._trained = True
-        torch._foreach_copy_(self._buffers, list(pl_module.buffers()))
+        _copy(pl_module.buffers(), self._buffers)
         if self._agreed and between_steps(trainer):
             self.last.save(trainer)
             raise self._stopped(trainer, self._agreed)
@@ -140,7 +140,7 @@ class Guard(pl.Callback):
         own = [id for loss, ids in module.losses_of_step if not bool(loss.isfinite()) for id in ids]
         ids = [id for part in gather_objects(own) for id in part]
         self._rewind = len(module.losses_of_step)
-        torch._foreach_copy_(list(module.buffers()), self._buffers)
+        _copy(self._buffers, module.buffers())
         where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
         rest = self._save_good(trainer, module)
         if not trainer.is_global_zero:
@@ -205,6 +205,12 @@ def _heed_parent() -> None:
 
     if Guard.active:
         threading.Thread(target=wait, daemon=True).start()
+
+
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    """Copies tensors into others, on a GPU in a few calls."""
+    if target := list(target):
+        torch._foreach_copy_(target, list(source))
 
 
 def _some(ids: Sequence[str]) -> str:
