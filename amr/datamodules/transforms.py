@@ -235,7 +235,10 @@ class VideoTransform:
         mean, std = (torch.tensor(_channels(v), device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
         for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
-            x[i].copy_(self._look(frames, chosen.views[i])).div_(255).sub_(mean).div_(std)
+            x[i] = self._look(frames, chosen.views[i])
+        x.div_(255).sub_(mean).div_(std)
+        if len(there) < len(x):
+            x[[i for i, sizes in enumerate(chosen.sizes) if not sizes]] = 0
         return x
 
     def _decode(self, chosen: ChosenFrames, device: torch.device) -> list[list[Tensor]]:
