@@ -3,12 +3,13 @@
 The small pair of encoders (configs/model/small.yaml) on the GRID letters' settings (configs/data/grid-letters.yaml),
 batch 32, with AMR, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches of
 its first epoch, kept in a list, take turns. Whole epochs are counted, waits at their beginnings included, after a
-first one. Prints a table and one JSON line.
+first one. The two CPU times say what a loaded machine's ratio cannot: as long as that of a batch's loading, over all
+loader processes' cores, is below the step's wall time, loading hides behind it. Prints a table and one JSON line.
 
 With as many threads as cores, the step's threads and the loader's processes share the cores, which no loader can make
 up for: the default leaves one core to them.
 
-    python -m benchmarks.loader_step [--threads 1] [--workers 2] [--clips 352] [--blocks 5] [--epochs 2]
+    python -m benchmarks.loader_step [--threads 1] [--workers 2] [--clips 352] [--blocks 8] [--epochs 2]
 """
 
 import argparse
@@ -32,17 +33,17 @@ from benchmarks.common import GRID, clips, machine, quiet, report, spread
 
 
 class Epochs(pl.Callback):
-    """When each epoch's last step ended."""
+    """Wall and CPU time when each epoch's last step ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
 
-def fit(loader: Any, classes: int, epochs: int) -> float:
-    """Seconds a step of all epochs but the first."""
+def fit(loader: Any, classes: int, epochs: int) -> tuple[float, float]:
+    """Wall and CPU seconds a step of all epochs but the first."""
     pl.seed_everything(0, verbose=False)
     encoders = {"audio": SmallCNN(in_channels=1), "video": SmallFrameCNN(in_channels=1)}
     model = FusionClassifier(encoders, Concat, classes, optimizer=lambda p: SGD(p, lr=0.1), amr=AMR())
@@ -59,7 +60,10 @@ def fit(loader: Any, classes: int, epochs: int) -> float:
         callbacks=[clock],
     )
     trainer.fit(model, loader)
-    return (clock.ends[-1] - clock.ends[0]) / (epochs * len(loader))
+    wall, cpu = (
+        (end - start) / (epochs * len(loader)) for start, end in zip(clock.ends[0], clock.ends[-1], strict=True)
+    )
+    return wall, cpu
 
 
 def main() -> None:
@@ -69,21 +73,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=spare, help="of the training process")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--clips", type=int, default=352, help="an epoch")
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of fits, in memory and with the loader")
+    parser.add_argument("--blocks", type=int, default=8, help="pairs of fits, in memory and with the loader")
     parser.add_argument("--epochs", type=int, default=2, help="counted a fit, after one that is not")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
-        module = clips("grid", options.clips, Path(name), num_workers=options.workers, batch_size=32)
-        memory: DataLoader[Any] = DataLoader(list(module.train_dataloader()), batch_size=None)  # type: ignore[arg-type]
-        seconds: dict[str, list[float]] = {"memory": [], "loader": []}
+        module = clips("grid", options.clips, Path(name), num_workers=0, batch_size=32)
+        next(iter(module.train_dataloader()))
+        start = time.process_time()
+        batches = list(module.train_dataloader())
+        loading = (time.process_time() - start) / len(batches)
+        memory: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        module.num_workers = options.workers
+        seconds: dict[str, list[tuple[float, float]]] = {"memory": [], "loader": []}
         for block in range(options.blocks):
             for variant in ("memory", "loader") if block % 2 == 0 else ("loader", "memory"):
                 loader = memory if variant == "memory" else module.train_dataloader()
                 seconds[variant].append(fit(loader, module.num_classes, options.epochs))
-            ratio = seconds["loader"][-1] / seconds["memory"][-1]
-            print(f"block {block + 1}/{options.blocks}: in memory {seconds['memory'][-1]:.4f} s, ratio {ratio:.3f}")
+            in_memory, loaded = seconds["memory"][-1][0], seconds["loader"][-1][0]
+            print(f"block {block + 1}/{options.blocks}: in memory {in_memory:.4f} s, ratio {loaded / in_memory:.3f}")
     report(
         {
             "benchmark": "loader_step",
@@ -91,9 +100,11 @@ def main() -> None:
             "machine": machine("cpu"),
             "cores": os.cpu_count(),
             "workers": options.workers,
-            "memory_step_ms": round(1000 * statistics.median(seconds["memory"]), 2),
-            "loader_step_ms": round(1000 * statistics.median(seconds["loader"]), 2),
-            **spread("ratio", [b / a for a, b in zip(seconds["memory"], seconds["loader"], strict=True)]),
+            "step_cpu_ms": round(1000 * statistics.median(cpu for _, cpu in seconds["memory"]), 2),
+            "loading_cpu_ms": round(1000 * loading, 2),
+            "memory_step_ms": round(1000 * statistics.median(wall for wall, _ in seconds["memory"]), 2),
+            "loader_step_ms": round(1000 * statistics.median(wall for wall, _ in seconds["loader"]), 2),
+            **spread("ratio", [b[0] / a[0] for a, b in zip(seconds["memory"], seconds["loader"], strict=True)]),
         }
     )
 
