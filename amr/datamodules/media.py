@@ -6,9 +6,9 @@ seconds and hundreds of megabytes.
 
 import io
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ MODALITIES = ("audio", "video")
 
 _SEEK_FROM = 5.0  # s; nearer starts are reached faster, and in any container, by decoding from the beginning
 _PREROLL = 1.0  # s decoded before the window after a seek, for codecs whose frames lean on earlier ones
+_NEAR = 2  # frames from a wanted time within which every frame is decoded
 _SILENCE = 3  # of 32,768: about -80 dB, above the dither of a recording of nothing
 _STILLNESS = 4  # of 255, in a 16 x 16 thumbnail: re-encoded pictures reach it, faces that talk exceed 14
 STILL = "still frames"  # the one reason that does not make a modality unusable
@@ -100,6 +101,10 @@ class Decoded:
     still: bool = False
 
 
+class _SkippedError(Exception):
+    """A frame that was not decoded may have been the one to pick."""
+
+
 class _ProblemError(Exception):
     """Why a modality of a clip cannot be used."""
 
@@ -107,38 +112,39 @@ class _ProblemError(Exception):
 def decode(clip: Clip, root: Path, options: DecodeOptions) -> Decoded:
     """Decode the clip's window of every modality. Whatever is wrong with its files is returned, never raised."""
     decoded = Decoded()
-    for modality in MODALITIES:
-        try:
-            if modality not in clip.files:
-                raise _ProblemError("no file listed")
-            path = root / clip.files[modality]
-            if modality == "audio":
-                decoded.waveform = _read_waveform(path, clip, options)
-            else:
-                decoded.frames, decoded.still = _read_frames(path, clip, options)
-        except _ProblemError as problem:
-            decoded.problems[modality] = str(problem)
-        except av.FFmpegError as error:
-            decoded.problems[modality] = f"decode error: {error.strerror}"
-        except Exception as error:  # one strange file must not end hours of work
-            decoded.problems[modality] = f"decode error: {type(error).__name__} {error}"
+    with closing(_Files()) as files:
+        for modality in MODALITIES:
+            try:
+                if modality not in clip.files:
+                    raise _ProblemError("no file listed")
+                path = root / clip.files[modality]
+                if modality == "audio":
+                    decoded.waveform = _read_waveform(files, path, clip, options)
+                else:
+                    decoded.frames, decoded.still = _read_frames(files, path, clip, options)
+            except _ProblemError as problem:
+                decoded.problems[modality] = str(problem)
+            except av.FFmpegError as error:
+                decoded.problems[modality] = f"decode error: {error.strerror}"
+            except Exception as error:  # one strange file must not end hours of work
+                decoded.problems[modality] = f"decode error: {type(error).__name__} {error}"
     return decoded
 
 
-def _read_waveform(path: Path, clip: Clip, options: DecodeOptions) -> NDArray[np.int16]:
+def _read_waveform(files: "_Files", path: Path, clip: Clip, options: DecodeOptions) -> NDArray[np.int16]:
     rate, start, end = options.sample_rate, clip.start or 0.0, math.inf if clip.end is None else clip.end
     chunks: list[NDArray[np.int16]] = []
     first: float | None = None  # time of the first decoded sample
-    with _open(path, "audio") as (container, stream):
-        declared = _duration(container, stream)
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
-        for time, frame in _decode(container, stream, start):
-            if time > end + 0.1:  # the resampler holds a few milliseconds back
-                break
-            first = time if first is None else first
-            chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-        if first is not None:
-            chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    container, stream = files.open(path, "audio")
+    declared = _duration(container, stream)
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+    for time, frame in _decode(container, stream, start):
+        if time > end + 0.1:  # the resampler holds a few milliseconds back
+            break
+        first = time if first is None else first
+        chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
+    if first is not None:
+        chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
     wave = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
     if first is not None and clip.start is not None:
         skip = round((start - first) * rate)
@@ -153,43 +159,106 @@ def _read_waveform(path: Path, clip: Clip, options: DecodeOptions) -> NDArray[np
     return wave
 
 
-def _read_frames(path: Path, clip: Clip, options: DecodeOptions) -> tuple[list[bytes], bool]:
+def _read_frames(files: "_Files", path: Path, clip: Clip, options: DecodeOptions) -> tuple[list[bytes], bool]:
     """The frames, and whether they are all the same."""
+    try:
+        return _pick_frames(files, path, clip, options, skip=options.fps is not None)
+    except _SkippedError:  # a stream whose frames are not evenly spaced
+        files.close()  # with the decoder that skips
+        return _pick_frames(files, path, clip, options, skip=False)
+
+
+def _pick_frames(
+    files: "_Files", path: Path, clip: Clip, options: DecodeOptions, *, skip: bool
+) -> tuple[list[bytes], bool]:
+    """As `_read_frames`.
+
+    With `skip`, frames that no other one refers to are decoded only within `_NEAR` periods of a wanted time, which
+    saves about a third; what is picked is the same, for a frame picked from farther away raises `_SkippedError`.
+    """
     start, end = clip.start or 0.0, math.inf if clip.end is None else clip.end
     jpegs: list[bytes] = []
     first, still = None, True
-    with _open(path, "video") as (container, stream):
-        declared = _duration(container, stream)
-        period = 1 / float(stream.average_rate or 25)
-        reach = start  # the time up to which frames were seen
+    container, stream = files.open(path, "video")
+    declared = _duration(container, stream)
+    period = 1 / float(stream.average_rate or 25)
+    near = _NEAR * period
+    reach = start  # the time up to which frames were seen
 
-        def window() -> Iterator[tuple[float, Any]]:
-            nonlocal reach
-            for time, frame in _decode(container, stream, start):
-                if time >= end - 1e-6:
-                    return
-                if time >= start - 1e-6:
-                    reach = time + period
-                    yield time, frame
+    def see(time: float) -> bool:
+        """Note a frame's time; whether one of the wanted times is near."""
+        nonlocal reach
+        if start - 1e-6 <= time < end - 1e-6:
+            reach = max(reach, time + period)
+        if options.fps is None:
+            return True
+        place = (time - start) * options.fps - 0.5  # in wanted times
+        return abs(place - max(round(place), 0)) <= near * options.fps
 
-        picked = window() if options.fps is None else _nearest(window(), start, end, options.fps, period)
-        reformatter = VideoReformatter()  # one for all frames: each would build its own scaler otherwise
-        for _, frame in picked:
-            image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
-            if still:
-                thumbnail = np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.int16)
-                first = thumbnail if first is None else first
-                still = bool(np.abs(thumbnail - first).max() <= _STILLNESS)
-            jpegs.append(_jpeg(image, options))
+    def window() -> Iterator[tuple[float, Any]]:
+        for time, frame in _decode(container, stream, start, see if skip else None):
+            if time >= end - 1e-6:
+                return
+            if time >= start - 1e-6:
+                see(time)
+                yield time, frame
+
+    picked = window() if options.fps is None else _nearest(window(), start, end, options.fps, period)
+    reformatter = VideoReformatter()  # one for all frames: each would build its own scaler otherwise
+    for index, (time, frame) in enumerate(picked):
+        if skip and options.fps is not None and abs(time - start - (index + 0.5) / options.fps) > near:
+            raise _SkippedError
+        width, height = _scaled(frame.width, frame.height, options)
+        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        image = Image.fromarray(scaled.to_ndarray())
+        if still:
+            thumbnail = np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.int16)
+            first = thumbnail if first is None else first
+            still = bool(np.abs(thumbnail - first).max() <= _STILLNESS)
+        jpegs.append(_jpeg(image, options))
     _check_length(reach - start, start, end, declared)
     if not jpegs:
         raise _ProblemError("no frames")
     return jpegs, still and len(jpegs) > 1
 
 
-@contextmanager
-def _open(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
-    """The file's container and first stream of a kind, closed at the end."""
+class _Files:
+    """Opens a clip's files; one that holds both sound and picture only once, for probing it takes milliseconds."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._container: Any = None
+
+    def open(self, path: Path, kind: str) -> tuple[Any, Any]:
+        """The file's container, at its beginning, and its first stream of a kind."""
+        if path != self._path or not self._rewind():
+            self.close()
+            self._container = _open(path)
+            self._path = path
+        streams = getattr(self._container.streams, kind)
+        if not streams:
+            raise _ProblemError(f"no {kind} stream")
+        streams[0].codec_context.thread_count = 1  # the clips are decoded in parallel, not the frames
+        return self._container, streams[0]
+
+    def _rewind(self) -> bool:
+        """Only mp4 and its kin have an index that is sure to lead to the very first packet."""
+        if "mp4" not in self._container.format.name.split(","):
+            return False
+        try:
+            self._container.seek(0)
+        except av.FFmpegError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._container is not None:
+            self._container.close()
+        self._path = self._container = None
+
+
+def _open(path: Path) -> Any:
     if not path.is_file():
         raise _ProblemError("file missing")
     size = path.stat().st_size
@@ -197,12 +266,7 @@ def _open(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
         raise _ProblemError("zero bytes")
     if size < (declared := _riff_size(path)):  # FFmpeg takes the rest of a cut WAV for all of it
         raise _ProblemError(f"truncated: {size} of {declared} bytes")
-    with av.open(str(path)) as container:
-        streams = getattr(container.streams, kind)
-        if not streams:
-            raise _ProblemError(f"no {kind} stream")
-        streams[0].codec_context.thread_count = 1  # the clips are decoded in parallel, not the frames
-        yield container, streams[0]
+    return av.open(str(path))
 
 
 def _riff_size(path: Path) -> int:
@@ -213,16 +277,21 @@ def _riff_size(path: Path) -> int:
     return size if head[:4] == b"RIFF" and size < 2**32 else 0
 
 
-def _decode(container: Any, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
-    """(seconds, frame) from at most `start` on; a late start is reached by seeking."""
-    frames: Iterator[Any] = container.decode(stream)
+def _decode(
+    container: Any, stream: Any, start: float, wanted: Callable[[float], bool] | None = None
+) -> Iterator[tuple[float, Any]]:
+    """(seconds, frame) from at most `start` on; a late start is reached by seeking.
+
+    wanted: Says of a frame's time whether it must be decoded; others are where they are needed to decode one that must.
+    """
+    frames = _frames(container, stream, wanted)
     if start > _SEEK_FROM:
         container.seek(int((start - _PREROLL) / stream.time_base), stream=stream)
-        frames = container.decode(stream)
+        frames = _frames(container, stream, wanted)
         head = next(frames, None)
         if head is None or head.time is None or head.time > start:  # a container without a usable index
             container.seek(0)
-            frames = container.decode(stream)
+            frames = _frames(container, stream, wanted)
         else:
             yield head.time, head
     count = 0
@@ -234,6 +303,17 @@ def _decode(container: Any, stream: Any, start: float) -> Iterator[tuple[float, 
         if count:
             raise _ProblemError(f"truncated: {error.strerror} after {count} frames") from error
         raise
+
+
+def _frames(container: Any, stream: Any, wanted: Callable[[float], bool] | None) -> Iterator[Any]:
+    if wanted is None:
+        yield from container.decode(stream)
+        return
+    second = float(stream.time_base)
+    for packet in container.demux(stream):
+        needed = packet.pts is None or wanted(packet.pts * second)
+        stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+        yield from packet.decode()
 
 
 def _nearest(
@@ -252,6 +332,14 @@ def _nearest(
             yield previous
 
 
+def _scaled(width: int, height: int, options: DecodeOptions) -> tuple[int, int]:
+    """Width and height at which a frame leaves the decoder: the stored ones, unless it is cropped first."""
+    if options.size is None or options.crop is not None:
+        return width, height
+    scale = options.size / min(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def _jpeg(image: Image.Image, options: DecodeOptions) -> bytes:
     if options.crop is not None:
         top, left, height, width = options.crop
@@ -260,10 +348,7 @@ def _jpeg(image: Image.Image, options: DecodeOptions) -> bytes:
                 f"crop outside the frame: {list(options.crop)} of {image.height} x {image.width} pixels"
             )
         image = image.crop((left, top, left + width, top + height))
-    if options.size is not None and options.size != min(image.size):
-        scale = options.size / min(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize(_scaled(*image.size, replace(options, crop=None)), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.jpeg_quality)
     return buffer.getvalue()

@@ -108,6 +108,7 @@ def write_mp4(
     *,
     fps: Fraction = FPS,
     rate: int = RATE,
+    preset: str = "ultrafast",
 ) -> None:
     """Encode H.264 and AAC.
 
@@ -117,10 +118,11 @@ def write_mp4(
         wave: (samples,) in -1..1; None: no audio stream.
         fps: Frames a second.
         rate: Samples a second.
+        preset: x264's: how much work it puts into a smaller file.
     """
     with av.open(str(path), "w", format="mp4") as container:
         if frames is not None:
-            video = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "20"})
+            video = container.add_stream("libx264", rate=fps, options={"preset": preset, "crf": "20"})
             video.height, video.width = frames.shape[1:3]
             video.pix_fmt = "yuv420p"
             video.codec_context.thread_count = 1  # the same bytes on any machine

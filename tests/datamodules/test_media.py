@@ -1,12 +1,17 @@
 import io
+import math
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from amr.datamodules import media
 from amr.datamodules.media import Clip, Decoded, DecodeOptions, decode
 from amr.datamodules.synthesis import write_mp4
 from amr.errors import UserError
@@ -150,3 +155,80 @@ def test_workers_do_not_import_torch() -> None:
 def test_bad_options(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"decode.{next(iter(options))} is"):
         DecodeOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reordered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Clips with frames that no other one refers to: even, with holes, late, in Matroska, cut short."""
+    folder = tmp_path_factory.mktemp("reordered")
+    rng = np.random.default_rng(0)
+    ground = rng.integers(0, 255, (64, 240, 3), dtype=np.uint8)
+    picture = np.stack([np.roll(ground, 2 * i, 1)[:48, :64] // 2 + i for i in range(120)]).astype(np.uint8)
+    wave = (0.3 * np.sin(np.arange(80000) / 9)).astype(np.float32)
+    write_mp4(folder / "even.mp4", picture, wave, fps=Fraction(25), preset="medium")
+    times: dict[str, Path] = {}
+    with av.open(str(folder / "even.mp4")) as source:
+        frames = list(source.decode(video=0))
+    for name, container in (("holes", "mp4"), ("late", "mp4"), ("film", "matroska")):
+        path = folder / f"{name}.{'mkv' if container == 'matroska' else 'mp4'}"
+        with av.open(str(path), "w", format=container) as out:
+            stream = out.add_stream("libx264", rate=25, options={"preset": "medium"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for i, frame in enumerate(frames):
+                if name == "holes" and rng.random() < 0.6:
+                    continue
+                new = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
+                new.pts, new.time_base = 40 * i + (700 if name == "late" else 0), Fraction(1, 1000)
+                out.mux(stream.encode(new))
+            out.mux(stream.encode(None))
+        times[name] = path
+    film = times["film"].read_bytes()
+    (folder / "cut.mkv").write_bytes(film[: len(film) // 2])
+    return {"even": folder / "even.mp4", "cut": folder / "cut.mkv", **times}
+
+
+@pytest.mark.parametrize("name", ["even", "holes", "late", "film", "cut"])
+def test_skipping_frames_changes_nothing(
+    reordered: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = reordered[name]
+    decoded = []
+
+    def count(packet_frames: Any) -> Any:
+        for frame in packet_frames:
+            decoded.append(frame)
+            yield frame
+
+    frames = media._frames
+    monkeypatch.setattr(media, "_frames", lambda *args: count(frames(*args)))
+    for fps in (0.4, 1.0, 3.0, 10.0, 25.0):
+        for start, end in ((None, None), (0.0, 2.0), (1.03, 3.01), (3.2, 4.75), (0.0, 0.1)):
+            clip = Clip("x", "a", "train", {m: Path(path.name) for m in ("audio", "video")}, start, end)
+            results, counts = [], []
+            for near in (2, math.inf):
+                monkeypatch.setattr(media, "_NEAR", near)
+                decoded.clear()
+                results.append(decode(clip, path.parent, DecodeOptions(fps=fps)))
+                counts.append(len(decoded))
+            assert results[0].frames == results[1].frames, (fps, start, end)
+            assert results[0].problems == results[1].problems
+            assert results[0].still == results[1].still
+            np.testing.assert_array_equal(results[0].waveform, results[1].waveform)  # type: ignore[arg-type]
+            if (name, fps, start) == ("even", 1.0, None):
+                assert counts[0] < 0.85 * counts[1]
+
+
+def test_a_file_opened_once_reads_as_one_opened_twice(
+    reordered: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [*reordered.values(), write_clip(tmp_path / "a.mp4", seconds=7.0)]
+    for path in files:
+        for start, end in ((None, None), (0.5, 1.5), (5.5, 6.5)):
+            clip = Clip("x", "a", "train", {m: Path(path.name) for m in ("audio", "video")}, start, end)
+            once = decode(clip, path.parent, DecodeOptions())
+            with monkeypatch.context() as patch:
+                patch.setattr(media._Files, "_rewind", lambda self: False)
+                twice = decode(clip, path.parent, DecodeOptions())
+            assert (once.frames, once.problems) == (twice.frames, twice.problems)
+            np.testing.assert_array_equal(once.waveform, twice.waveform)  # type: ignore[arg-type]
