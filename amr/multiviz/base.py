@@ -1,0 +1,92 @@
+"""What all analyses share: what is explained, of which clips, without leaving a trace in the model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from amr.attribution import evaluating
+from amr.errors import UserError
+from amr.model import FusionModel
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of the penultimate features: one column of `model.penultimate(encodings)`, from 0."""
+
+    index: int
+
+
+Target = Literal["predicted"] | int | Tensor | Unit
+"""What is explained: the logit of the predicted class, of one class for all clips, of a class a clip (N,), or a unit."""
+
+
+@contextmanager
+def undisturbed(model: FusionModel) -> Iterator[None]:
+    """Evaluation mode in fp32, gradients only where asked for; mode, RNG state and `.grad` fields are as before after.
+
+    Inference mode, which Lightning validates in, is left: tensors made inside it must be cloned to get a gradient.
+    """
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        evaluating(model),
+    ):
+        yield
+
+
+def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Target) -> Tensor | Unit:
+    """The target with "predicted" looked up on these, unperturbed, encodings: perturbed clips keep it.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        target: What is explained.
+
+    Returns:
+        Class of each clip, (N,) int64, or the unit.
+
+    Raises:
+        UserError: The class or unit does not exist, or the classes are not one a clip.
+    """
+    count = len(next(iter(encodings.values())))
+    device = next(iter(encodings.values())).device
+    if isinstance(target, Unit):
+        with torch.no_grad():
+            width = model.penultimate({m: e[:1] for m, e in encodings.items()}).shape[1]
+        if not 0 <= target.index < width:
+            raise UserError(f"target: unit {target.index}; allowed are 0 to {width - 1}")
+        return target
+    if isinstance(target, str):
+        if target != "predicted":
+            raise UserError(f"target: {target!r}; allowed are 'predicted', a class, a class a clip, or a Unit")
+        with torch.no_grad():
+            predicted: Tensor = model.head(dict(encodings)).argmax(1)
+        return predicted
+    classes = torch.as_tensor(target, device=device).long().reshape(-1)
+    if len(classes) not in (1, count):
+        raise UserError(f"target: {len(classes)} classes for {count} clips")
+    if classes.min() < 0 or classes.max() >= model.head.num_classes:
+        raise UserError(f"target: classes {classes.tolist()[:5]}; allowed are 0 to {model.head.num_classes - 1}")
+    return classes.expand(count)
+
+
+def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: Tensor | Unit) -> Tensor:
+    """The explained number of each clip: (N,), a logit or a unit's activation. Only the head runs.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...), of the clips or of perturbed copies.
+        target: As `fixed_target` gives it; classes are one a row of `encodings`.
+    """
+    if isinstance(target, Unit):
+        return model.penultimate(encodings)[:, target.index]
+    logits: Tensor = model.head(dict(encodings))
+    return logits.gather(1, target[:, None])[:, 0]
