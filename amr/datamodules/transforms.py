@@ -278,7 +278,7 @@ class VideoTransform:
     def _sample(self, available: int, train: bool) -> list[int]:
         within = torch.rand(self.frames) if train else torch.full((self.frames,), 0.5)
         places = (torch.arange(self.frames) + within) * (available / self.frames)
-        return [min(int(place), available - 1) for place in places]
+        return [min(int(place), available - 1) for place in places.tolist()]
 
 
 def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:

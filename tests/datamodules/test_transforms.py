@@ -139,6 +139,27 @@ def test_all_frames_of_a_clip_are_augmented_alike(augment: Any) -> None:
     assert any(not torch.equal(results[0], x) for x in results[1:])
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20, "comment": b"no" * 300}])
+def test_a_crop_knows_the_size_from_the_header(options: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((90, 30, 3), 7, np.uint8)).save(buffer, "JPEG", **options)
+    transform = VideoTransform(frames=1, augment="resized_crop")
+    views = [transform.choose([buffer.getvalue()], train=True).views[0] for _ in range(50)]
+    boxes = [view.box or (0, 0, 0, 0) for view in views]
+    assert all(top + height <= 90 and left + width <= 30 for top, left, height, width in boxes)
+    assert max(top + height for top, _, height, _ in boxes) > 60
+
+
+@pytest.mark.parametrize("augment", ["none", "resized_crop"])
+def test_frames_that_cannot_be_decoded(augment: Any) -> None:
+    transform = VideoTransform(frames=2, augment=augment)
+    for files in ([b"", b""], [b"\0" + file[1:] for file in jpegs(2)], [file[:20] for file in jpegs(2)]):
+        with pytest.raises(ValueError, match=r"."):
+            transform(files, train=True)
+    with pytest.raises(ValueError, match="frames differ in size"):
+        VideoTransform(frames=2)([*jpegs(1), *jpegs(1, height=30)], train=False)
+
+
 def test_values() -> None:
     x = VideoTransform(frames=1, size=(24, 32), mean=0.2, std=0.4)(jpegs(21)[20:], train=False)
     assert float(x[..., :14].mean()) == pytest.approx((200 / 255 - 0.2) / 0.4, abs=0.02)
