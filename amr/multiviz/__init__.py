@@ -1,3 +1,5 @@
-"""The four stages of MultiViz (Liang et al. 2023): unimodal importance, cross-modal interactions, representations,
-prediction. Pure functions on tensors and a `FusionModel`; most re-run the head alone, on cached encodings.
+"""The four stages of MultiViz (Liang et al. 2023), as pure functions on tensors and a `FusionModel`.
+
+Unimodal importance (U), cross-modal interactions (C), representations (R) and prediction (P). Most of it re-runs the
+head alone, on cached encodings.
 """

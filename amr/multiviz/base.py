@@ -21,7 +21,7 @@ class Unit:
 
 
 Target = Literal["predicted"] | int | Tensor | Unit
-"""What is explained: the logit of the predicted class, of one class for all clips, of a class a clip (N,), or a unit."""
+"""What is explained: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
 
 
 @contextmanager
