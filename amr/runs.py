@@ -77,8 +77,9 @@ def _run(arguments: Sequence[str]) -> None:
             AmrCLI(arguments)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
-        except wandb.Error as error:  # no API key, no such entity
-            raise UserError(f"--wandb: {error}") from error
+        except wandb.Error as error:  # no API key, no such entity, no connection
+            hint = "; --wandb offline keeps the record here, for wandb sync"
+            raise UserError(f"--wandb: {error}{hint if isinstance(error, wandb.errors.CommError) else ''}") from error
         except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -259,6 +260,8 @@ class AmrCLI(LightningCLI):
     def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
         if options.wandb != "disabled":
+            # A server that does not answer is refused after 20 s, not 90.
+            os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
             if options.wandb == "offline":  # crash reports, too, stay here
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
                 os.environ.setdefault("WANDB_SILENT", "true")

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from amr.cli import main
-from tests.faults import callback, run_each
+from tests.conftest import REPOSITORY
+from tests.faults import callback, environment, run_each
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -177,3 +179,21 @@ def test_full_file_system(common: list[str], tmp_path: Path, capsys: Any) -> Non
         assert main([*command, "--ckpt_path", "last"]) == 0
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_wandb_out_of_reach(common: list[str], tmp_path: Path) -> None:
+    """A closed port of this machine: refused in one line at the start, with what to do, and nothing trained."""
+    account = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}
+    command = [*common, "--runs_dir", str(tmp_path), "--name", "online", "--wandb", "online"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "train.py"), *command],
+        env=environment(**account),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("amr: "))
+    assert "127.0.0.1:9" in line
+    assert line.endswith("--wandb offline keeps the record here, for wandb sync")
+    assert not (tmp_path / "online/run.json").exists()
