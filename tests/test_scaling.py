@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -205,6 +206,21 @@ def test_slurm_requeues_at_sigusr1(
     assert main(command) == 0
     assert torch.load(tmp_path / "job/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
     assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
+def test_the_sbatch_script(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell takes it, and `amr fit` takes its command."""
+    script = REPOSITORY / "examples/train.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert "#SBATCH --signal=USR1@300" in text
+    command = shlex.split(text.replace("\\\n", " ").partition("srun amr ")[2].replace("gpu", "cpu"))
+    assert command[-2:] == ["--ckpt_path", "last"]
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--print_config"])
+    assert done.value.code == 0
+    assert "num_nodes: 2" in capsys.readouterr().out
 
 
 def test_slurm_sigterm_and_refusals(
