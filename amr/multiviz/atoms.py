@@ -32,7 +32,7 @@ class Atoms:
 
     def __post_init__(self) -> None:
         count = len(self.coordinates)
-        used: Tensor = torch.unique(self.label.cpu())  # type: ignore[no-untyped-call]
+        used: Tensor = torch.unique(self.label.cpu())
         if math.prod(self.grid) != count or not torch.equal(used, torch.arange(count)):
             raise UserError(
                 f"atoms: labels must be 0 to {count - 1}, one for each of the {count} coordinates, each with an "
