@@ -1,6 +1,6 @@
 """What all analyses share: what is explained, of which clips, without leaving a trace in the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +22,9 @@ class Unit:
 
 Target = Literal["predicted"] | int | Tensor | Unit
 """What is explained: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
+
+Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
+"""What replaces something: zeros, the mean over the clips at hand, or a tensor for each modality."""
 
 
 @contextmanager
@@ -90,3 +93,62 @@ def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: T
         return model.penultimate(encodings)[:, target.index]
     logits: Tensor = model.head(dict(encodings))
     return logits.gather(1, target[:, None])[:, 0]
+
+
+def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[str, Tensor]:
+    """The baseline of each modality, expanded to the shape of its values.
+
+    Args:
+        values: Inputs or encodings, (N, ...), of the modalities that are replaced.
+        baseline: Tensors must broadcast to the values: one clip's, or one a clip. Further keys are ignored.
+
+    Raises:
+        UserError: The name is unknown, or a modality's tensor is missing or of another shape.
+    """
+    if isinstance(baseline, str):
+        match baseline:
+            case "zeros":
+                return {m: torch.zeros_like(x) for m, x in values.items()}
+            case "mean":
+                return {m: x.mean(0, keepdim=True).expand_as(x) for m, x in values.items()}
+        raise UserError(f"baseline: {baseline!r}; allowed are 'zeros', 'mean', or a tensor for each modality")
+    found = {}
+    for name, x in values.items():
+        if name not in baseline:
+            raise UserError(f"baseline: none for the modality {name!r}; it has {', '.join(map(repr, baseline))}")
+        try:
+            found[name] = baseline[name].to(x).expand_as(x)
+        except RuntimeError as error:
+            shapes = f"{tuple(baseline[name].shape)} for values of {tuple(x.shape)}"
+            raise UserError(f"baseline: {name!r} has the shape {shapes}") from error
+    return found
+
+
+def head_rows(
+    function: Callable[[dict[str, Tensor]], Tensor],
+    pools: Mapping[str, Tensor],
+    picks: Callable[[Tensor], Mapping[str, Tensor]],
+    count: int,
+    batch: int,
+) -> Iterator[Tensor]:
+    """Runs the head on rows whose encodings are drawn from pools: `batch` of them are in memory at a time.
+
+    Args:
+        function: Maps encodings (R, ...) to (R, ...); `model.head`, or a score.
+        pools: Encodings of each modality to draw from, (P_m, ...).
+        picks: Maps row numbers (R,) to each modality's positions in its pool, (R,).
+        count: Number of rows.
+        batch: Rows at a time.
+
+    Yields:
+        What `function` returned for rows 0 to batch - 1, and so on.
+
+    Raises:
+        UserError: `batch` is below 1.
+    """
+    if batch < 1:
+        raise UserError(f"batch: must be at least 1, got {batch}")
+    device = next(iter(pools.values())).device
+    for start in range(0, count, batch):
+        chosen = picks(torch.arange(start, min(start + batch, count), device=device))
+        yield function({name: pool[chosen[name]] for name, pool in pools.items()})
