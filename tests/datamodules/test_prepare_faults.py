@@ -396,3 +396,13 @@ def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> 
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 1
     assert "put its commands under if __name__ == '__main__':" in run.stderr
+
+
+def test_slurm_workers_are_single_threaded() -> None:
+    example = Path(__file__).parents[2] / "examples/dask_slurm.py"
+    command = [sys.executable, str(example), "--dry-run", "--cores", "4", "--walltime", "01:00:00", "--partition", "cpu"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "#SBATCH --cpus-per-task=4" in script
+    assert "#SBATCH -p cpu" in script
+    assert "--nthreads 1" in script
+    assert "--nworkers 4" in script
