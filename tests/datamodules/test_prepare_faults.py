@@ -400,7 +400,7 @@ def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> 
 
 def test_slurm_workers_are_single_threaded() -> None:
     example = Path(__file__).parents[2] / "examples/dask_slurm.py"
-    command = [sys.executable, str(example), "--dry-run", "--cores", "4", "--walltime", "01:00:00", "--partition", "cpu"]
+    command = [sys.executable, str(example), "--dry-run", "--cores", "4", "--partition", "cpu"]
     script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "#SBATCH --cpus-per-task=4" in script
     assert "#SBATCH -p cpu" in script
