@@ -14,35 +14,15 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 
 from amr.datamodules.media import Clip, DecodeOptions
 from amr.datamodules.prepare import _prepare_shard
-from amr.datamodules.synthesis import write_mp4
-from benchmarks.common import machine, report, spread
+from benchmarks.common import machine, report, spread, vggsound
 
 OPTIONS = DecodeOptions(sample_rate=16000, fps=1.0, size=256)  # configs/data/vggsound.yaml
-SECONDS, FPS, SIZE, RATE = 10, 25, (360, 640), 44100
-
-
-def make(folder: Path, count: int) -> list[Path]:
-    """Clips of a moving, grainy picture with a noisy tone."""
-    rng = np.random.default_rng(0)
-    height, width = SIZE
-    ground = np.kron(rng.integers(30, 226, (height // 20 + 20, width // 20 + 20, 3)), np.ones((20, 20, 1)))
-    ground += rng.normal(0, 6, ground.shape)
-    picture = ground.clip(0, 255).astype(np.uint8)
-    paths = []
-    for i in range(count):
-        frames = np.stack([picture[k // 2 + i : k // 2 + i + height, k : k + width] for k in range(SECONDS * FPS)])
-        wave = 0.3 * np.sin(np.arange(SECONDS * RATE) * (0.02 + i / 1000)) + rng.normal(0, 0.05, SECONDS * RATE)
-        paths.append(folder / f"{i:03d}.mp4")
-        write_mp4(paths[-1], frames, wave.astype(np.float32), rate=RATE, fps=Fraction(FPS), preset="medium")
-    return paths
 
 
 def bare(paths: list[Path]) -> None:
@@ -70,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = make(folder, options.clips)
+        paths = vggsound(folder, options.clips)
         clips = [Clip(p.stem, "a", "train", dict.fromkeys(("audio", "video"), Path(p.name))) for p in paths]
         shard = folder / "shard-00000.arrow"
         bare(paths)
