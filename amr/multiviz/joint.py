@@ -1,0 +1,327 @@
+"""LIME and SHAP over the atoms of two modalities with one joint mask, and what they share with DIME."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from amr.errors import UserError
+from amr.model import FusionModel
+from amr.multiviz.atoms import Atoms, flat_atoms
+from amr.multiviz.base import (
+    Baseline,
+    Target,
+    Unit,
+    baseline_values,
+    fixed_target,
+    head_rows,
+    target_scores,
+    undisturbed,
+)
+from amr.multiviz.unimodal import _efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
+
+Space = Literal["inputs", "encodings"]
+"""What is perturbed or differentiated: inputs, or encodings, in which case no encoder runs."""
+
+Side = str | tuple[str, Atoms]
+"""A modality and its atoms; the name alone stands for every element an atom, in vectors (D,) and tokens (T, D)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Values and their standard error, of the same shape: 0 where they are exact, None of one repeat."""
+
+    values: Tensor
+    error: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class JointExplanation:
+    """A surrogate of the score in the atoms of two modalities: f ≈ c + Σ a_i z_i + Σ b_j z_j + Σ p_ij z_i z_j.
+
+    Args:
+        first: a, (N, A1): the gain from keeping an atom while the other modality is all baseline.
+        second: b, (N, A2).
+        pairs: p, (N, A1, A2): what the two atoms bring together beyond that.
+        fit: Weighted R² of the surrogate on its samples, (N,), the mean of the repeats; 1 is perfect.
+    """
+
+    first: Estimate
+    second: Estimate
+    pairs: Estimate
+    fit: Tensor
+
+
+def joint_lime(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    target: Target,
+    first: Side,
+    second: Side,
+    baseline: Baseline = "zeros",
+    *,
+    space: Space = "inputs",
+    samples: int = 1000,
+    repeats: int = 4,
+    width: float = 0.25,
+    ridge: float = 1e-6,
+    seed: int = 0,
+    batch: int = 4096,
+    encoder_batch: int = 64,
+) -> JointExplanation:
+    """LIME (Ribeiro et al. 2016, eq. 1) with one mask over the atoms of two modalities and their products.
+
+    The first mask of a repeat keeps all atoms, the others keep each with probability ½. A mask has the weight that
+    `lime_kernel` gives to A1 + A2 atoms. The surrogate has the 1 + A1 + A2 + A1·A2 coefficients of `JointExplanation`.
+    S·repeats rows a clip of each of the two encoders and of the head, and one more of each encoder.
+
+    Args:
+        model: The model.
+        inputs: Input of each modality, (N, ...); their encodings with space="encodings".
+        target: What is explained; it is fixed on the clips as they are.
+        first: A modality and its atoms.
+        second: Another one.
+        baseline: What an atom that is not kept becomes.
+        space: What is perturbed.
+        samples: Masks a repeat, S; at least as many as coefficients.
+        repeats: Independent sets of masks; values are their mean, and their spread gives the errors.
+        width: Of the kernel; large for a surrogate that is right on average over all masks.
+        ridge: Penalty on the squared coefficients but c.
+        seed: Of the masks, which all clips share.
+        batch: Head rows at a time.
+        encoder_batch: Encoder rows at a time.
+
+    Raises:
+        UserError: A modality, the target or the baseline does not exist, or `samples` are too few.
+    """
+    one, two = sides(inputs, first, second)
+    atoms, split = len(one[1]) + len(two[1]), len(one[1])
+    _require_samples(samples, repeats, 1 + atoms + split * (atoms - split))
+    if not (width > 0 and ridge >= 0):
+        raise UserError(f"joint_lime: width must be positive and ridge 0 or more, got {width} and {ridge}")
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(repeats, samples, atoms, generator=generator) < 0.5
+    keep[:, 0] = True
+    values = _joint_scores(
+        model, inputs, target, one, two, baseline, keep.flatten(0, 1), space, batch, encoder_batch
+    ).reshape(repeats, samples, -1)
+    features, weights = _with_pairs(keep, split), lime_kernel(keep, width)
+    coefficients = weighted_ridge(features, weights, values, ridge)
+    return _explanation(coefficients, _r2(values, features @ coefficients, weights), split, inputs[one[0]])
+
+
+def joint_shap(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    target: Target,
+    first: Side,
+    second: Side,
+    baseline: Baseline = "zeros",
+    *,
+    space: Space = "inputs",
+    samples: int = 1000,
+    repeats: int = 4,
+    seed: int = 0,
+    batch: int = 4096,
+    encoder_batch: int = 64,
+) -> JointExplanation:
+    """KernelSHAP (Lundberg & Lee 2017, theorem 2) with one mask over the atoms of two modalities and their products.
+
+    Weighted least squares with the Shapley kernel (n − 1) / (C(n, s) s (n − s)), n = A1 + A2, s atoms kept, where
+    c = f(all replaced) and the other coefficients sum to f(clip) − f(all replaced). With the products among the
+    regressors these are the faithful interactions of order 2 (Tsai et al. 2023), those within a modality left at zero;
+    a_i + ½ Σ_j p_ij is atom i's share.
+
+    Where `samples` reaches the 2^n − 2 masks that there are, each is taken once, and the errors are 0. Otherwise every
+    repeat has the masks of one atom and of all but one, and the others are drawn by the kernel, each with its
+    complement. 3 + 2n + repeats·(S − 2n) rows a clip of each of the two encoders, or 2^n + 1; one fewer of the head.
+
+    Args and errors are those of `joint_lime`.
+    """
+    one, two = sides(inputs, first, second)
+    atoms, split = len(one[1]) + len(two[1]), len(one[1])
+    exact = 2**atoms - 2 <= max(samples, 2 * atoms)
+    if not exact:
+        _require_samples(samples, repeats, max(atoms + split * (atoms - split), 2 * atoms + 2))
+    ends = torch.stack([torch.zeros(atoms), torch.ones(atoms)]).bool()
+    if exact:
+        once = (torch.arange(1, 2**atoms - 1)[:, None] >> torch.arange(atoms)) & 1 == 1
+        drawn, weight = torch.empty(1, 0, atoms, dtype=torch.bool), 0.0
+    else:
+        once = torch.cat([torch.eye(atoms), 1 - torch.eye(atoms)]).bool()
+        drawn, weight = _inner_masks(atoms, (samples - 2 * atoms) // 2, repeats, seed)
+    scores = _joint_scores(
+        model,
+        inputs,
+        target,
+        one,
+        two,
+        baseline,
+        torch.cat([ends, once, drawn.flatten(0, 1)]),
+        space,
+        batch,
+        encoder_batch,
+    )
+    empty, whole, fits = scores[0], scores[1], len(drawn)
+    shared, own = scores[2 : 2 + len(once)], scores[2 + len(once) :].reshape(fits, drawn.shape[1], len(empty))
+    values = torch.cat([shared.expand(fits, -1, -1), own], dim=1) - empty
+    features = _with_pairs(torch.cat([once.expand(fits, -1, -1), drawn], dim=1), split)
+    weights = torch.cat(
+        [shapley_kernel(atoms)[once.sum(1)].expand(fits, -1), values.new_full(own.shape[:2], weight)], 1
+    )
+    coefficients = _efficient_regression(features, weights, values, whole - empty)
+    r2 = _r2(values, features @ coefficients, weights)
+    return _explanation(coefficients, r2, split, inputs[one[0]], exact=exact)
+
+
+def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]:
+    """Each side's modality and atoms.
+
+    Raises:
+        UserError: A modality does not exist or comes twice, or has no atoms and is neither vectors nor tokens.
+    """
+    found: list[tuple[str, Atoms]] = []
+    for side in given:
+        name = side if isinstance(side, str) else side[0]
+        if name not in inputs or name in [known for known, _ in found]:
+            raise UserError(f"modality: {name!r}; allowed are different ones of {', '.join(map(repr, inputs))}")
+        found.append((name, flat_atoms(inputs[name].shape[1:]) if isinstance(side, str) else side[1]))
+    return found
+
+
+def encode(model: FusionModel, inputs: Mapping[str, Tensor], space: Space, encoder_batch: int) -> dict[str, Tensor]:
+    """Encodings of all modalities, (N, ...), `encoder_batch` rows at a time.
+
+    Raises:
+        UserError: A modality has no input, or `space` or `encoder_batch` is not allowed.
+    """
+    if space not in ("inputs", "encodings"):
+        raise UserError(f"space: {space!r}; allowed are 'inputs' and 'encodings'")
+    if encoder_batch < 1:
+        raise UserError(f"encoder_batch: must be at least 1, got {encoder_batch}")
+    lacking = [name for name in model.modalities if name not in inputs]
+    if lacking:
+        raise UserError(f"inputs: none for the modality {lacking[0]!r}; they have {', '.join(map(repr, inputs))}")
+    if space == "encodings":
+        return {name: inputs[name] for name in model.modalities}
+    return {  # of clones: a first layer may work in place
+        name: torch.cat([encoder(x.clone()) for x in _split(inputs[name], encoder_batch)])
+        for name, encoder in model.encoders.items()
+    }
+
+
+def perturbed(
+    model: FusionModel, name: str, x: Tensor, atoms: Atoms, keep: Tensor, baseline: Tensor, space: Space, rows: int
+) -> Tensor:
+    """Encodings (S, ...) of one clip's input x, (*input shape), with the atoms outside keep (S, A) replaced."""
+    copies = (atoms.replace(x, part, baseline) for part in _split(keep.to(x.device), rows))
+    return torch.cat([model.encoders[name](copy) if space == "inputs" else copy for copy in copies])
+
+
+def scorer(model: FusionModel, fixed: Tensor | Unit, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Maps encodings (R, ...), all perturbed copies of one clip, to that clip's scores (R,)."""
+
+    def score(encodings: dict[str, Tensor]) -> Tensor:
+        rows = len(next(iter(encodings.values())))
+        return target_scores(model, encodings, fixed if isinstance(fixed, Unit) else fixed[clip].expand(rows))
+
+    return score
+
+
+def over_repeats(values: Tensor, like: Tensor, *, exact: bool = False) -> Estimate:
+    """Mean over repeats (R, ...) and its standard error, in the dtype and on the device of `like`."""
+    mean = values.mean(0).to(like)
+    if exact:
+        return Estimate(mean, torch.zeros_like(mean))
+    return Estimate(mean, (values.std(0) / len(values) ** 0.5).to(like) if len(values) > 1 else None)
+
+
+def _split(x: Tensor, rows: int) -> list[Tensor]:
+    return [x[start : start + rows] for start in range(0, len(x), rows)]
+
+
+def _joint_scores(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    target: Target,
+    one: tuple[str, Atoms],
+    two: tuple[str, Atoms],
+    baseline: Baseline,
+    keep: Tensor,
+    space: Space,
+    batch: int,
+    encoder_batch: int,
+) -> Tensor:
+    """Scores of the clips under joint masks (S, A1 + A2): float64 (S, N), on the CPU."""
+    masks = {one[0]: keep[:, : len(one[1])], two[0]: keep[:, len(one[1]) :]}
+    replacement, scores = baseline_values({name: inputs[name] for name in masks}, baseline), []
+
+    def same(rows: Tensor) -> dict[str, Tensor]:
+        return dict.fromkeys(model.modalities, rows)
+
+    with undisturbed(model), torch.no_grad():
+        encodings = encode(model, inputs, space, encoder_batch)
+        fixed = fixed_target(model, encodings, target)
+        for clip in range(len(inputs[one[0]])):
+            pools = {name: e[clip : clip + 1].expand(len(keep), *e.shape[1:]) for name, e in encodings.items()}
+            for name, atoms in (one, two):
+                x, base = inputs[name][clip], replacement[name][clip]
+                pools[name] = perturbed(model, name, x, atoms, masks[name], base, space, encoder_batch)
+            scores.append(torch.cat([*head_rows(scorer(model, fixed, clip), pools, same, len(keep), batch)]))
+    return torch.stack(scores, dim=1).double().cpu()
+
+
+def _with_pairs(keep: Tensor, split: int) -> Tensor:
+    """Regressors, float64 (..., A1 + A2 + A1·A2): the masks and the products of the two modalities' atoms."""
+    z = keep.double()
+    pairs = z[..., :split, None] * z[..., None, split:]
+    return torch.cat([z, pairs.flatten(-2)], dim=-1)
+
+
+def _inner_masks(atoms: int, pairs: int, repeats: int, seed: int) -> tuple[Tensor, float]:
+    """Masks of 2 to n − 2 atoms drawn by the Shapley kernel, then their complements: (R, 2 · pairs, n).
+
+    Also the weight of one, such that all together have the kernel's weight of these sizes.
+    """
+    sizes = range(2, atoms - 1)
+    mass = torch.stack([shapley_kernel(atoms)[s] * math.comb(atoms, s) for s in sizes])
+    generator, half = torch.Generator().manual_seed(seed), []
+    for _ in range(repeats):
+        size = 2 + torch.multinomial(mass, pairs, replacement=True, generator=generator)
+        ranks = torch.rand(pairs, atoms, generator=generator).argsort(1).argsort(1)
+        half.append(ranks < size[:, None])
+    masks = torch.stack(half)
+    return torch.cat([masks, ~masks], dim=1), float(mass.sum()) / (2 * pairs)
+
+
+def _r2(values: Tensor, fitted: Tensor, weights: Tensor) -> Tensor:
+    """Weighted R², (R, N), of values and fits (R, S, N) but for a constant; 1 where constant values are fitted."""
+    share = (weights / weights.sum(-1, keepdim=True))[..., None]
+
+    def variance(x: Tensor) -> Tensor:
+        return (share * (x - (share * x).sum(-2, keepdim=True)) ** 2).sum(-2)
+
+    total = variance(values)
+    return 1 - variance(values - fitted) / torch.where(total > 0, total, 1.0)
+
+
+def _explanation(
+    coefficients: Tensor, r2: Tensor, split: int, like: Tensor, *, exact: bool = False
+) -> JointExplanation:
+    """Coefficients (R, A1 + A2 + A1·A2, N) and R² (R, N), put into their places."""
+    other = (coefficients.shape[1] - split) // (split + 1)
+    ordered = coefficients.transpose(1, 2)
+    first, second, pairs = ordered[..., :split], ordered[..., split : split + other], ordered[..., split + other :]
+    pairs = pairs.reshape(*pairs.shape[:2], split, other)
+    one, two, both = (over_repeats(part, like, exact=exact) for part in (first, second, pairs))
+    return JointExplanation(one, two, both, r2.mean(0).to(like))
+
+
+def _require_samples(samples: int, repeats: int, least: int) -> None:
+    if repeats < 1:
+        raise UserError(f"repeats: must be at least 1, got {repeats}")
+    if samples < least:
+        raise UserError(f"samples: {samples}, allowed are {least} or more; larger atoms need fewer")
