@@ -152,7 +152,7 @@ def gradient_shap(
     seed: int = 0,
     batch: int = 64,
 ) -> Importance:
-    """GradientSHAP: integrated gradients in expectation over baselines (Lundberg & Lee 2017; Erion et al. 2021, eq. 4).
+    """GradientSHAP: integrated gradients in expectation over baselines (Lundberg & Lee 2017; Erion et al. 2021).
 
     The mean of (x − x̄) ⊙ ∂f/∂x(x̄ + α (x − x̄)) over draws of α in [0, 1) and of x̄ from the baselines. Given enough
     draws the values add up to f(x) minus the mean of f over the baselines. 1 + samples rows a clip.
@@ -215,7 +215,7 @@ def guided_backprop(
     *,
     batch: int = 64,
 ) -> Importance:
-    """Guided backpropagation: a ReLU passes positive gradients only (Springenberg et al. 2015, section 3.4).
+    """Guided backpropagation: a ReLU passes positive gradients only (Springenberg et al. 2015, figure 1).
 
     R_in = 1[x > 0] · 1[R_out > 0] · R_out at every ReLU of the encoder and the head: modules, also in-place ones and
     such as run several times, and functions. Other activations keep their derivative. 2 rows a clip.
@@ -281,8 +281,8 @@ def grad_cam(
     def keep(module: nn.Module, args: object, output: Any) -> Tensor:  # noqa: ARG001 - a hook's signature
         if not isinstance(output, Tensor):
             raise UserError(f"grad_cam: layer must return one tensor, {type(layer).__name__} returns {type(output)}")
-        outputs.append(output)
-        return output.clone()  # what follows in place would change what was kept
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1].clone()  # what follows in place would change what was kept
 
     with undisturbed(model):
         fixed = _fix(model, inputs, modality, target, atoms, batch)
@@ -291,11 +291,10 @@ def grad_cam(
         try:
             for _, clip in fixed.rows(1):
                 outputs.clear()
-                score = fixed.scores(fixed.x[clip].requires_grad_(), clip).sum()
+                score = fixed.scores(fixed.x[clip], clip).sum()
                 if len(outputs) != 1:
                     raise UserError(f"grad_cam: layer must run once a forward pass, it ran {len(outputs)} times")
-                (gradients,) = torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True)
-                cam = _cam(outputs[0].detach(), gradients)
+                cam = _cam(outputs[0].detach(), _input_gradient(score, outputs[0]))
                 values.append(fixed.by_atom(_upsample(cam, fixed.x[clip].shape)))
         finally:
             handle.remove()
@@ -394,10 +393,10 @@ def kernel_shap(
     """KernelSHAP: Shapley values of the atoms by weighted regression (Lundberg & Lee 2017, theorem 2).
 
     The surrogate is held to φ_1 + ... + φ_A = f(x) − f(x̄), so the values add up exactly. Every fit has the coalitions
-    of one atom and of all but one, which carry most of the kernel's weight; the others are drawn with the kernel's
-    probability, each with its complement (Covert & Lee 2021). Where `samples` reaches the 2^A − 2 coalitions that there
-    are, each is taken once: the values are exact. All clips share the draws. 2 (A + 1) + repeats · (samples − 2 A) rows
-    a clip, or 2^A.
+    of one atom and of all but one, which alone determine every value and weigh most; the others are drawn with the
+    kernel's probability, each with its complement (Covert & Lee 2021). Where `samples` reaches the 2^A − 2 coalitions
+    that there are, each is taken once: the values are exact. All clips share the draws.
+    2 (A + 1) + repeats · (samples − 2 A) rows a clip, or 2^A.
 
     Args:
         model: The model.
@@ -611,13 +610,14 @@ def _fix(
     """Encodes the clips once, looks the target up, and checks what goes together."""
     _encoder(model, modality)
     _at_least("unimodal", batch=(batch, 1))
+    sizes = {len(inputs[name]) for name in model.modalities if name in inputs}
+    if len(sizes) != 1 or 0 in sizes:
+        raise UserError("inputs: every modality must have the same clips, at least one")
     chunks = []
     with torch.no_grad():
-        for start in range(0, len(next(iter(inputs.values()), ())), batch):
+        for start in range(0, sizes.pop(), batch):
             chunk = {name: x[start : start + batch].clone() for name, x in inputs.items() if name in model.modalities}
             chunks.append(model.encode(chunk))
-    if not chunks or any(len(inputs[name]) != len(inputs[modality]) for name in model.modalities):
-        raise UserError("inputs: every modality must have the same clips, at least one")
     encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
     x = inputs[modality].detach()
     if not x.is_floating_point():

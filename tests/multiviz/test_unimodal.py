@@ -383,6 +383,23 @@ def test_grad_cam_of_merged_frames_is_the_same_for_all() -> None:
     torch.testing.assert_close(by_atom.sum(1), values.flatten(1).sum(1))
 
 
+def test_grad_cam_s_rows_and_traces() -> None:
+    conv = nn.Conv1d(1, 2, 1)
+    model = conv_model(Conv(conv, inplace=True)).requires_grad_(False).train()
+    counter = Counter(model)
+    inputs = {"one": torch.randn(5, 1, 6).double(), "two": torch.zeros(5, 6).double()}
+    before, state = inputs["one"].clone(), torch.get_rng_state()
+    with torch.inference_mode():
+        inference = grad_cam(model, {m: x.clone() for m, x in inputs.items()}, "one", 1, layer=conv, batch=2).values
+    assert counter.rows == {"one": 10, "two": 5, "head": 5}
+    assert counter.largest == 2
+    assert torch.equal(inference, grad_cam(model, inputs, "one", 1, layer=conv).values)
+    assert torch.equal(before, inputs["one"])
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert not conv._forward_hooks
+
+
 def test_grad_cam_refuses_layers_that_have_no_map() -> None:
     inputs = {"one": torch.randn(2, 1, 4).double(), "two": torch.randn(2, 6).double()}
     conv, linear = nn.Conv1d(1, 2, 1), nn.Linear(8, 3)
@@ -591,6 +608,14 @@ def test_leaves_no_trace(name: str) -> None:
     assert (first.error is not None) == (name in ("gradient_shap", "lime", "kernel_shap"))
 
 
+@pytest.mark.parametrize("name", ["lime", "kernel_shap", "gradient_shap"])
+def test_seeds(name: str) -> None:
+    model, inputs = model_of(), clips(3)
+    first, again, other = (call(name, model, inputs, seed=seed).values for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other, rtol=1e-6).all()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_predicted_class_is_that_of_the_unperturbed_clip(name: str) -> None:
     model, inputs = model_of(), clips(8)
@@ -651,6 +676,11 @@ def test_bilinear_head_in_closed_form() -> None:
             lambda m, x: gradient(m, {k: v for k, v in x.items() if k != "two"}, "one"),
             "no input for the modality 'two'",
         ),
+        (
+            lambda m, x: gradient(m, {k: v for k, v in x.items() if k != "one"}, "one"),
+            "no input for the modality 'one'",
+        ),
+        (lambda m, x: gradient(m, {}, "one"), "at least one"),
         (lambda m, x: gradient(m, {**x, "two": x["two"][:2]}, "one"), "same clips"),
         (lambda m, x: gradient(m, {k: v[:0] for k, v in x.items()}, "one"), "at least one"),
         (lambda m, x: integrated_gradients(m, x, "one", steps=0), "steps must be at least 1"),
