@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -20,8 +20,11 @@ from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, finish_
 from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
 from amr.datamodules.store import ClipStore
-from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
+from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
 from amr.errors import UserError
+
+if TYPE_CHECKING:
+    from amr.multiviz.atoms import Atoms
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -178,6 +181,23 @@ class ClipDataModule(pl.LightningDataModule):
         self._usable = {s: [c for c in usable if c.split in (s, "all")] for s in ("train", "val", "test")}
         if not self._usable["train"] and any(clip.split in ("train", "all") for clip in self.clips):
             raise UserError(f"{self.name}: no training clip can be used ({why}); see {self.store / 'report.csv'}")
+
+    def atoms(self, modality: str, blocks: Sequence[int] | None = None) -> "Atoms":
+        """A modality's input in the pieces that an analysis explains; blocks: see the transforms' `atoms`."""
+        given = [] if blocks is None else [blocks]
+        if modality == "audio":
+            return self.audio.atoms(self.decode.sample_rate, *given)
+        return self.video.atoms(*given)
+
+    def picture(self, modality: str, x: Tensor, atoms: "Atoms") -> Picture:
+        """A modality's input (of one clip) to look at."""
+        return (self.audio if modality == "audio" else self.video).picture(x, atoms)
+
+    def clips_of(self, split: Literal["train", "val", "test"]) -> ClipDataset:
+        """A split's usable clips, in the listing's order, without augmentation."""
+        dataset = self._loader(split).dataset
+        assert isinstance(dataset, ClipDataset)
+        return dataset
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled and augmented."""

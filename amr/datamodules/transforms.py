@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,28 @@ from torchvision.transforms.v2.functional import resize  # type: ignore[attr-def
 
 from amr.errors import UserError
 
+if TYPE_CHECKING:
+    from amr.multiviz.atoms import Atoms
+
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:
     if not ok:
         raise UserError(f"{key} is {value}; it must be {allowed}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input to look at.
+
+    Attributes:
+        image: Grey (height, width), of any range, or colours (height, width, 3) in 0..1.
+        atom: The atom at each place, (height, width) int64.
+        unit: What the axes mean, in a few words.
+    """
+
+    image: NDArray[np.float32]
+    atom: NDArray[np.int64]
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,44 @@ class AudioTransform:
     def shape(self, sample_rate: int) -> tuple[int, ...]:
         """Shape of the input."""
         return tuple(self(np.zeros(1, np.int16), sample_rate, train=False).shape)
+
+    def bin_edges(self, sample_rate: int) -> list[float]:
+        """Edges of a spectrogram's bins in Hz, F + 1 of them: half-way between the bins' centres, from 0 to Nyquist."""
+        nyquist = sample_rate / 2
+        if self.kind == "log_mel":  # centres are evenly spaced in mels, those of O'Shaughnessy (1987), as torchaudio's
+            top = 2595 * math.log10(1 + nyquist / 700)
+            mels = [top * (k + 0.5) / (self.n_mels + 1) for k in range(1, self.n_mels)]
+            inner = [700 * (10 ** (mel / 2595) - 1) for mel in mels]
+        else:
+            inner = [(k - 0.5) * sample_rate / self.n_fft for k in range(1, self.n_fft // 2 + 1)]
+        return [0.0, *inner, nyquist]
+
+    def atoms(self, sample_rate: int, blocks: Sequence[int] = (8, 8)) -> "Atoms":
+        """The input in pieces that are explained together: frequency × time, or time alone of a waveform.
+
+        Args:
+            sample_rate: Samples a second.
+            blocks: In frequency and in time; fewer where there are fewer bins or steps.
+        """
+        from amr.multiviz.atoms import spectrogram_atoms, waveform_atoms
+
+        shape = self.shape(sample_rate)
+        if self.kind == "waveform":
+            return waveform_atoms(shape, min(blocks[1], shape[-1]), self.seconds)
+        rows, columns = (min(b, n) for b, n in zip(blocks, shape[-2:], strict=True))
+        return spectrogram_atoms(shape, rows, columns, seconds=self.seconds, hz=self.bin_edges(sample_rate))
+
+    def picture(self, x: Tensor, atoms: "Atoms") -> Picture:
+        """An input (1, F, T) or (1, samples) to look at; low frequencies are at the bottom."""
+        if self.kind == "waveform":
+            wave, label = x[0].float(), atoms.label[0]
+            step = max(1, len(wave) // 512)
+            wave, label = wave[: len(wave) // step * step].reshape(-1, step).abs().amax(1), label[::step][: len(wave)]
+            rows = torch.linspace(1, -1, 64)[:, None]
+            shown = (rows.abs() <= wave / wave.max().clamp_min(1e-9)).float()
+            return Picture(shown.numpy(), label[: shown.shape[1]].expand_as(shown).numpy(), f"{self.seconds:g} s")
+        unit = f"{self.seconds:g} s, 0 Hz at the bottom"
+        return Picture(x[0].flip(0).float().numpy(), atoms.label[0].flip(0).numpy(), unit)
 
     def _fit(self, wave: Tensor, length: int, train: bool) -> Tensor:
         if len(wave) > length:
@@ -270,6 +326,28 @@ class VideoTransform:
     def shape(self) -> tuple[int, ...]:
         """Shape of the input."""
         return (self.frames, 1 if self.grayscale else 3, *self._size)
+
+    def atoms(self, blocks: Sequence[int] = (4, 4, 4)) -> "Atoms":
+        """The input in pieces that are explained together: frames × patches.
+
+        Args:
+            blocks: In time, height and width; fewer where there are fewer frames or pixels.
+        """
+        from amr.multiviz.atoms import video_atoms
+
+        shape = self.shape()
+        times, rows, columns = (min(b, n) for b, n in zip(blocks, (shape[0], *shape[2:]), strict=True))
+        return video_atoms(shape, (rows, columns), times)
+
+    def picture(self, x: Tensor, atoms: "Atoms") -> Picture:
+        """An input (frames, channels, height, width) to look at: each block's middle frame, side by side."""
+        mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
+        blocks = atoms.grid[0]
+        shown = [(2 * b + 1) * len(x) // (2 * blocks) for b in range(blocks)]
+        pixels = torch.cat([(x[i].float().cpu() * std + mean).clamp(0, 1) for i in shown], dim=2)  # (C, H, blocks W)
+        label = torch.cat([atoms.label[i, 0] for i in shown], dim=1)
+        image = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+        return Picture(image.numpy(), label.numpy(), f"frames {', '.join(str(i) for i in shown)} of {len(x)}")
 
     @property
     def _size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from PIL import Image
 
 from amr.datamodules.loader import seeded
@@ -182,3 +183,38 @@ def test_values() -> None:
 def test_bad_values(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_bin_edges_lie_between_the_centres() -> None:
+    rate = 16000
+    mel = AudioTransform(n_fft=512, n_mels=20)
+    banks = torchaudio.functional.melscale_fbanks(8193, 0.0, rate / 2, 20, rate)  # (frequencies, mels), triangles
+    peaks = banks.argmax(0) * (rate / 2) / 8192
+    edges = torch.tensor(mel.bin_edges(rate))
+    assert len(edges) == 21
+    assert bool((edges[:-1] < peaks).all() and (peaks < edges[1:]).all())
+    assert (edges[0], edges[-1]) == (0, rate / 2)
+    stft = AudioTransform(kind="log_stft", n_fft=8)
+    assert stft.bin_edges(rate) == [0, 1000, 3000, 5000, 7000, 8000]
+
+
+def test_atoms_and_pictures_go_together() -> None:
+    audio, video = AudioTransform(seconds=1.0, n_mels=16), VideoTransform(frames=5, size=(8, 12), mean=0.3, std=0.2)
+    atoms = audio.atoms(16000)
+    assert (atoms.grid, atoms.label.shape) == ((8, 8), audio.shape(16000))
+    x = torch.randn(audio.shape(16000))
+    shown = audio.picture(x, atoms)
+    np.testing.assert_array_equal(shown.image, x[0].flip(0))
+    assert shown.atom[-1, 0] == 0  # low frequencies at the bottom
+    frames = torch.rand(5, 3, 8, 12)
+    atoms = video.atoms((2, 2, 3))
+    shown = video.picture((frames - 0.3) / 0.2, atoms)
+    assert shown.image.shape == (8, 24, 3)
+    np.testing.assert_allclose(shown.image[:, :12], frames[1].permute(1, 2, 0), atol=1e-5)
+    assert shown.atom[0, 0] == 0
+    assert shown.atom[-1, -1] == len(atoms) - 1 == 11
+    wave = AudioTransform(seconds=0.1, kind="waveform")
+    atoms = wave.atoms(16000, (1, 4))
+    shown = wave.picture(torch.sin(torch.arange(1600) / 9)[None], atoms)
+    assert shown.image.shape == shown.atom.shape
+    assert sorted(set(shown.atom[0].tolist())) == [0, 1, 2, 3]
