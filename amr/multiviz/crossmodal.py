@@ -248,12 +248,17 @@ def dime(
         batch: Head rows at a time.
         encoder_batch: Encoder rows at a time.
 
+    Returns:
+        Weights in float64.
+
     Raises:
         UserError: A modality, a clip, the target or the baseline does not exist, or an option has a value that is not
             allowed.
     """
     ((name, atoms),) = sides(inputs, side)
-    count = len(next(iter(encodings.values())))
+    count = len(inputs[name])
+    if name not in encodings or any(len(e) != count for e in encodings.values()):
+        raise UserError(f"encodings: must be of the same {count} clips as the inputs, {name!r} among them")
     chosen = tuple(range(count) if clips is None else clips)
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise UserError(f"clips: {list(chosen)[:5]}; allowed are 0 to {count - 1}, at least one")
@@ -289,7 +294,7 @@ def dime(
             parts.append(torch.stack([unimodal, scores[..., own] - unimodal], dim=2))
     values = torch.cat(parts, dim=2)  # (R, S, 2K)
     weights = weighted_ridge(keep.double(), lime_kernel(keep, width), values, ridge).transpose(1, 2)  # (R, 2K, A)
-    like = inputs[name]
+    like = replacement.new_empty(0, dtype=torch.float64)
     return Dime(over_repeats(weights[:, ::2], like), over_repeats(weights[:, 1::2], like), chosen)
 
 
@@ -334,7 +339,7 @@ def second_order(
     """
     one, two = _set_sides(inputs, first, second)
     names = (one[0], two[0])
-    _refuse_recurrent(model, names, space, cudnn=inputs[names[0]].is_cuda and torch.backends.cudnn.enabled)
+    _refuse(model, inputs, names, space, cudnn=inputs[names[0]].is_cuda and torch.backends.cudnn.enabled)
     swap = one[2] > two[2]
     outer, inner = (two, one) if swap else (one, two)
     with undisturbed(model):
@@ -545,11 +550,21 @@ def _gradient(output: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Te
     return gradient
 
 
-def _refuse_recurrent(model: FusionModel, names: Iterable[str], space: Space, *, cudnn: bool) -> None:
-    """Raises UserError, naming the layer, if cuDNN would run a recurrent one: it has no second derivative."""
-    used = [f"encoders.{name}" for name in names if space == "inputs"] + ["head"]
+def _refuse(
+    model: FusionModel, inputs: Mapping[str, Tensor], names: Iterable[str], space: Space, *, cudnn: bool
+) -> None:
+    """Raises UserError, naming it, for an input or a layer that has no second derivative."""
+    used = ["head"]
+    for name in names:
+        used += [f"encoders.{name}"] * (space == "inputs")
+        if not inputs[name].is_floating_point():
+            raise UserError(f"second_order: {name!r} must be floating-point, got {inputs[name].dtype}; use ablation")
     for path, module in model.named_modules():
-        if cudnn and isinstance(module, nn.RNNBase) and any(f"{path}.".startswith(f"{part}.") for part in used):
+        if not any(f"{path}.".startswith(f"{part}.") for part in used):
+            continue
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UserError(f"second_order: {path} is compiled and so has no second derivative; use ablation")
+        if cudnn and isinstance(module, nn.RNNBase):
             raise UserError(
                 f"second_order: {path} ({type(module).__name__}) has no second derivative with cuDNN; "
                 "use ablation, or run on the CPU"

@@ -46,7 +46,7 @@ class JointExplanation:
         first: a, (N, A1): the gain from keeping an atom while the other modality is all baseline.
         second: b, (N, A2).
         pairs: p, (N, A1, A2): what the two atoms bring together beyond that.
-        fit: Weighted R² of the surrogate on its samples, (N,), the mean of the repeats; 1 is perfect.
+        fit: Weighted R² of the surrogate on its samples, (N,), the mean of the repeats; 1 is perfect. All in float64.
     """
 
     first: Estimate
@@ -110,7 +110,7 @@ def joint_lime(
     ).reshape(repeats, samples, -1)
     features, weights = _with_pairs(keep, split), lime_kernel(keep, width)
     coefficients = weighted_ridge(features, weights, values, ridge)
-    return _explanation(coefficients, _r2(values, features @ coefficients, weights), split, inputs[one[0]])
+    return _explanation(coefficients, _r2(values, features @ coefficients, weights), split, inputs[one[0]].device)
 
 
 def joint_shap(
@@ -174,7 +174,7 @@ def joint_shap(
     )
     coefficients = _efficient_regression(features, weights, values, whole - empty)
     r2 = _r2(values, features @ coefficients, weights)
-    return _explanation(coefficients, r2, split, inputs[one[0]], exact=exact)
+    return _explanation(coefficients, r2, split, inputs[one[0]].device, exact=exact)
 
 
 def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]:
@@ -205,6 +205,8 @@ def encode(model: FusionModel, inputs: Mapping[str, Tensor], space: Space, encod
     lacking = [name for name in model.modalities if name not in inputs]
     if lacking:
         raise UserError(f"inputs: none for the modality {lacking[0]!r}; they have {', '.join(map(repr, inputs))}")
+    if len({len(inputs[name]) for name in model.modalities}) != 1:
+        raise UserError(f"inputs: {[len(inputs[name]) for name in model.modalities]} clips; all must be of the same")
     if space == "encodings":
         return {name: inputs[name] for name in model.modalities}
     return {  # of clones: a first layer may work in place
@@ -309,10 +311,10 @@ def _r2(values: Tensor, fitted: Tensor, weights: Tensor) -> Tensor:
 
 
 def _explanation(
-    coefficients: Tensor, r2: Tensor, split: int, like: Tensor, *, exact: bool = False
+    coefficients: Tensor, r2: Tensor, split: int, device: torch.device, *, exact: bool = False
 ) -> JointExplanation:
     """Coefficients (R, A1 + A2 + A1·A2, N) and R² (R, N), put into their places."""
-    other = (coefficients.shape[1] - split) // (split + 1)
+    other, like = (coefficients.shape[1] - split) // (split + 1), coefficients.new_empty(0, device=device)
     ordered = coefficients.transpose(1, 2)
     first, second, pairs = ordered[..., :split], ordered[..., split : split + other], ordered[..., split + other :]
     pairs = pairs.reshape(*pairs.shape[:2], split, other)

@@ -20,7 +20,7 @@ from amr.model import FusionModel
 from amr.multiviz.atoms import Atoms, flat_atoms
 from amr.multiviz.base import Target, Unit
 from amr.multiviz.crossmodal import (
-    _refuse_recurrent,
+    _refuse,
     ablation,
     contributions,
     dime,
@@ -406,8 +406,11 @@ def test_torchs_own_attention_and_recurrent_layers() -> None:
     x = {"a": torch.randn(2, 5, 3), "b": torch.randn(2, 4)}
     assert second_order(recurrent, x, 0, "a", "b").shape == (2, 15, 4)
     with pytest.raises(UserError, match=r"encoders\.a\.net \(GRU\).*ablation"):
-        _refuse_recurrent(recurrent, ["a", "b"], "inputs", cudnn=True)
-    _refuse_recurrent(recurrent, ["a", "b"], "encodings", cudnn=True)
+        _refuse(recurrent, x, ["a", "b"], "inputs", cudnn=True)
+    _refuse(recurrent, x, ["a", "b"], "encodings", cudnn=True)
+    object.__setattr__(recurrent.encoders["b"], "_compiled_call_impl", lambda x: x)
+    with pytest.raises(UserError, match=r"encoders\.b is compiled"):
+        second_order(recurrent, x, 0, "a", "b")
 
 
 # Ablation
@@ -518,6 +521,39 @@ def test_joint_rows_errors_and_chunks() -> None:
     with counting(model) as rows:
         joint_shap(model, x, 0, side, "b", samples=400, repeats=2)
     assert rows == {"a": 4 * 781, "b": 4 * 781, "head": 4 * 780}
+
+
+def test_integer_inputs() -> None:
+    """Words, say: atoms are replaced by the word 0, and results are not rounded to the inputs' type."""
+
+    class Words(Encoder):
+        out_dim = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Embedding(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x)
+            return out
+
+    torch.manual_seed(0)
+    encoder = Words()
+    model = FusionModel({"a": encoder, "b": Same(4)}, Bilinear({"a": 4, "b": 4}))
+    x = {"a": torch.randint(1, 5, (3, 2)), "b": torch.randn(3, 4)}
+    with torch.no_grad():
+        e = model.encode(x)
+        words = (encoder.net(x["a"]) - encoder.net(torch.zeros(1).long())) / 2  # the head takes the mean of two
+    expected = torch.einsum("ntd,dj,nj->ntj", words, pairs_of(model)[1], x["b"])
+    close(ablation(model, x, 1, "a", "b"), expected, atol=1e-5, rtol=1e-4)
+    for method in (joint_lime, joint_shap):
+        found: Any = method(model, x, 1, "a", "b", samples=62)
+        close(found.pairs.values.float(), expected, atol=1e-4, rtol=1e-4)
+    weights = dime(model, x, e, 1, "a", samples=40).multimodal.values
+    deviation = torch.einsum("ntd,dj,nj->nt", words, pairs_of(model)[1], x["b"] - x["b"].mean(0))
+    close(weights.float(), deviation, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="'a' must be floating-point"):
+        second_order(model, x, 1, "a", "b")
 
 
 # Shapley
@@ -649,6 +685,8 @@ def test_refusals() -> None:
         ("clips", lambda: dime(model, e, e, 0, "a", clips=[6])),
         ("clips", lambda: dime(model, e, e, 0, "a", clips=[])),
         ("samples of 6", lambda: dime(model, e, e, 0, "a", samples=5)),
+        ("same 6 clips", lambda: dime(model, e, {**e, "b": e["b"][:3]}, 0, "a")),
+        ("clips; all must be", lambda: ablation(model, {**e, "b": e["b"][:3]}, 0, "a", "b")),
         ("pairings", lambda: emap(model, e, pairings=0)),
         ("batch", lambda: emap(model, e, batch=0)),
         ("encoder_batch", lambda: ablation(model, e, 0, "a", "b", encoder_batch=0)),
