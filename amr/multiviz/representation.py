@@ -1,0 +1,137 @@
+"""Representation (R): which clips move a penultimate unit most.
+
+What in one clip moves it (local) is U and C with a `Unit` for a target.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amr.errors import UserError
+from amr.model import FusionModel, complete_rows
+from amr.multiviz.base import undisturbed
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Clips at one end of each unit's activation, the most extreme first; K = min(k, clips).
+
+    Attributes:
+        ids: The clips' ids, (U, K).
+        values: The unit's activation, (U, K).
+        labels: The clips' classes, (U, K) int64.
+    """
+
+    ids: list[list[str]]
+    values: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ExtremeClips:
+    """The clips that most and least activate each unit.
+
+    Attributes:
+        units: The units, (U,).
+        most: The clips with the highest activation.
+        least: Those with the lowest.
+        clips: Number of clips that were ranked.
+        lacking: Number of clips that were left out because they lack a modality.
+    """
+
+    units: list[int]
+    most: Extremes
+    least: Extremes
+    clips: int
+    lacking: int
+
+
+def extreme_clips(
+    batches: Iterable[Mapping[str, Any]], model: FusionModel, units: Sequence[int] | None = None, k: int = 10
+) -> ExtremeClips:
+    """The k clips that most and least activate each penultimate unit (Liang et al. 2023, global representations).
+
+    One pass over the batches: every encoder and the fusion run once a clip, and no more than k clips a unit and end are
+    remembered. A clip that lacks a modality is left out and counted: its unit answers to a zero encoding, which says
+    more of the gap than of the clip. Values that agree to 5 digits are ties, which go by id, so that rounding, which
+    depends on the batch size, does not decide between equal clips; one that comes twice counts once in a ranking.
+
+    Args:
+        batches: Batches of a datamodule: `inputs`, `label`, `id` and, where clips lack a modality, `present`.
+        model: The model.
+        units: Columns of `model.penultimate`, from 0; None for all.
+        k: Clips a unit and end, at least 1.
+
+    Returns:
+        The clips; on the CPU.
+
+    Raises:
+        UserError: A unit does not exist, k is below 1, a unit's activation is not finite, or no clip is left.
+    """
+    if k < 1:
+        raise UserError(f"k must be at least 1, got {k}")
+    device = next(model.parameters()).device
+    chosen = None if units is None else list(units)
+    most, least, clips, lacking = None, None, 0, 0
+    for batch in batches:
+        labels, ids = batch["label"], np.array(batch["id"], dtype=object)
+        present = batch.get("present")
+        complete = complete_rows(model.modalities, present)
+        rows = torch.arange(len(labels)) if complete is None else complete.cpu().nonzero()[:, 0]
+        lacking, clips = lacking + len(labels) - len(rows), clips + len(rows)
+        if not len(rows):
+            continue
+        with undisturbed(model), torch.no_grad():
+            inputs = {m: batch["inputs"][m][rows.to(batch["inputs"][m].device)].to(device) for m in model.modalities}
+            features = model.penultimate(model.encode(inputs)).cpu()
+        chosen = list(range(features.shape[1])) if chosen is None else chosen
+        if not all(0 <= unit < features.shape[1] for unit in chosen):
+            raise UserError(f"units: {chosen}; allowed are 0 to {features.shape[1] - 1}")
+        values = features[:, chosen].t()
+        if not bool(torch.isfinite(values).all()):
+            worst = ids[rows[~torch.isfinite(values).all(0)][0]]
+            raise UserError(f"units: an activation of the clip {worst!r} is not finite")
+        new = (np.tile(ids[rows.numpy()], (len(chosen), 1)), values.numpy(), labels.cpu()[rows].numpy())
+        most, least = _merged(most, new, k, -1), _merged(least, new, k, 1)
+    if chosen is None or most is None or least is None:
+        raise UserError(f"batches: no clip has every modality; {lacking} lack one")
+    return ExtremeClips(chosen, _extremes(most), _extremes(least), clips, lacking)
+
+
+Ranking = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # ids, values, labels, each (U, K)
+
+
+def _merged(old: Ranking | None, new: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], k: int, sign: int) -> Ranking:
+    """The first k of both by sign · value, then by id; each id once."""
+    ids, values, labels = new[0], new[1], np.broadcast_to(new[2], new[1].shape)
+    if old is not None:
+        ids, values, labels = (np.concatenate(pair, axis=1) for pair in zip(old, (ids, values, labels), strict=True))
+    rank = np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
+    order = np.lexsort((rank, sign * _rounded(values)), axis=1)
+    ids, values, labels, rank = (np.take_along_axis(a, order, axis=1) for a in (ids, values, labels, rank))
+    kept = [_first(row, k) for row in rank]
+    width = min(map(len, kept))  # the same for all units: as many as there are different clips
+    index = np.array([row[:width] for row in kept])
+    return tuple(np.take_along_axis(a, index, axis=1) for a in (ids, values, labels))  # type: ignore[return-value]
+
+
+def _first(rank: NDArray[Any], k: int) -> list[int]:
+    """Positions of the first k different ranks."""
+    return sorted(np.unique(rank, return_index=True)[1])[:k]
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[Any]:
+    """Values to 17 binary digits, so that equal clips tie whatever batch they came in."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    rounded: NDArray[Any] = np.ldexp(np.round(mantissa * 2**17), exponent - 17)
+    return rounded
+
+
+def _extremes(ranking: Ranking) -> Extremes:
+    ids, values, labels = ranking
+    return Extremes(ids.tolist(), torch.from_numpy(values.copy()), torch.from_numpy(labels.copy()))
