@@ -215,8 +215,7 @@ def _fill(
     report = _report(plan)
     report.decoded, report.seconds, report.deaths = decoded, progress.seconds, deaths.total
     _write_report(store, plan)
-    splits = {clip.id: clip.split for _, _, shard in plan for clip in shard}
-    write_summary(store, report, splits, (item for path, _, _ in plan for item in read_problems(path).items()))
+    write_summary(store, report, _clips_with_problems(plan))
     return report
 
 
@@ -346,13 +345,19 @@ def _report(plan: Plan) -> PrepareReport:
     return report
 
 
+def _clips_with_problems(plan: Plan) -> Iterator[tuple[Clip, Mapping[str, str]]]:
+    """Each clip and what is wrong with it, a shard at a time."""
+    for path, _, shard in plan:
+        problems = read_problems(path)
+        yield from ((clip, problems[clip.id]) for clip in shard)
+
+
 def _write_report(store: Path, plan: Plan) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "modality", "reason"])
-    for path, _, _ in plan:
-        for id, problems in read_problems(path).items():
-            writer.writerows([id, modality, reason] for modality, reason in problems.items())
+    for clip, problems in _clips_with_problems(plan):
+        writer.writerows([clip.id, modality, reason] for modality, reason in problems.items())
     with atomically(store / "report.csv") as file:
         file.write(text.getvalue().encode())
 

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amr.datamodules.media import Clip
 from amr.datamodules.work import span
 from amr.files import atomically
 
@@ -16,31 +17,25 @@ _ORDER = ("train", "val", "test", "all")
 _SHOWN = 20  # clips named for each reason; report.csv has all
 
 
-def write_summary(
-    store: Path,
-    report: "PrepareReport",
-    splits: Mapping[str, str],
-    problems: Iterable[tuple[str, Mapping[str, str]]],
-) -> None:
+def write_summary(store: Path, report: "PrepareReport", clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> None:
     """Write `report.html` in the store: one file that loads nothing.
 
     Args:
         store: Its folder.
         report: The counts.
-        splits: Split of each clip.
-        problems: (id, reasons by modality) of each clip.
+        clips: Each with its reasons by modality.
     """
     from amr.compare.page import CSP, CSS  # the project's one look
 
-    listed, sound = Counter(splits.values()), Counter[str]()
+    listed, sound = Counter[str](), Counter[str]()
     named: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for id, reasons in problems:
-        if not reasons:
-            sound[splits[id]] += 1
+    for clip, reasons in clips:
+        listed[clip.split] += 1
+        sound[clip.split] += not reasons
         for modality, reason in reasons.items():
             short, _, detail = reason.partition(": ")
             if len(names := named[modality, short]) < _SHOWN:
-                names.append(f"{id} ({detail})" if detail else id)
+                names.append(f"{clip.id} ({detail})" if detail else clip.id)
     title = f"{store.name}: {report.ok} of {report.total} clips are sound"
     rows = "".join(
         f'<tr><th scope="row">{escape(split)}</th><td class="num">{count}</td><td class="num">{sound[split]}</td>'

@@ -21,7 +21,7 @@ _SUFFIXES = {"audio": (".wav", *_VIDEO), "video": _VIDEO}
 _DEPTH = 2  # levels of subfolders that are searched
 
 Row = tuple[str, int, str, str]  # video id, start in seconds, label, split
-Ranked = tuple[int, str]  # place of the file's kind in _SUFFIXES, path: of several files the least is taken
+Found = str | tuple[str, str]  # a clip's file, or those of its sound and picture, "" for none
 
 
 class VGGSound(ClipDataModule):
@@ -63,7 +63,7 @@ class VGGSound(ClipDataModule):
         self.csv = Path(csv) if Path(csv).exists() else check_folder(Path(root), "data.root") / csv
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._labels = labels
-        self._found: dict[str, dict[str, Ranked]] | None = None
+        self._found: dict[str, Found] | None = None
         super().__init__(root, **kwargs)
         if not any(self.store.glob("shard-*")):  # else training can do without the clips
             check_folder(self.root, "data.root")
@@ -86,28 +86,29 @@ class VGGSound(ClipDataModule):
         """The clip with the files found for it; one that was not found gets its official name."""
         if self._found is None:
             self._found = self._scan()
-        found = self._found.get(clip.id, {})
-        return replace(clip, files={m: Path(found.get(m, (0, f"{clip.id}.mp4"))[1]) for m in MODALITIES})
+        files = _files(self._found.get(clip.id, ""))
+        return replace(clip, files={m: Path(f or f"{clip.id}.mp4") for m, f in zip(MODALITIES, files, strict=True)})
 
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
         self._found = None  # files may have come since
         return super()._prepare(executor, recheck=recheck)
 
-    def _scan(self) -> dict[str, dict[str, Ranked]]:
-        """The files by clip and modality, from one pass over the folder; says how many clips there are."""
+    def _scan(self) -> dict[str, Found]:
+        """Each clip's files, from one pass over the folder; says how many clips there are."""
         ids = {clip.id for clip in self.clips}
-        found: dict[str, dict[str, Ranked]] = {}
+        found: dict[str, Found] = {}
         base = check_folder(self.root, "data.root").resolve()
         for folder, name, is_link in _walk(base, "", _DEPTH):
             stem, dot, suffix = name.rpartition(".")
             for id in ids.intersection(_readings(stem)):
-                for modality, suffixes in _SUFFIXES.items():
-                    if (kind := dot + suffix.lower()) in suffixes:
-                        if is_link:
-                            _check_link(base, folder + name)
-                        ranked = (suffixes.index(kind), folder + name)
-                        files = found.setdefault(id, {})
-                        files[modality] = min(ranked, files.get(modality, ranked))
+                if dot + suffix.lower() not in _SUFFIXES["audio"]:
+                    continue
+                if is_link:
+                    _check_link(base, folder + name)
+                best = [
+                    _better(m, folder + name, old) for m, old in zip(MODALITIES, _files(found.get(id, "")), strict=True)
+                ]
+                found[id] = best[0] if best[0] == best[1] else (best[0], best[1])
         listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if c.id in found)
         parts = ", ".join(f"{split} {present[split]} of {n}" for split, n in listed.items())
         print(f"{self.name}: {len(found)} of {len(ids)} clips are in {self.root} ({parts})", file=sys.stderr)
@@ -135,6 +136,17 @@ class VGGSound(ClipDataModule):
 
     def _check_listing(self) -> None:
         """Nothing is left to check: the reader has checked each line, and `_scan` looks after paths."""
+
+
+def _files(found: Found) -> tuple[str, str]:
+    return (found, found) if isinstance(found, str) else found
+
+
+def _better(modality: str, new: str, old: str) -> str:
+    """Of two files the one to take: by its kind, then by its path. "" is none."""
+    kinds = _SUFFIXES[modality]
+    ranked = [(kinds.index(kind), path) for path in (new, old) if (kind := Path(path).suffix.lower()) in kinds]
+    return min(ranked)[1] if ranked else ""
 
 
 def _id(video: str, start: int) -> str:
@@ -214,4 +226,4 @@ def _read_row(where: str, cells: list[str]) -> Row:
         raise UserError(f"{where}: {video!r} and {start!r} are not a video id (letters, digits, -, _) and seconds")
     if split not in ("train", "test") or not label:
         raise UserError(f"{where}: label {label!r} and split {split!r}; allowed are any label, and train or test")
-    return video, int(start), label, split
+    return video, int(start), sys.intern(label), sys.intern(split)  # one string a label, not one a row
