@@ -205,7 +205,7 @@ def deletion(
     seed: int = 0,
     batch: int = 64,
 ) -> Area:
-    """Deletion: the score while a clip's atoms are replaced, most important first (Samek et al. 2017, eq. 12).
+    """Deletion: the score while a clip's atoms are replaced, most important first (Samek et al. 2017).
 
     Arguments, return value, errors and cost are those of `insertion`, but a smaller area is better.
     """
@@ -227,7 +227,7 @@ def infidelity(
     seed: int = 0,
     batch: int = 64,
 ) -> Tensor:
-    """Infidelity: mean squared error of a map's sums as predictions of the score's changes (Yeh et al. 2019, eq. 1).
+    """Infidelity: mean squared error of a map's sums as predictions of the score's changes (Yeh et al. 2019, def. 2.1).
 
         E_S [ (Σ_{a in S} φ_a − (f(x) − f(x with S replaced)))² ]
 
@@ -269,12 +269,12 @@ def max_sensitivity(
     draws: int = 8,
     seed: int = 0,
 ) -> Tensor:
-    """How much a map changes at most when its modality's input gets a little noise (Yeh et al. 2019, definition 2).
+    """How much a map changes at most when its modality's input gets a little noise (Yeh et al. 2019, def. 3.1).
 
         max over draws of ‖φ(x + ε) − φ(x)‖₂ / ‖φ(x)‖₂,   ε uniform in ± radius · (standard deviation of the input)
 
-    The draws are a lower bound of the true maximum. The method has the same seed in all calls, so its own noise does
-    not count; `stability` is about that. 1 + draws explanations.
+    The division is captum's, the definition has none. The draws give a lower bound of the maximum. The method has the
+    same seed in all calls, so its own noise does not count; `stability` is about that. 1 + draws explanations.
 
     Args:
         model: The model.
@@ -313,7 +313,7 @@ def sensitivity_n(
 
         corr over S, |S| = n, of  Σ_{a in S} φ_a  and  f(x) − f(x with S replaced)
 
-    Their definition 1 asks for equality, their figures show this correlation, which does not depend on a map's scale.
+    Their definition asks for equality, their figures show this correlation, which does not depend on a map's scale.
     All sets of a size are taken if there are no more than `subsets`. All clips share them. 1 + subsets rows a clip and
     size, at most.
 
@@ -439,8 +439,8 @@ def randomisation_test(
 
     Parameters are re-drawn by their module's `reset_parameters`, and those that this leaves as they were (class tokens,
     position embeddings, weight norms) from a normal distribution of their own mean and standard deviation; constant
-    ones, such as a fresh norm layer's, stay. Running statistics of batch norms start anew. 2 + M + 1 explanations, less
-    the parts without parameters, which are left out.
+    ones, such as a fresh norm layer's, stay. Running statistics of batch norms start anew. M + 3 explanations, less the
+    parts without parameters, which are left out.
 
     Args:
         model: The model.
@@ -467,7 +467,7 @@ def cascading_randomisation(
 ) -> dict[str, RankCorrelation]:
     """`randomisation_test` from the top down: the head, then one layer of the encoder more at a time.
 
-    The cascading form of Adebayo et al. 2018, section 3.1. Layers are the modules of the modality's encoder that have
+    The cascading form of Adebayo et al. 2018, section 3. Layers are the modules of the modality's encoder that have
     parameters of their own, from last to first in the order in which they were defined, which is taken for the order
     in which they run. 2 + layers explanations.
 
@@ -809,7 +809,7 @@ def _warnings(
     for part, words in named.items():
         if part in randomised and randomised[part].likeness > _SAME:
             found.append(
-                f"does not change when {words} is randomised (rank correlation {randomised[part].likeness:.2f})"
+                f"hardly changes when {words} is randomised (rank correlation {randomised[part].likeness:.2f})"
             )
     likeness = float(stable.correlation.mean())
     if likeness < _SAME:
