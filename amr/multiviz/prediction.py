@@ -12,6 +12,7 @@ from amr.errors import UserError
 
 SMALLEST_RATIO = 1e-3  # smallest over largest default λ
 METRIC_CLIPS = 8  # clips a feature that the metric is taken on
+LEAST_CURVATURE = 0.02  # of a clip in the metric, at most 1/2: saturated clips do not stay so when W moves
 PROXIMAL_STEPS = 1000  # most steps of a proximal problem; what is left is seen, and made up for, by the next one
 RIDGE_ALPHA = 1e-3  # stands for a smaller α where the largest default λ is sought: with α = 0 no λ makes all 0
 
@@ -256,7 +257,7 @@ def _fista(
             change = min(change, residual)
             if age >= due:
                 curvature = 2 * probability[:, ::stride] * (1 - probability[:, ::stride])
-                metric = (some * curvature.clamp_min(1e-4)[:, None]) @ some.t() / some.shape[1]  # (C, D, D)
+                metric = (some * curvature.clamp_min(LEAST_CURVATURE)[:, None]) @ some.t() / some.shape[1]  # (C, D, D)
                 steepest = torch.linalg.eigvalsh(metric)[:, -1:]
                 factor, age, due = 1.0, 0, 3 * due  # renewing costs the momentum
         while True:

@@ -174,6 +174,15 @@ def test_separable_classes_are_no_trouble() -> None:
     assert float(path.residuals.max()) <= 1e-5
 
 
+def test_saturated_clips_and_a_rare_unit_take_few_steps() -> None:
+    y = torch.arange(160) % 4
+    x = 2 * torch.eye(4)[y] + 0.15 * torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([x, (torch.arange(160) % 55 == 8)[:, None]], 1)
+    for alpha in (0.0, 0.5):
+        path = sparse_path(x, y, alpha, [1.0, 0.1, 0.01, 0.001], tol=1e-2, max_steps=100)
+        assert float(path.residuals.max()) <= 1e-2
+
+
 def test_too_few_steps_are_said() -> None:
     x, y = clips()
     assert float(sparse_path(x, y, 0.9, [1e-4], max_steps=2).residuals[0]) > 1e-5
