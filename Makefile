@@ -25,12 +25,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks.amr_overhead
+BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path
+
+bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements-bench.lock
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
 
 lock: $(READY)  ## after a change of pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra bench --output-file requirements-bench.lock
 
 clean:
 	rm -rf .venv
