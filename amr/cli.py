@@ -67,6 +67,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands.add_parser("prepare", help="decode a dataset's clips into its store; resumes where it stopped")
     commands.add_parser("benchmark", help="train and test methods x seeds, plain and with AMR; resumes")
     _add_compare(commands)
+    _add_analyze(commands)
     _add_dashboard(commands)
     demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
@@ -77,6 +78,10 @@ def _dispatch(arguments: list[str]) -> int:
             from amr.compare import run as compare
 
             return compare(options)
+        case "analyze":
+            from amr.analyze import run as analyze
+
+            return analyze(options)
         case "dashboard":
             from amr.dashboard import run as dashboard
 
@@ -91,6 +96,12 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from amr.compare import add_arguments
 
     add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))
+
+
+def _add_analyze(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from amr.analyze import add_arguments
+
+    add_arguments(commands.add_parser("analyze", help="explain a checkpoint: the four MultiViz stages, to a folder"))
 
 
 def _add_dashboard(commands: "argparse._SubParsersAction[_Parser]") -> None:

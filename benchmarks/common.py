@@ -111,7 +111,7 @@ def vggsound(folder: Path, count: int) -> list[Path]:
         frames = np.stack([picture[k // 2 + i : k // 2 + i + height, k : k + width] for k in range(seconds * 25)])
         wave = 0.3 * np.sin(np.arange(seconds * rate) * (0.02 + i / 1000)) + rng.normal(0, 0.05, seconds * rate)
         paths.append(folder / f"{i:03d}.mp4")
-        write_mp4(paths[-1], frames, wave.astype(np.float32), rate=rate, preset="medium")
+        write_mp4(paths[-1], frames, wave.astype(np.float32), fps=Fraction(25), rate=rate, preset="medium")
     return paths
 
 

@@ -214,7 +214,7 @@ def test_skipping_frames_changes_nothing(
             assert results[0].frames == results[1].frames, (fps, start, end)
             assert results[0].problems == results[1].problems
             assert results[0].still == results[1].still
-            np.testing.assert_array_equal(results[0].waveform, results[1].waveform)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(results[0].waveform, results[1].waveform)
             if (name, fps, start) == ("even", 1.0, None):
                 assert counts[0] < 0.85 * counts[1]
 
@@ -231,4 +231,4 @@ def test_a_file_opened_once_reads_as_one_opened_twice(
                 patch.setattr(media._Files, "_rewind", lambda self: False)
                 twice = decode(clip, path.parent, DecodeOptions())
             assert (once.frames, once.problems) == (twice.frames, twice.problems)
-            np.testing.assert_array_equal(once.waveform, twice.waveform)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(once.waveform, twice.waveform)
