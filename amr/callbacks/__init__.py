@@ -3,7 +3,16 @@
 from amr.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from amr.callbacks.dominance import Dominance
 from amr.callbacks.guard import Guard
+from amr.callbacks.multiviz import MultiVizCallback
 from amr.callbacks.predictions import PredictionWriter
 from amr.callbacks.wandb import WandbSetup
 
-__all__ = ["BestCheckpoint", "Dominance", "Guard", "LastCheckpoint", "PredictionWriter", "WandbSetup"]
+__all__ = [
+    "BestCheckpoint",
+    "Dominance",
+    "Guard",
+    "LastCheckpoint",
+    "MultiVizCallback",
+    "PredictionWriter",
+    "WandbSetup",
+]
