@@ -14,7 +14,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Discard
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -239,8 +238,6 @@ class _Files:
         streams = getattr(self._container.streams, kind)
         if not streams:
             raise _ProblemError(f"no {kind} stream")
-        for stream in self._container.streams:  # mp4's other packets are then not even read
-            stream.discard = Discard.default if stream is streams[0] else Discard.all
         streams[0].codec_context.thread_count = 1  # the clips are decoded in parallel, not the frames
         return self._container, streams[0]
 
