@@ -309,10 +309,14 @@ def test_rows_survive_being_rewritten(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ cluster
 
 
-def test_a_dask_cluster_writes_the_same_bytes(clip_folder: Path, whole: Path, tmp_path: Path) -> None:
-    """A scheduler and two worker processes, as their own commands start them; one is killed at a clip, and replaced."""
+def test_a_dask_cluster_writes_the_same_bytes(
+    clip_folder: Path, whole: Path, tmp_path: Path, dangerous: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler and two worker processes; at the end these are killed at a clip, replaced, and the clip left out."""
     from distributed import LocalCluster
 
+    monkeypatch.setenv("AMR_TEST_KILLER", "c09")  # the workers' environment is that of their start
+    monkeypatch.setenv("AMR_TEST_ONCE", "")
     config = {"class_path": "amr.datamodules.Clips", "init_args": {"csv": str(clip_folder / "clips.csv")}}
     config["init_args"] |= {"decode": {"fps": 5}, "prepare_workers": 2}  # type: ignore[operator]
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": config}))
@@ -325,17 +329,16 @@ def test_a_dask_cluster_writes_the_same_bytes(clip_folder: Path, whole: Path, tm
         assert contents(tmp_path / "dask") == contents(tmp_path / "local")
         assert len(contents(tmp_path / "local")) == 1
         with cluster.get_client() as client:  # smaller shards, so that both workers have some
-            small = tmp_path / "small"
-            prepare(
-                listing(clip_folder),
-                small,
-                OPTIONS,
-                root=clip_folder,
-                workers=0,
-                shard_size=4,
-                executor=client.get_executor(pure=False),
-            )
-            assert contents(small) == contents(whole)
+            small: Any = {"root": clip_folder, "workers": 0, "shard_size": 4}
+            small["executor"] = client.get_executor(pure=False)
+            prepare(listing(clip_folder), tmp_path / "small", OPTIONS, **small)
+            assert contents(tmp_path / "small") == contents(whole)
+            dangerous("c09")
+            prepare(listing(clip_folder), tmp_path / "deadly", OPTIONS, **small)
+            killed = {"audio": "killed the worker", "video": "killed the worker"}
+            assert ClipStore(tmp_path / "deadly").problems == {"c09": killed}
+            kept = {name: content for name, content in contents(whole).items() if name != "shard-00002.arrow"}
+            assert kept.items() <= contents(tmp_path / "deadly").items()
 
 
 def test_page_shows_names_as_text(tmp_path: Path) -> None:
