@@ -71,22 +71,20 @@ class VGGSound(ClipDataModule):
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """Read the CSV; the folder is not looked at before clips are to be decoded."""
         labels = self._read_labels()
-        rows = _read_csv(self.csv, labels)
-        videos = stable_order({video for video, _, _, split in rows if split == "train"}, self.split_seed)
+        clips = _read_csv(self.csv, labels)
+        videos = stable_order({_video(clip) for clip in clips if clip.split == "train"}, self.split_seed)
         count = max(1, round(self.val_fraction * len(videos))) if self.val_fraction else 0
         val = set(videos[:count])
-        no_files: dict[str, Path] = {}  # `locate` knows them; 200,000 paths would take seconds at every start
-        clips = [
-            Clip(_id(video, start), label, "val" if split == "train" and video in val else split, no_files)
-            for video, start, label, split in rows
-        ]
+        for i, clip in enumerate(clips):
+            if clip.split == "train" and _video(clip) in val:
+                clips[i] = replace(clip, split="val")
         return clips, labels or sorted({clip.label for clip in clips})
 
     def locate(self, clip: Clip) -> Clip:
         """The clip with the files found for it; one that was not found gets its official name."""
         if self._found is None:
             self._found = self._scan()
-        files = _files(self._found.get(clip.id, ""))
+        files = _files(self._found[clip.id])
         return replace(clip, files={m: Path(f or f"{clip.id}.mp4") for m, f in zip(MODALITIES, files, strict=True)})
 
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
@@ -95,24 +93,23 @@ class VGGSound(ClipDataModule):
 
     def _scan(self) -> dict[str, Found]:
         """Each clip's files, from one pass over the folder; says how many clips there are."""
-        ids = {clip.id for clip in self.clips}
-        found: dict[str, Found] = {}
+        found: dict[str, Found] = {clip.id: "" for clip in self.clips}  # "" until a file is found
         base = check_folder(self.root, "data.root").resolve()
         for folder, name, is_link in _walk(base, "", _DEPTH):
             stem, dot, suffix = name.rpartition(".")
-            for id in ids.intersection(_readings(stem)):
+            for id in _readings(stem):
+                if id not in found:
+                    continue
                 if dot + suffix.lower() not in _SUFFIXES["audio"]:
                     continue
                 if is_link:
                     _check_link(base, folder + name)
-                best = [
-                    _better(m, folder + name, old) for m, old in zip(MODALITIES, _files(found.get(id, "")), strict=True)
-                ]
+                best = [_better(m, folder + name, old) for m, old in zip(MODALITIES, _files(found[id]), strict=True)]
                 found[id] = best[0] if best[0] == best[1] else (best[0], best[1])
-        listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if c.id in found)
+        listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if found[c.id])
         parts = ", ".join(f"{split} {present[split]} of {n}" for split, n in listed.items())
-        print(f"{self.name}: {len(found)} of {len(ids)} clips are in {self.root} ({parts})", file=sys.stderr)
-        if not found:
+        print(f"{self.name}: {present.total()} of {len(found)} clips are in {self.root} ({parts})", file=sys.stderr)
+        if not present:
             example = f"{self.clips[0].id}.mp4"
             raise UserError(f"data.root {self.root}: no file is named as a clip of {self.csv} is, like {example}")
         return found
@@ -147,6 +144,10 @@ def _better(modality: str, new: str, old: str) -> str:
     kinds = _SUFFIXES[modality]
     ranked = [(kinds.index(kind), path) for path in (new, old) if (kind := Path(path).suffix.lower()) in kinds]
     return min(ranked)[1] if ranked else ""
+
+
+def _video(clip: Clip) -> str:
+    return clip.id.rpartition("_")[0]
 
 
 def _id(video: str, start: int) -> str:
@@ -190,28 +191,28 @@ def _check_link(base: Path, path: str) -> None:
         raise UserError(f"data.root: {path} is a link that leaves the root folder {base}")
 
 
-def _read_csv(path: Path, labels: Collection[str]) -> list[Row]:
-    """The rows; labels: the allowed ones, or none if all are."""
+def _read_csv(path: Path, labels: Collection[str]) -> list[Clip]:
+    """The clips, without files, in train and test; labels: the allowed ones, or none if all are."""
     if not path.is_file():
         raise UserError(f"data.csv {path}: no such file")
-    allowed, seen, rows = set(labels), set(), []
+    no_files: dict[str, Path] = {}  # `locate` knows them; 200,000 paths would take seconds at every start
+    allowed, clips = set(labels), dict[str, Clip]()
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         try:
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
-                video, start, label, _ = row = _read_row(where, cells)
+                video, start, label, split = _read_row(where, cells)
                 if allowed and label not in allowed:
                     raise UserError(f"{where}: label {label!r} is not among the {len(allowed)} of data.labels")
-                if (video, start) in seen:
-                    raise UserError(f"{where}: clip {_id(video, start)!r} is listed twice")
-                seen.add((video, start))
-                rows.append(row)
+                if (id := _id(video, start)) in clips:
+                    raise UserError(f"{where}: clip {id!r} is listed twice")
+                clips[id] = Clip(id, label, split, no_files)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}, line {reader.line_num}: not a CSV in UTF-8 ({error})") from error
-    if not rows:
+    if not clips:
         raise UserError(f"data.csv {path}: no rows")
-    return rows
+    return list(clips.values())
 
 
 def _read_row(where: str, cells: list[str]) -> Row:
