@@ -117,8 +117,9 @@ def callback(name: str, **arguments: Any) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process that finds this folder."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+    """For a process that finds this folder, and not the W&B service that an earlier test has started in this one."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return {**own, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
 
 
 def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path) -> Any:
