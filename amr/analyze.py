@@ -100,6 +100,8 @@ class Analysis:
     """
 
     def __init__(self, options: argparse.Namespace, model: "FusionModel", data: "ClipDataModule") -> None:
+        from amr.datamodules.base import stable_order
+
         self.out: Path = options.out
         self.model, self.data = model, data
         self.split: Literal["train", "val", "test"] = options.split
@@ -110,8 +112,8 @@ class Analysis:
         count = min(options.clips, len(self.test.ids))
         if count < 2:
             raise UserError(f"--split={self.split}: {count} clips have every modality; at least 2 are needed")
-        order = sorted(range(len(self.test.ids)), key=lambda i: _hash(self.seed, self.test.ids[i]))
-        self.chosen = sorted(order[:count], key=lambda i: self.test.ids[i])
+        place = {id: i for i, id in enumerate(self.test.ids)}
+        self.chosen = [place[id] for id in sorted(stable_order(place, self.seed)[:count])]
         self.atoms = {m: data.atoms(m) for m in model.modalities}
         self.coarse = {m: data.atoms(m, JOINT.get(m)) for m in model.modalities}
         logits = self._head(self.test)
@@ -442,10 +444,13 @@ class Analysis:
         """A split's batches without augmentation, or those of `most` of its clips, with progress."""
         from torch.utils.data import DataLoader, Subset
 
+        from amr.datamodules.base import stable_order
+
         dataset = self.data.clips_of(split)
-        order = sorted(range(len(dataset)), key=lambda i: _hash(self.seed, dataset.clips[i].id))[:most]
+        kept = set(stable_order((clip.id for clip in dataset.clips), self.seed)[:most])
+        order = [i for i, clip in enumerate(dataset.clips) if clip.id in kept]
         progress = Progress(f"{title} {split}", len(order), "clips")
-        part: Any = Subset(dataset, sorted(order))
+        part: Any = Subset(dataset, order)
         for batch in DataLoader(part, self.data.batch_size, num_workers=self.data.num_workers):
             yield batch
             progress.advance(len(batch["id"]))
@@ -632,10 +637,6 @@ def _read(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     return pq.read_table(path).to_pylist() if path.is_file() else []
-
-
-def _hash(seed: int, id: str) -> bytes:
-    return hashlib.sha256(f"{seed} {id}".encode()).digest()
 
 
 def _slug(id: str) -> str:

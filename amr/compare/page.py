@@ -123,7 +123,11 @@ def _page(runs: Sequence[Run], command: str) -> str:
         parts.append(f'<div class="plots">{figures}</div>')
     parts += [*_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
     parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
-    body = "\n".join(parts)
+    return document(title, "\n".join(parts))
+
+
+def document(title: str, body: str, css: str = "") -> str:
+    """A page that loads nothing, in the project's one look; `body` is HTML, `title` is text."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -131,7 +135,7 @@ def _page(runs: Sequence[Run], command: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="{CSP}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{CSS}</style>
+<style>{CSS}{css}</style>
 </head>
 <body>
 <main>

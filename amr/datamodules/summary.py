@@ -25,7 +25,7 @@ def write_summary(store: Path, report: "PrepareReport", clips: Iterable[tuple[Cl
         report: The counts.
         clips: Each with its reasons by modality.
     """
-    from amr.compare.page import CSP, CSS  # the project's one look
+    from amr.compare.page import document
 
     listed, sound = Counter[str](), Counter[str]()
     named: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -51,14 +51,8 @@ def write_summary(store: Path, report: "PrepareReport", clips: Iterable[tuple[Cl
         "<h2>Problems</h2>",
         _problems(report, named) if report.reasons else "<p>None.</p>",
     ]
-    html = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}{_CSS}</style>\n</head>\n<body>\n<main>\n"
-    )
     with atomically(store / "report.html") as file:
-        file.write("\n".join([html, *body, "</main>", "</body>", "</html>", ""]).encode())
+        file.write(document(title, "\n".join(body), _CSS).encode())
 
 
 _CSS = """
