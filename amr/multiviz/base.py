@@ -20,8 +20,26 @@ class Unit:
     index: int
 
 
+@dataclass(frozen=True, eq=False)
+class Several:
+    """Several scores of each clip, from the same rows: the logits of K classes, then the activations of V units.
+
+    Functions that take it say so; their values have one dimension more, (N, K + V, ...).
+
+    Args:
+        classes: (N, K) int64.
+        units: (N, V) int64; None for none.
+    """
+
+    classes: Tensor
+    units: Tensor | None = None
+
+
 Target = Literal["predicted"] | int | Tensor | Unit
 """What is explained: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
+
+Fixed = Tensor | Unit | Several
+"""A target without names to look up: classes are one a clip."""
 
 Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
 """What replaces something: zeros, the mean over the clips at hand, or a tensor for each modality."""
@@ -45,7 +63,7 @@ def undisturbed(model: FusionModel) -> Iterator[None]:
         yield
 
 
-def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Target) -> Tensor | Unit:
+def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Target | Several) -> Tensor | Unit:
     """The target with "predicted" looked up on these, unperturbed, encodings: perturbed clips keep it.
 
     Args:
@@ -57,15 +75,14 @@ def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Ta
         Class of each clip, (N,) int64, or the unit.
 
     Raises:
-        UserError: The class or unit does not exist, or the classes are not one a clip.
+        UserError: The class or unit does not exist, or the classes are not one a clip, or the target is `Several`.
     """
     count = len(next(iter(encodings.values())))
     device = next(iter(encodings.values())).device
+    if isinstance(target, Several):
+        raise UserError("target: one score at a time is explained here, got Several")
     if isinstance(target, Unit):
-        with torch.no_grad():
-            width = model.penultimate({m: e[:1] for m, e in encodings.items()}).shape[1]
-        if not 0 <= target.index < width:
-            raise UserError(f"target: unit {target.index}; allowed are 0 to {width - 1}")
+        _require_units(model, encodings, target.index, target.index)
         return target
     if isinstance(target, str):
         if target != "predicted":
@@ -81,8 +98,34 @@ def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Ta
     return classes.expand(count)
 
 
-def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: Tensor | Unit) -> Tensor:
-    """The explained number of each clip: (N,), a logit or a unit's activation. Only the head runs.
+def fixed_targets(model: FusionModel, encodings: Mapping[str, Tensor], target: Target | Several) -> Fixed:
+    """`fixed_target`, and several scores a clip as they are, checked."""
+    if not isinstance(target, Several):
+        return fixed_target(model, encodings, target)
+    device, count = next(iter(encodings.values())).device, len(next(iter(encodings.values())))
+    classes = target.classes.to(device).long()
+    units = classes.new_empty(count, 0) if target.units is None else target.units.to(device).long()
+    if {classes.ndim, units.ndim} != {2} or {len(classes), len(units)} != {count}:
+        raise UserError(f"target: {tuple(classes.shape)} classes and {tuple(units.shape)} units for {count} clips")
+    for extreme in classes.aminmax() if classes.numel() else ():
+        fixed_target(model, encodings, extreme)
+    if units.numel():
+        _require_units(model, encodings, int(units.min()), int(units.max()))
+    return Several(classes, units)
+
+
+def targets_of(target: Fixed, clips: Tensor) -> Fixed:
+    """The target of each of the clips (R,), positions among those that it was fixed for."""
+    match target:
+        case Unit():
+            return target
+        case Several(classes, units):
+            return Several(classes[clips], None if units is None else units[clips])
+    return target[clips]
+
+
+def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: Fixed) -> Tensor:
+    """The explained number of each clip: (N,), a logit or a unit's activation; (N, T) of several. Only the head runs.
 
     Args:
         model: The model.
@@ -91,6 +134,10 @@ def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: T
     """
     if isinstance(target, Unit):
         return model.penultimate(encodings)[:, target.index]
+    if isinstance(target, Several):
+        features = model.penultimate(encodings)
+        scores: Tensor = model.head.classify(features).gather(1, target.classes)
+        return scores if target.units is None else torch.cat([scores, features.gather(1, target.units)], dim=1)
     logits: Tensor = model.head(dict(encodings))
     return logits.gather(1, target[:, None])[:, 0]
 
@@ -152,3 +199,17 @@ def head_rows(
     for start in range(0, count, batch):
         chosen = picks(torch.arange(start, min(start + batch, count), device=device))
         yield function({name: pool[chosen[name]] for name, pool in pools.items()})
+
+
+def at_least(function: str, **options: tuple[int, int]) -> None:
+    """Raises UserError, naming the option, if a (value, minimum) is below its minimum."""
+    for key, (value, minimum) in options.items():
+        if value < minimum:
+            raise UserError(f"{function}: {key} must be at least {minimum}, got {value}")
+
+
+def _require_units(model: FusionModel, encodings: Mapping[str, Tensor], least: int, most: int) -> None:
+    with torch.no_grad():
+        width = model.penultimate({m: e[:1] for m, e in encodings.items()}).shape[1]
+    if not 0 <= least <= most < width:
+        raise UserError(f"target: unit {least if least < 0 else most}; allowed are 0 to {width - 1}")

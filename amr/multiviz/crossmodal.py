@@ -16,10 +16,12 @@ from amr.model import FusionModel
 from amr.multiviz.atoms import Atoms
 from amr.multiviz.base import (
     Baseline,
+    Several,
     Target,
     Unit,
     baseline_values,
     fixed_target,
+    fixed_targets,
     head_rows,
     target_scores,
     undisturbed,
@@ -79,7 +81,7 @@ class Dime:
     """LIME weights of the two parts of a score, K clips and the A atoms of one modality.
 
     Args:
-        unimodal: Weights for the additive part, (K, A).
+        unimodal: Weights for the additive part, (K, A); (K, T, A) of several targets.
         multimodal: Weights for the rest, (K, A). The two add up to LIME's weights for the score.
         clips: Which clips, positions among the N.
     """
@@ -208,7 +210,7 @@ def dime(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
     encodings: Mapping[str, Tensor],
-    target: Target,
+    target: Target | Several,
     side: Side,
     baseline: Baseline = "zeros",
     *,
@@ -234,7 +236,7 @@ def dime(
         model: The model.
         inputs: Input of the explained modality, (N, ...); others are not used.
         encodings: Encoding of each modality, (N, ...), of the same clips: what UC is a mean over.
-        target: What is explained.
+        target: What is explained; `Several` share all rows.
         side: The explained modality and its atoms.
         baseline: What an atom that is not kept becomes.
         clips: Which of the clips to explain; None for all.
@@ -273,7 +275,7 @@ def dime(
     rounds = pairings if len(others) > 1 else min(len(others), 1)
     drawn = {m: _permutations(count, rounds, generator).flatten() for m in others}
     with undisturbed(model), torch.no_grad():
-        fixed = fixed_target(model, encodings, target)
+        fixed = fixed_targets(model, encodings, target)
         for clip in chosen:
             row = perturbed(
                 model, name, inputs[name][clip], atoms, keep.flatten(0, 1), replacement[clip], space, encoder_batch
@@ -289,13 +291,14 @@ def dime(
                 return {name: rows // span, **{m: p[rows % span] for m, p in table.items()}}
 
             scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, len(row) * span, batch)])
-            scores = scores.reshape(repeats, samples, span).double().cpu()
-            unimodal = scores[..., : rounds * count].mean(2) if others else scores[..., 0]
-            parts.append(torch.stack([unimodal, scores[..., own] - unimodal], dim=2))
-    values = torch.cat(parts, dim=2)  # (R, S, 2K)
-    weights = weighted_ridge(keep.double(), lime_kernel(keep, width), values, ridge).transpose(1, 2)  # (R, 2K, A)
+            scores = scores.reshape(repeats, samples, span, *scores.shape[1:]).double().cpu()  # (R, S, span[, T])
+            unimodal = scores[:, :, : rounds * count].mean(2) if others else scores[:, :, 0]
+            parts.append(torch.stack([unimodal, scores[:, :, own] - unimodal], dim=2))
+    values = torch.stack(parts, dim=3)  # (R, S, 2, K), or (R, S, 2, K, T)
+    weights = weighted_ridge(keep.double(), lime_kernel(keep, width), values.flatten(2), ridge).transpose(1, 2)
+    weights = weights.reshape(repeats, *values.shape[2:], -1)  # (R, 2, K, A), or (R, 2, K, T, A)
     like = replacement.new_empty(0, dtype=torch.float64)
-    return Dime(over_repeats(weights[:, ::2], like), over_repeats(weights[:, 1::2], like), chosen)
+    return Dime(over_repeats(weights[:, 0], like), over_repeats(weights[:, 1], like), chosen)
 
 
 def second_order(
@@ -365,7 +368,7 @@ def second_order(
 def ablation(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
-    target: Target,
+    target: Target | Several,
     first: Side,
     second: Side,
     baseline: Baseline = "zeros",
@@ -385,7 +388,7 @@ def ablation(
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...); their encodings with space="encodings".
-        target: What is explained; it is fixed on the clips as they are.
+        target: What is explained, fixed on the clips as they are; `Several` share all rows.
         first: A modality and its atoms.
         second: Another one.
         baseline: What a replaced atom becomes.
@@ -394,7 +397,7 @@ def ablation(
         encoder_batch: Encoder rows at a time.
 
     Returns:
-        Map (N, A1, A2), in the unit of the score.
+        Map (N, A1, A2), or (N, T, A1, A2), in the unit of the score.
 
     Raises:
         UserError: A modality, the target or the baseline does not exist.
@@ -408,7 +411,7 @@ def ablation(
 
     with undisturbed(model), torch.no_grad():
         encodings = encode(model, inputs, space, encoder_batch)
-        fixed = fixed_target(model, encodings, target)
+        fixed = fixed_targets(model, encodings, target)
         for clip in range(len(inputs[one[0]])):
             pools = {name: e[clip : clip + 1] for name, e in encodings.items()}
             for name, atoms in (one, two):  # the last row of a pool is the clip as it is
@@ -416,8 +419,8 @@ def ablation(
                 without = perturbed(model, name, x, atoms, keep, base, space, encoder_batch)
                 pools[name] = torch.cat([without, pools[name]])
             scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, height * width, batch)])
-            f = scores.reshape(height, width)
-            maps.append(f[-1, -1] - f[:-1, -1:] - f[-1:, :-1] + f[:-1, :-1])
+            f = scores.reshape(height, width, *scores.shape[1:]).movedim((0, 1), (-2, -1))  # ([T,] A1 + 1, A2 + 1)
+            maps.append(f[..., -1:, -1:] - f[..., :-1, -1:] - f[..., -1:, :-1] + f[..., :-1, :-1])
     return torch.stack(maps)
 
 

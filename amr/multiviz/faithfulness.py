@@ -17,9 +17,19 @@ from amr.compare.difference import t_quantile
 from amr.errors import UserError
 from amr.model import FusionModel
 from amr.multiviz.atoms import Atoms
-from amr.multiviz.base import Baseline, Target, Unit, baseline_values, fixed_target, target_scores, undisturbed
+from amr.multiviz.base import (
+    Baseline,
+    Target,
+    at_least,
+    baseline_values,
+    fixed_target,
+    target_scores,
+    targets_of,
+    undisturbed,
+)
+from amr.multiviz.held import Held, hold, masked_scores, one_baseline
 from amr.multiviz.joint import Side, Space, encode, sides
-from amr.multiviz.unimodal import Importance, _at_least, _baseline, _fix, _Fixed, _masked_scores
+from amr.multiviz.unimodal import Importance
 
 Explain = Callable[[FusionModel, Mapping[str, Tensor], int], Importance]
 """A method with its options filled in: model, inputs and seed to a map. The seed is ignored by methods that draw none.
@@ -392,7 +402,7 @@ def interaction_sensitivity_n(
         sizes = list(dict.fromkeys((max(shape[1] * q // 4, 1), max(shape[2] * q // 4, 1)) for q in range(4)))
     allowed = all(1 <= a <= shape[1] and 1 <= b <= shape[2] for a, b in sizes)
     _require(allowed, f"sizes: {list(sizes)}; allowed are pairs of 1 to {shape[1]} and 1 to {shape[2]}")
-    _at_least("interaction_sensitivity_n", subsets=(subsets, 2), batch=(batch, 1))
+    at_least("interaction_sensitivity_n", subsets=(subsets, 2), batch=(batch, 1))
     generator, found = torch.Generator().manual_seed(seed), {}
     replacement = baseline_values({name: inputs[name] for name, _ in (one, two)}, baseline)
     with undisturbed(model), torch.no_grad():
@@ -401,7 +411,7 @@ def interaction_sensitivity_n(
 
         def scores(clip: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
             encoded = {name: e[clip] for name, e in encodings.items()} | dict(changed)
-            return target_scores(model, encoded, fixed if isinstance(fixed, Unit) else fixed[clip])
+            return target_scores(model, encoded, targets_of(fixed, clip))
 
         device = inputs[one[0]].device
         whole = torch.cat([scores(clip, {}) for _, clip in _rows(1, shape[0], batch, device)]).double()
@@ -614,12 +624,12 @@ def _start(
     target: Target,
     importance: Importance,
     batch: int,
-) -> tuple[_Fixed, Tensor, Atoms]:
+) -> tuple[Held, Tensor, Atoms]:
     """The score of the modality's input, the map (N, A) in float64, and its atoms."""
     atoms = importance.atoms
     if atoms is None:
         raise UserError(f"importance: a map of atoms is needed; pass atoms to {importance.method}")
-    fixed = _fix(model, inputs, modality, target, atoms, batch)
+    fixed = hold(model, inputs, modality, target, atoms, batch)
     shape = (len(fixed.x), len(atoms))
     given = tuple(importance.values.shape)
     _require(given == shape, f"importance: values of shape {given}, expected {shape}: clips and atoms")
@@ -627,7 +637,7 @@ def _start(
 
 
 def _areas(
-    fixed: _Fixed,
+    fixed: Held,
     values: Tensor,
     baseline: Tensor | float,
     orders: int,
@@ -636,7 +646,7 @@ def _areas(
     wanted: tuple[str, ...],
 ) -> dict[str, Area]:
     """Curves of insertion, deletion or both. All are scores with the first k atoms of an order kept."""
-    _at_least("insertion and deletion", orders=(orders, 1), steps=(steps, 1))
+    at_least("insertion and deletion", orders=(orders, 1), steps=(steps, 1))
     count, size = values.shape
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([torch.randperm(size, generator=generator) for _ in range((orders + 1) * count)])
@@ -657,29 +667,29 @@ def _areas(
     return found
 
 
-def _kept_scores(fixed: _Fixed, ranks: Tensor, counts: Tensor, baseline: Tensor | float) -> Tensor:
+def _kept_scores(fixed: Held, ranks: Tensor, counts: Tensor, baseline: Tensor | float) -> Tensor:
     """Scores with the atoms of rank below k kept: ranks (O, N, A), counts (P,) from 0 to A; (O, N, P) float64."""
-    atoms, start = fixed.atoms, _baseline(fixed.x, baseline)
+    atoms, start = fixed.atoms, one_baseline(fixed.x, baseline)
     assert atoms is not None
     inner, scores = counts[1:-1], [fixed.x.new_zeros(0)]
     with torch.no_grad():
         for copies, clip in fixed.rows(len(ranks) * len(inner)):
             keep = ranks[copies // len(inner), clip] < inner[copies % len(inner), None]
             scores.append(fixed.scores(atoms.replace(fixed.x[clip], keep, start), clip))
-        empty = _masked_scores(fixed, atoms, torch.zeros(1, len(atoms), dtype=torch.bool), baseline)[0]
+        empty = masked_scores(fixed, atoms, torch.zeros(1, len(atoms), dtype=torch.bool), baseline)[0]
     between = torch.cat(scores).double().reshape(len(ranks), len(inner), len(empty)).transpose(1, 2)
     ends = [end.expand(len(ranks), -1)[..., None] for end in (empty, fixed.unperturbed())]
     return torch.cat([ends[0], between, ends[1]], dim=2)
 
 
 def _infidelity(
-    fixed: _Fixed, values: Tensor, atoms: Atoms, baseline: Tensor | float, samples: int, normalise: bool, seed: int
+    fixed: Held, values: Tensor, atoms: Atoms, baseline: Tensor | float, samples: int, normalise: bool, seed: int
 ) -> Tensor:
-    _at_least("infidelity", samples=(samples, 1))
+    at_least("infidelity", samples=(samples, 1))
     generator, size = torch.Generator().manual_seed(seed), len(atoms)
     numbers = torch.randint(1, size + 1, (samples,), generator=generator)
     drop = _random_sets(size, numbers, generator)
-    scores = _masked_scores(fixed, atoms, ~drop, baseline)  # (S, N)
+    scores = masked_scores(fixed, atoms, ~drop, baseline)  # (S, N)
     changes = fixed.unperturbed() - scores
     sums = drop.to(values) @ values.T
     if not normalise:
@@ -692,7 +702,7 @@ def _infidelity(
 
 
 def _sensitivity_n(
-    fixed: _Fixed,
+    fixed: Held,
     values: Tensor,
     atoms: Atoms,
     baseline: Tensor | float,
@@ -702,11 +712,11 @@ def _sensitivity_n(
 ) -> dict[int, Tensor]:
     size, generator = len(atoms), torch.Generator().manual_seed(seed)
     _require(size > 1, "sensitivity_n: at least 2 atoms are needed")
-    _at_least("sensitivity_n", subsets=(subsets, 2))
+    at_least("sensitivity_n", subsets=(subsets, 2))
     numbers = sorted({max(size * q // 4, 1) for q in range(4)}) if sizes is None else list(sizes)
     _require(all(1 <= n < size for n in numbers), f"sizes: {numbers}; allowed are 1 to {size - 1}")
     sets = [_sets(size, n, subsets, generator) for n in numbers]
-    scores = torch.split(_masked_scores(fixed, atoms, ~torch.cat(sets), baseline), [len(drop) for drop in sets])
+    scores = torch.split(masked_scores(fixed, atoms, ~torch.cat(sets), baseline), [len(drop) for drop in sets])
     return {
         n: _correlation((drop.to(values) @ values.T).T, -part.T, part.abs().amax(0))
         for n, drop, part in zip(numbers, sets, scores, strict=True)
@@ -724,7 +734,7 @@ def _max_sensitivity(
     seed: int,
 ) -> Tensor:
     _known(model, modality)
-    _at_least("max_sensitivity", draws=(draws, 1))
+    at_least("max_sensitivity", draws=(draws, 1))
     _require(radius > 0, f"radius: must be positive, got {radius}")
     generator, norm = torch.Generator().manual_seed(seed), reference.norm(dim=1)
     largest = torch.zeros_like(norm)
@@ -763,7 +773,7 @@ def _stability(
     seed: int,
 ) -> Stability:
     size = reference.shape[1]
-    _at_least("stability", seeds=(seeds, 2))
+    at_least("stability", seeds=(seeds, 2))
     top = max(size // 10, 1) if top is None else top
     _require(1 <= top <= size, f"top: {top}; allowed are 1 to {size}")
     maps = [reference, *(_explained(explain, model, inputs, seed + s) for s in range(1, seeds))]

@@ -13,15 +13,17 @@ from amr.model import FusionModel
 from amr.multiviz.atoms import Atoms, flat_atoms
 from amr.multiviz.base import (
     Baseline,
+    Fixed,
+    Several,
     Target,
-    Unit,
     baseline_values,
-    fixed_target,
+    fixed_targets,
     head_rows,
     target_scores,
+    targets_of,
     undisturbed,
 )
-from amr.multiviz.unimodal import _efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
+from amr.multiviz.unimodal import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
 
 Space = Literal["inputs", "encodings"]
 """What is perturbed or differentiated: inputs, or encodings, in which case no encoder runs."""
@@ -46,7 +48,8 @@ class JointExplanation:
         first: a, (N, A1): the gain from keeping an atom while the other modality is all baseline.
         second: b, (N, A2).
         pairs: p, (N, A1, A2): what the two atoms bring together beyond that.
-        fit: Weighted R² of the surrogate on its samples, (N,), the mean of the repeats; 1 is perfect. All in float64.
+        fit: Weighted R² of the surrogate on its samples, (N,), the mean of the repeats; 1 is perfect. All in float64,
+            and with a dimension more, (N, T, ...), for several targets.
     """
 
     first: Estimate
@@ -58,7 +61,7 @@ class JointExplanation:
 def joint_lime(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
-    target: Target,
+    target: Target | Several,
     first: Side,
     second: Side,
     baseline: Baseline = "zeros",
@@ -81,7 +84,7 @@ def joint_lime(
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...); their encodings with space="encodings".
-        target: What is explained; it is fixed on the clips as they are.
+        target: What is explained, fixed on the clips as they are; `Several` share all rows.
         first: A modality and its atoms.
         second: Another one.
         baseline: What an atom that is not kept becomes.
@@ -105,18 +108,18 @@ def joint_lime(
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(repeats, samples, atoms, generator=generator) < 0.5
     keep[:, 0] = True
-    values = _joint_scores(
-        model, inputs, target, one, two, baseline, keep.flatten(0, 1), space, batch, encoder_batch
-    ).reshape(repeats, samples, -1)
+    scores = _joint_scores(model, inputs, target, one, two, baseline, keep.flatten(0, 1), space, batch, encoder_batch)
+    values = scores.reshape(repeats, samples, -1)
     features, weights = _with_pairs(keep, split), lime_kernel(keep, width)
     coefficients = weighted_ridge(features, weights, values, ridge)
-    return _explanation(coefficients, _r2(values, features @ coefficients, weights), split, inputs[one[0]].device)
+    r2 = _r2(values, features @ coefficients, weights)
+    return _explanation(coefficients, r2, split, scores.shape[1:], inputs[one[0]].device)
 
 
 def joint_shap(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
-    target: Target,
+    target: Target | Several,
     first: Side,
     second: Side,
     baseline: Baseline = "zeros",
@@ -165,6 +168,7 @@ def joint_shap(
         batch,
         encoder_batch,
     )
+    shape, scores = scores.shape[1:], scores.flatten(1)  # (N,) or (N, T)
     empty, whole, fits = scores[0], scores[1], len(drawn)
     shared, own = scores[2 : 2 + len(once)], scores[2 + len(once) :].reshape(fits, drawn.shape[1], len(empty))
     values = torch.cat([shared.expand(fits, -1, -1), own], dim=1) - empty
@@ -172,9 +176,9 @@ def joint_shap(
     weights = torch.cat(
         [shapley_kernel(atoms)[once.sum(1)].expand(fits, -1), values.new_full(own.shape[:2], weight)], 1
     )
-    coefficients = _efficient_regression(features, weights, values, whole - empty)
+    coefficients = efficient_regression(features, weights, values, whole - empty)
     r2 = _r2(values, features @ coefficients, weights)
-    return _explanation(coefficients, r2, split, inputs[one[0]].device, exact=exact)
+    return _explanation(coefficients, r2, split, shape, inputs[one[0]].device, exact=exact)
 
 
 def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]:
@@ -223,12 +227,13 @@ def perturbed(
     return torch.cat([model.encoders[name](copy) if space == "inputs" else copy for copy in copies])
 
 
-def scorer(model: FusionModel, fixed: Tensor | Unit, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Maps encodings (R, ...), all perturbed copies of one clip, to that clip's scores (R,)."""
+def scorer(model: FusionModel, fixed: Fixed, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Maps encodings (R, ...), all perturbed copies of one clip, to that clip's scores, (R,) or (R, T) of several."""
 
     def score(encodings: dict[str, Tensor]) -> Tensor:
-        rows = len(next(iter(encodings.values())))
-        return target_scores(model, encodings, fixed if isinstance(fixed, Unit) else fixed[clip].expand(rows))
+        like = next(iter(encodings.values()))
+        rows = torch.full((len(like),), clip, device=like.device)
+        return target_scores(model, encodings, targets_of(fixed, rows))
 
     return score
 
@@ -248,7 +253,7 @@ def _split(x: Tensor, rows: int) -> list[Tensor]:
 def _joint_scores(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
-    target: Target,
+    target: Target | Several,
     one: tuple[str, Atoms],
     two: tuple[str, Atoms],
     baseline: Baseline,
@@ -257,7 +262,7 @@ def _joint_scores(
     batch: int,
     encoder_batch: int,
 ) -> Tensor:
-    """Scores of the clips under joint masks (S, A1 + A2): float64 (S, N), on the CPU."""
+    """Scores of the clips under joint masks (S, A1 + A2): float64 (S, N), or (S, N, T) of several, on the CPU."""
     masks = {one[0]: keep[:, : len(one[1])], two[0]: keep[:, len(one[1]) :]}
     replacement, scores = baseline_values({name: inputs[name] for name in masks}, baseline), []
 
@@ -266,7 +271,7 @@ def _joint_scores(
 
     with undisturbed(model), torch.no_grad():
         encodings = encode(model, inputs, space, encoder_batch)
-        fixed = fixed_target(model, encodings, target)
+        fixed = fixed_targets(model, encodings, target)
         for clip in range(len(inputs[one[0]])):
             pools = {name: e[clip : clip + 1].expand(len(keep), *e.shape[1:]) for name, e in encodings.items()}
             for name, atoms in (one, two):
@@ -311,15 +316,15 @@ def _r2(values: Tensor, fitted: Tensor, weights: Tensor) -> Tensor:
 
 
 def _explanation(
-    coefficients: Tensor, r2: Tensor, split: int, device: torch.device, *, exact: bool = False
+    coefficients: Tensor, r2: Tensor, split: int, shape: torch.Size, device: torch.device, *, exact: bool = False
 ) -> JointExplanation:
-    """Coefficients (R, A1 + A2 + A1·A2, N) and R² (R, N), put into their places."""
+    """Coefficients (R, A1 + A2 + A1·A2, scores) and R² (R, scores), put into their places; scores as in `shape`."""
     other, like = (coefficients.shape[1] - split) // (split + 1), coefficients.new_empty(0, device=device)
-    ordered = coefficients.transpose(1, 2)
+    ordered = coefficients.transpose(1, 2).reshape(len(r2), *shape, -1)
     first, second, pairs = ordered[..., :split], ordered[..., split : split + other], ordered[..., split + other :]
-    pairs = pairs.reshape(*pairs.shape[:2], split, other)
+    pairs = pairs.reshape(*pairs.shape[:-1], split, other)
     one, two, both = (over_repeats(part, like, exact=exact) for part in (first, second, pairs))
-    return JointExplanation(one, two, both, r2.mean(0).to(like))
+    return JointExplanation(one, two, both, r2.mean(0).to(like).reshape(shape))
 
 
 def _require_samples(samples: int, repeats: int, least: int) -> None:

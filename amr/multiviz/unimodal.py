@@ -5,7 +5,7 @@ the head. What that costs is counted in rows of that encoder a clip, the first e
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from amr.errors import UserError
 from amr.model import FusionModel
 from amr.multiviz.atoms import Atoms
-from amr.multiviz.base import Target, Unit, fixed_target, target_scores, undisturbed
+from amr.multiviz.base import Several, Target, at_least, undisturbed
+from amr.multiviz.held import encoder_of, hold, input_gradient, masked_scores, one_baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class Importance:
     """What a method says about N clips.
 
     Args:
-        values: Importance of each atom, (N, A), or of each element, (N, *input shape), where no atoms were given.
+        values: Importance of each atom, (N, A), or of each element, (N, *input shape), where no atoms were given; of
+            several targets (N, T, A).
         error: Standard error of `values` of the methods that draw samples, the same shape; None of the others, and of
             one repeat.
         atoms: The atoms, with their coordinates.
@@ -67,7 +69,7 @@ def gradient(
             shape.
     """
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
         values = [fixed.by_atom(fixed.gradients(fixed.x[clip], clip)) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient")
 
@@ -86,7 +88,7 @@ def gradient_input(
     Arguments, return value and errors are those of `gradient`.
     """
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
         values = [fixed.by_atom(fixed.x[clip] * fixed.gradients(fixed.x[clip], clip)) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient_input")
 
@@ -124,10 +126,10 @@ def integrated_gradients(
     Raises:
         UserError: As in `gradient`, or `steps` or the baseline's shape is not allowed.
     """
-    _at_least("integrated_gradients", steps=(steps, 1))
+    at_least("integrated_gradients", steps=(steps, 1))
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
-        start = _baseline(fixed.x, baseline)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
+        start = one_baseline(fixed.x, baseline)
         nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         alphas = torch.as_tensor((1 + nodes) / 2).to(fixed.x)
         parts = torch.as_tensor(weights / 2).to(fixed.x)
@@ -175,11 +177,11 @@ def gradient_shap(
     Raises:
         UserError: As in `gradient`, or `samples`, `noise` or the baselines' shape is not allowed.
     """
-    _at_least("gradient_shap", samples=(samples, 2))
+    at_least("gradient_shap", samples=(samples, 2))
     if not noise >= 0:
         raise UserError(f"gradient_shap: noise must be 0 or more, got {noise}")
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
         shape = fixed.x.shape[1:]
         if not isinstance(baselines, Tensor):
             baselines = fixed.x.new_full((1, *shape), baselines)
@@ -227,7 +229,7 @@ def guided_backprop(
             scripted.
     """
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
         values = []
         for _, clip in fixed.rows(1):
             x = fixed.x[clip].requires_grad_()
@@ -236,7 +238,7 @@ def guided_backprop(
             if not guided.calls:
                 raise UserError(f"guided_backprop: no ReLU in the encoder of {modality!r} or the head; use gradient")
             _refuse_unguided(score)
-            values.append(fixed.by_atom(_input_gradient(score, x)))
+            values.append(fixed.by_atom(input_gradient(score, x)))
         return Importance(torch.cat(values), None, atoms, "guided_backprop")
 
 
@@ -274,7 +276,7 @@ def grad_cam(
     Raises:
         UserError: As in `gradient`, or the layer is not such a module.
     """
-    if all(layer is not module for module in _encoder(model, modality).modules()):
+    if all(layer is not module for module in encoder_of(model, modality).modules()):
         raise UserError(f"grad_cam: layer must be a module in the encoder of {modality!r}, got {type(layer).__name__}")
     outputs: list[Tensor] = []
 
@@ -285,7 +287,7 @@ def grad_cam(
         return outputs[-1].clone()  # what follows in place would change what was kept
 
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch)
         values = []
         handle = layer.register_forward_hook(keep)
         try:
@@ -294,7 +296,7 @@ def grad_cam(
                 score = fixed.scores(fixed.x[clip], clip).sum()
                 if len(outputs) != 1:
                     raise UserError(f"grad_cam: layer must run once a forward pass, it ran {len(outputs)} times")
-                cam = _cam(outputs[0].detach(), _input_gradient(score, outputs[0]))
+                cam = _cam(outputs[0].detach(), input_gradient(score, outputs[0]))
                 values.append(fixed.by_atom(_upsample(cam, fixed.x[clip].shape)))
         finally:
             handle.remove()
@@ -305,7 +307,7 @@ def occlusion(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target,
+    target: Target | Several,
     atoms: Atoms,
     *,
     baseline: Tensor | float = 0.0,
@@ -313,19 +315,19 @@ def occlusion(
 ) -> Importance:
     """Occlusion, f(x) − f(x with the atom replaced) (Zeiler & Fergus 2014, section 4.2). 1 + A rows a clip.
 
-    Arguments, return value and errors are those of `integrated_gradients`.
+    Arguments, return value and errors are those of `integrated_gradients`; `Several` targets share the rows.
     """
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
-        scores = _masked_scores(fixed, atoms, ~torch.eye(len(atoms), dtype=torch.bool), baseline)
-        return Importance((fixed.unperturbed() - scores).T, None, atoms, "occlusion")
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True)
+        scores = masked_scores(fixed, atoms, ~torch.eye(len(atoms), dtype=torch.bool), baseline)
+        return Importance((fixed.unperturbed() - scores).movedim(0, -1), None, atoms, "occlusion")
 
 
 def lime(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target,
+    target: Target | Several,
     atoms: Atoms,
     *,
     baseline: Tensor | float = 0.0,
@@ -346,7 +348,7 @@ def lime(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The modality that is explained.
-        target: As in `gradient`.
+        target: As in `gradient`, or `Several`, which share the rows.
         atoms: The atoms.
         baseline: What an absent atom becomes: a number, or a tensor that broadcasts to one input.
         samples: Points a fit, at least A + 2.
@@ -362,26 +364,27 @@ def lime(
     Raises:
         UserError: As in `gradient`, or an option has a value that is not allowed.
     """
-    _at_least("lime", samples=(samples, len(atoms) + 2), repeats=(repeats, 1))
+    at_least("lime", samples=(samples, len(atoms) + 2), repeats=(repeats, 1))
     if not (width > 0 and ridge >= 0):
         raise UserError(f"lime: width must be positive and ridge 0 or more, got {width} and {ridge}")
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True)
         generator = torch.Generator().manual_seed(seed)
         keep = torch.rand(repeats, samples, len(atoms), generator=generator) < 0.5
         keep[:, 0] = True
-        drawn = _masked_scores(fixed, atoms, keep[:, 1:].flatten(0, 1), baseline)
-        first = fixed.unperturbed().expand(repeats, 1, -1)
-        scores = torch.cat((first, drawn.reshape(repeats, samples - 1, -1)), dim=1)  # (repeats, samples, N)
+        drawn = masked_scores(fixed, atoms, keep[:, 1:].flatten(0, 1), baseline)
+        whole = fixed.unperturbed()
+        first = whole.flatten().expand(repeats, 1, -1)
+        scores = torch.cat((first, drawn.reshape(repeats, samples - 1, -1)), dim=1)  # (repeats, samples, N · T)
         weights = weighted_ridge(keep.to(scores), lime_kernel(keep, width).to(scores), scores, ridge)
-        return _over_repeats(weights.mT, atoms, "lime")
+        return _over_repeats(weights.mT.reshape(repeats, *whole.shape, -1), atoms, "lime")
 
 
 def kernel_shap(
     model: FusionModel,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target,
+    target: Target | Several,
     atoms: Atoms,
     *,
     baseline: Tensor | float = 0.0,
@@ -402,7 +405,7 @@ def kernel_shap(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The modality that is explained.
-        target: As in `gradient`.
+        target: As in `gradient`, or `Several`, which share the rows.
         atoms: The atoms.
         baseline: What an absent atom becomes: a number, or a tensor that broadcasts to one input.
         samples: Coalitions a fit besides the empty and the full one; even, at least 2 A + 2.
@@ -420,9 +423,9 @@ def kernel_shap(
     exact = 2**size - 2 <= samples
     if not exact and (samples % 2 or samples < 2 * size + 2):
         raise UserError(f"kernel_shap: samples must be even and at least 2 A + 2 = {2 * size + 2}, got {samples}")
-    _at_least("kernel_shap", repeats=(repeats, 1))
+    at_least("kernel_shap", repeats=(repeats, 1))
     with undisturbed(model):
-        fixed = _fix(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True)
         kernel = shapley_kernel(size)
         if exact:
             once = (torch.arange(1, 2**size - 1)[:, None] >> torch.arange(size) & 1).bool()
@@ -435,14 +438,15 @@ def kernel_shap(
             weight = float(_size_weights(size)[2:-2].sum()) / drawn.shape[1]  # the draws stand for all the other sizes
         fits = len(drawn)
         keep = torch.cat((torch.zeros(1, size, dtype=torch.bool), once, drawn.flatten(0, 1)))
-        scores = _masked_scores(fixed, atoms, keep, baseline)
+        scores = masked_scores(fixed, atoms, keep, baseline)
+        shape, scores = scores.shape[1:], scores.flatten(1)  # (N,) or (N, T)
         empty, shared = scores[0], scores[1 : 1 + len(once)]
         own = scores[1 + len(once) :].reshape(fits, -1, len(empty))
-        scores = torch.cat((shared.expand(fits, -1, -1), own), dim=1) - empty  # (repeats, samples, N)
+        scores = torch.cat((shared.expand(fits, -1, -1), own), dim=1) - empty  # (repeats, samples, N · T)
         keep = torch.cat((once.expand(fits, -1, -1), drawn), dim=1)
         weights = torch.cat((kernel[once.sum(1)].expand(fits, -1), torch.full(drawn.shape[:2], weight)), dim=1)
-        total = fixed.unperturbed() - empty
-        values = _efficient_regression(keep.to(scores), weights.to(scores), scores, total).mT
+        total = fixed.unperturbed().flatten() - empty
+        values = efficient_regression(keep.to(scores), weights.to(scores), scores, total).mT.reshape(fits, *shape, -1)
         if exact:
             return Importance(values[0], torch.zeros_like(values[0]), atoms, "kernel_shap")
         return _over_repeats(values, atoms, "kernel_shap")
@@ -502,7 +506,7 @@ def weighted_ridge(z: Tensor, weights: Tensor, scores: Tensor, ridge: float) -> 
     return _solve(gram, (pi * z).mT @ scores)
 
 
-def _efficient_regression(z: Tensor, weights: Tensor, scores: Tensor, total: Tensor) -> Tensor:
+def efficient_regression(z: Tensor, weights: Tensor, scores: Tensor, total: Tensor) -> Tensor:
     """Weighted least squares of scores (R, S, N) on z (R, S, A) whose A weights add up to `total` (N,): (R, A, N).
 
     The constraint eliminates the last atom: φ_A = total − Σ_{a<A} φ_a.
@@ -537,141 +541,15 @@ def _coalitions(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _over_repeats(values: Tensor, atoms: Atoms, method: str) -> Importance:
-    """Mean of (repeats, N, A) and its standard error."""
+    """Mean of (repeats, N, ..., A) and its standard error."""
     repeats = len(values)
     error = values.std(0) / math.sqrt(repeats) if repeats > 1 else None
     return Importance(values.mean(0), error, atoms, method)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fixed:
-    """The score as a function of one modality's input, with everything else of N clips held fixed."""
-
-    model: FusionModel
-    modality: str
-    x: Tensor  # (N, *input shape)
-    encodings: dict[str, Tensor]
-    target: Tensor | Unit
-    atoms: Atoms | None
-    batch: int
-
-    def rows(self, copies: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices of copy and clip of copies × N rows, `batch` at a time."""
-        count = len(self.x)
-        for start in range(0, copies * count, self.batch):
-            rows = torch.arange(start, min(start + self.batch, copies * count), device=self.x.device)
-            yield rows // count, rows % count
-
-    def scores(self, x: Tensor, clip: Tensor) -> Tensor:
-        """Scores (R,) of inputs x (R, ...) in the place of those of the clips (R,)."""
-        encodings = {
-            name: self.model.encoders[name](x.clone())  # a first layer may work in place
-            if name == self.modality
-            else encoding[clip]
-            for name, encoding in self.encodings.items()
-        }
-        return target_scores(self.model, encodings, self._target(clip))
-
-    def gradients(self, x: Tensor, clip: Tensor) -> Tensor:
-        """Gradient of each row's score by its own input, (R, ...)."""
-        x = x.detach().requires_grad_()
-        return _input_gradient(self.scores(x, clip).sum(), x)  # rows are independent
-
-    def unperturbed(self) -> Tensor:
-        """Scores of the clips themselves, from their encodings: (N,) float64."""
-        with torch.no_grad():
-            scores = [
-                target_scores(self.model, {m: e[clip] for m, e in self.encodings.items()}, self._target(clip))
-                for _, clip in self.rows(1)
-            ]
-        return torch.cat(scores).double()
-
-    def by_atom(self, values: Tensor) -> Tensor:
-        """Elements' values (R, *input shape) summed by atom, if there are any."""
-        return values if self.atoms is None else self.atoms.sum(values)
-
-    def zeros(self, dtype: torch.dtype) -> Tensor:
-        """Zeros of the shape of the values."""
-        shape = self.x.shape[1:] if self.atoms is None else (len(self.atoms),)
-        return self.x.new_zeros(len(self.x), *shape, dtype=dtype)
-
-    def _target(self, clip: Tensor) -> Tensor | Unit:
-        return self.target if isinstance(self.target, Unit) else self.target[clip]
-
-
-def _fix(
-    model: FusionModel,
-    inputs: Mapping[str, Tensor],
-    modality: str,
-    target: Target,
-    atoms: Atoms | None,
-    batch: int,
-) -> _Fixed:
-    """Encodes the clips once, looks the target up, and checks what goes together."""
-    _encoder(model, modality)
-    _at_least("unimodal", batch=(batch, 1))
-    sizes = {len(inputs[name]) for name in model.modalities if name in inputs}
-    if len(sizes) != 1 or 0 in sizes:
-        raise UserError("inputs: every modality must have the same clips, at least one")
-    chunks = []
-    with torch.no_grad():
-        for start in range(0, sizes.pop(), batch):
-            chunk = {name: x[start : start + batch].clone() for name, x in inputs.items() if name in model.modalities}
-            chunks.append(model.encode(chunk))
-    encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
-    x = inputs[modality].detach()
-    if not x.is_floating_point():
-        raise UserError(f"inputs: {modality!r} must be floating-point to be explained, got {x.dtype}")
-    if atoms is not None and atoms.label.shape != x.shape[1:]:
-        raise UserError(f"atoms: made for inputs of shape {tuple(atoms.label.shape)}, got {tuple(x.shape[1:])}")
-    return _Fixed(model, modality, x, encodings, fixed_target(model, encodings, target), atoms, batch)
-
-
-def _encoder(model: FusionModel, modality: str) -> nn.Module:
-    if modality not in model.modalities:
-        raise UserError(f"modality: {modality!r}; allowed are {', '.join(model.modalities)}")
-    return model.encoders[modality]
-
-
-def _masked_scores(fixed: _Fixed, atoms: Atoms, keep: Tensor, baseline: Tensor | float) -> Tensor:
-    """Scores of every clip with atoms replaced: masks (S, A) to (S, N), float64."""
-    start = _baseline(fixed.x, baseline)
-    keep = keep.to(fixed.x.device)
-    with torch.no_grad():
-        scores = [
-            fixed.scores(atoms.replace(fixed.x[clip], keep[copy], start), clip) for copy, clip in fixed.rows(len(keep))
-        ]
-    return torch.cat(scores).double().reshape(len(keep), len(fixed.x))
-
-
-def _baseline(x: Tensor, baseline: Tensor | float) -> Tensor:
-    """The baseline as one input, expanded to (*input shape)."""
-    start = torch.as_tensor(baseline).detach().to(x)
-    shape = x.shape[1:]
-    if start.ndim > len(shape) or any(
-        size not in (1, n) for size, n in zip(start.shape[::-1], shape[::-1], strict=False)
-    ):
-        raise UserError(f"baseline: must be a number or broadcast to {tuple(shape)}, got {tuple(start.shape)}")
-    return start.expand(shape)
-
-
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """A number a row, (R,), with as many dimensions as `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _input_gradient(score: Tensor, x: Tensor) -> Tensor:
-    if not score.requires_grad:  # the score ignores the input
-        return torch.zeros_like(x)
-    (gradients,) = torch.autograd.grad(score, [x], allow_unused=True, materialize_grads=True)
-    return gradients
-
-
-def _at_least(function: str, **options: tuple[int, int]) -> None:
-    """Raises UserError, naming the option, if a (value, minimum) is below its minimum."""
-    for key, (value, minimum) in options.items():
-        if value < minimum:
-            raise UserError(f"{function}: {key} must be at least {minimum}, got {value}")
 
 
 class _GuidedReLU(torch.autograd.Function):

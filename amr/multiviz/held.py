@@ -1,0 +1,150 @@
+"""A score as a function of one modality's input, everything else of the clips held fixed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amr.errors import UserError
+from amr.model import FusionModel
+from amr.multiviz.atoms import Atoms
+from amr.multiviz.base import Fixed, Several, Target, at_least, fixed_target, fixed_targets, target_scores, targets_of
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The score as a function of one modality's input, with everything else of N clips held fixed."""
+
+    model: FusionModel
+    modality: str
+    x: Tensor  # (N, *input shape)
+    encodings: dict[str, Tensor]
+    target: Fixed
+    atoms: Atoms | None
+    batch: int
+
+    def rows(self, copies: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices of copy and clip of copies × N rows, `batch` at a time."""
+        count = len(self.x)
+        for start in range(0, copies * count, self.batch):
+            rows = torch.arange(start, min(start + self.batch, copies * count), device=self.x.device)
+            yield rows // count, rows % count
+
+    def scores(self, x: Tensor, clip: Tensor) -> Tensor:
+        """Scores (R,), or (R, T) of several, of inputs x (R, ...) in the place of those of the clips (R,)."""
+        encodings = {
+            name: self.model.encoders[name](x.clone())  # a first layer may work in place
+            if name == self.modality
+            else encoding[clip]
+            for name, encoding in self.encodings.items()
+        }
+        return target_scores(self.model, encodings, targets_of(self.target, clip))
+
+    def gradients(self, x: Tensor, clip: Tensor) -> Tensor:
+        """Gradient of each row's score by its own input, (R, ...)."""
+        x = x.detach().requires_grad_()
+        return input_gradient(self.scores(x, clip).sum(), x)  # rows are independent
+
+    def unperturbed(self) -> Tensor:
+        """Scores of the clips themselves, from their encodings: (N,) or (N, T) float64."""
+        with torch.no_grad():
+            scores = [
+                target_scores(
+                    self.model, {m: e[clip] for m, e in self.encodings.items()}, targets_of(self.target, clip)
+                )
+                for _, clip in self.rows(1)
+            ]
+        return torch.cat(scores).double()
+
+    def by_atom(self, values: Tensor) -> Tensor:
+        """Elements' values (R, *input shape) summed by atom, if there are any."""
+        return values if self.atoms is None else self.atoms.sum(values)
+
+    def zeros(self, dtype: torch.dtype) -> Tensor:
+        """Zeros of the shape of the values."""
+        shape = self.x.shape[1:] if self.atoms is None else (len(self.atoms),)
+        return self.x.new_zeros(len(self.x), *shape, dtype=dtype)
+
+
+def hold(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    modality: str,
+    target: Target | Several,
+    atoms: Atoms | None,
+    batch: int,
+    *,
+    several: bool = False,
+) -> Held:
+    """Encodes the clips once, looks the target up, and checks what goes together.
+
+    Args:
+        model: The model.
+        inputs: Input of each modality, (N, ...).
+        modality: The one whose input is free.
+        target: What is scored.
+        atoms: Pieces of the input.
+        batch: Rows at a time.
+        several: Whether the caller knows what to do with scores (N, T).
+
+    Raises:
+        UserError: The modality or target does not exist, the input is not floating-point, or the atoms are of another
+            shape.
+    """
+    encoder_of(model, modality)
+    at_least("unimodal", batch=(batch, 1))
+    sizes = {len(inputs[name]) for name in model.modalities if name in inputs}
+    if len(sizes) != 1 or 0 in sizes:
+        raise UserError("inputs: every modality must have the same clips, at least one")
+    chunks = []
+    with torch.no_grad():
+        for start in range(0, sizes.pop(), batch):
+            chunk = {name: x[start : start + batch].clone() for name, x in inputs.items() if name in model.modalities}
+            chunks.append(model.encode(chunk))
+    encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
+    x = inputs[modality].detach()
+    if not x.is_floating_point():
+        raise UserError(f"inputs: {modality!r} must be floating-point to be explained, got {x.dtype}")
+    if atoms is not None and atoms.label.shape != x.shape[1:]:
+        raise UserError(f"atoms: made for inputs of shape {tuple(atoms.label.shape)}, got {tuple(x.shape[1:])}")
+    fixed = fixed_targets(model, encodings, target) if several else fixed_target(model, encodings, target)
+    return Held(model, modality, x, encodings, fixed, atoms, batch)
+
+
+def encoder_of(model: FusionModel, modality: str) -> nn.Module:
+    """A modality's encoder, if there is the modality."""
+    if modality not in model.modalities:
+        raise UserError(f"modality: {modality!r}; allowed are {', '.join(model.modalities)}")
+    return model.encoders[modality]
+
+
+def masked_scores(fixed: Held, atoms: Atoms, keep: Tensor, baseline: Tensor | float) -> Tensor:
+    """Scores of every clip with atoms replaced: masks (S, A) to (S, N), or (S, N, T) of several, float64."""
+    start = one_baseline(fixed.x, baseline)
+    keep = keep.to(fixed.x.device)
+    with torch.no_grad():
+        scores = [
+            fixed.scores(atoms.replace(fixed.x[clip], keep[copy], start), clip) for copy, clip in fixed.rows(len(keep))
+        ]
+    found = torch.cat(scores).double()
+    return found.reshape(len(keep), len(fixed.x), *found.shape[1:])
+
+
+def one_baseline(x: Tensor, baseline: Tensor | float) -> Tensor:
+    """The baseline as one input, expanded to (*input shape)."""
+    start = torch.as_tensor(baseline).detach().to(x)
+    shape = x.shape[1:]
+    if start.ndim > len(shape) or any(
+        size not in (1, n) for size, n in zip(start.shape[::-1], shape[::-1], strict=False)
+    ):
+        raise UserError(f"baseline: must be a number or broadcast to {tuple(shape)}, got {tuple(start.shape)}")
+    return start.expand(shape)
+
+
+def input_gradient(score: Tensor, x: Tensor) -> Tensor:
+    """Gradient of a sum of scores by the input; zeros where they ignore it."""
+    if not score.requires_grad:  # the score ignores the input
+        return torch.zeros_like(x)
+    (gradients,) = torch.autograd.grad(score, [x], allow_unused=True, materialize_grads=True)
+    return gradients
