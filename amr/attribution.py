@@ -1,24 +1,31 @@
-"""Gradient-times-input attribution at the encoder outputs: how much each modality counts in a decision.
+"""Attribution at the encoder outputs: how much each modality counts in a decision.
 
-Pure, differentiable functions; the measure and the penalty of Yerramilli et al.
-2024, "Attribution Regularization for Multimodal Paradigms".
+Pure, differentiable functions; the measure and the penalty of Yerramilli et al. 2024, "Attribution Regularization for
+Multimodal Paradigms", and the same measure by integrated gradients.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Score = Literal["probability", "logit"]
 Head = Callable[[dict[str, Tensor]], Tensor]
 
 
 def attribution_shares(
-    head: Head, encodings: Mapping[str, Tensor], *, score: Score = "probability", create_graph: bool = False
+    head: Head,
+    encodings: Mapping[str, Tensor],
+    *,
+    score: Score = "probability",
+    create_graph: bool = False,
+    ig_steps: int | None = None,
 ) -> Tensor:
-    r"""Share of each modality in the gradient⊙input attribution of the predicted class.
+    r"""Share of each modality in the attribution of the predicted class, by gradient⊙input or integrated gradients.
 
     With `f` the head's output for its top class, the attribution of modality m is
 
@@ -27,6 +34,13 @@ def attribution_shares(
     `probability` reads f as a probability, as the paper does. Because ∂p = p(1-p) ∂log(p/(1-p)) and factors common to
     all modalities cancel in a share, it is computed from the log-odds: the same shares, and none lost to underflow when
     p reaches 1 (where the gradient of log_softmax drops its own top-class term). `logit` reads f as the logit.
+
+    With `ig_steps`, the gradient is replaced by its mean on the straight line from zero encodings, all modalities' at
+    once, to e (Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", eq. 1):
+
+        α^m = ‖ e^m ⊙ ∫₀¹ ∂f/∂e^m (t e) dt ‖₂,
+
+    f being that of the class predicted at e, the integral Gauss and Legendre's sum of `ig_steps` points.
 
     Encodings are treated as detached leaves of at least single precision, with autocast off; a head that is a module
     runs in eval mode and is put back. So nothing upstream of the encodings, no running statistic and no random state is
@@ -37,14 +51,17 @@ def attribution_shares(
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
         score: What f is.
         create_graph: Keep the graph, so that a function of the shares can be differentiated by the head's parameters.
+        ig_steps: Number of points of integrated gradients, each a pass of the head; None for gradient⊙input.
 
     Returns:
         Shares of shape (B, M), modalities in the mapping's order; a row sums to 1, or is all zeros where the total
         attribution is zero (dead or absent encodings, a constant head).
 
     Raises:
-        ValueError: If `score` is unknown or there is no modality.
+        ValueError: If `score` is unknown, there is no modality, or `ig_steps` is below 1.
     """
+    if ig_steps is not None and ig_steps < 1:
+        raise ValueError(f"ig_steps={ig_steps}: allowed are integers >= 1, or None")
     if score not in get_args(Score):
         raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
     if not encodings:
@@ -60,14 +77,11 @@ def attribution_shares(
             name: encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32)).requires_grad_()
             for name, encoding in encodings.items()
         }
-        total = _top_class_score(head(leaves), score).sum()  # rows are independent: one backward gives every row's own
-        if total.requires_grad:
-            gradients = torch.autograd.grad(
-                total, list(leaves.values()), create_graph=create_graph, materialize_grads=True
-            )
-        else:  # the head ignores its input
-            gradients = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
-        products = [(g * leaf).flatten(1) for g, leaf in zip(gradients, leaves.values(), strict=True)]
+        if ig_steps is None:
+            products = _gradient_times_input(head, leaves, score, create_graph)
+        else:
+            products, _ = _integrated_gradients(head, leaves, score, create_graph, ig_steps)
+        products = [product.flatten(1) for product in products]
         # Shares do not depend on a row's scale: divide it out before squaring, which would under- or overflow.
         scale = torch.stack([p.detach().abs().amax(1) for p in products]).amax(0)
         scale = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
@@ -125,13 +139,60 @@ def evaluating(head: object) -> Iterator[None]:
             module.training = training
 
 
-def _top_class_score(logits: Tensor, score: Score) -> Tensor:
-    """Score (B,) of the predicted class, up to a positive factor a row."""
-    top = logits.argmax(1, keepdim=True)
+def _gradient_times_input(head: Head, leaves: Mapping[str, Tensor], score: Score, create_graph: bool) -> list[Tensor]:
+    """∂f/∂e^m ⊙ e^m of each modality, (B, ..., D_m), up to a positive factor a row."""
+    logits = head(dict(leaves))
+    gradients = _row_gradients(_score(logits, logits.argmax(1, keepdim=True), score), leaves, create_graph)
+    return [gradient * leaf for gradient, leaf in zip(gradients, leaves.values(), strict=True)]
+
+
+def _integrated_gradients(
+    head: Head, leaves: Mapping[str, Tensor], score: Score, create_graph: bool, steps: int
+) -> tuple[list[Tensor], Tensor]:
+    """e^m ⊙ ∫ ∂f/∂e^m of each modality, (B, ..., D_m), and the logarithm (B,) of the factor that they lack, a row's.
+
+    ∂p = p(1-p) ∂(log-odds), and p(1-p) differs from point to point. It is the logarithm's that is known wherever p is,
+    so the largest a row is divided out, as a constant: shares do not depend on it, nor do their derivatives.
+    """
+    with torch.no_grad():
+        top = head(dict(leaves)).argmax(1, keepdim=True).repeat(steps, 1)  # (S·B, 1): points, then rows
+    points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(steps))  # on [-1, 1], summing to 2
+    first = next(iter(leaves.values()))
+    points, weights = ((points + 1) / 2).to(first), (weights / 2).to(first)
+    line = {
+        name: (points.view(-1, *[1] * leaf.ndim) * leaf.detach()).flatten(0, 1).requires_grad_()
+        for name, leaf in leaves.items()
+    }
+    values = _score(head(dict(line)), top, score)  # (S·B,)
+    gradients = _row_gradients(values, line, create_graph)
+    if score == "probability":
+        log_slope = (F.logsigmoid(values) + F.logsigmoid(-values)).view(steps, -1)  # log p(1-p)
+        log_factor = log_slope.detach().amax(0)
+        weights = weights.unsqueeze(1) * (log_slope - log_factor).exp()
+    else:
+        log_factor = torch.zeros_like(values.detach().view(steps, -1)[0])
+        weights = weights.unsqueeze(1).expand(steps, len(first))
+    products = [
+        leaf * torch.einsum("sb,sbd->bd", weights, gradient.reshape(steps, len(leaf), -1)).view_as(leaf)
+        for gradient, leaf in zip(gradients, leaves.values(), strict=True)
+    ]
+    return products, log_factor
+
+
+def _row_gradients(values: Tensor, inputs: Mapping[str, Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+    """Each row's own gradient: rows are independent, so one backward of the sum gives them all."""
+    total = values.sum()
+    if not total.requires_grad:  # the head ignores its input
+        return tuple(torch.zeros_like(x) for x in inputs.values())
+    return torch.autograd.grad(total, list(inputs.values()), create_graph=create_graph, materialize_grads=True)
+
+
+def _score(logits: Tensor, top: Tensor, score: Score) -> Tensor:
+    """Score (B,) of each row's class `top` (B, 1): its logit or, for `probability`, its log-odds."""
     best = logits.gather(1, top).squeeze(1)
     if score == "logit":
         return best
     if logits.shape[1] == 1:  # the probability of the only class is constant
         return best * 0
     others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, True), -torch.inf)
-    return best - torch.logsumexp(others, dim=1)  # log-odds
+    return best - torch.logsumexp(others, dim=1)

@@ -45,6 +45,46 @@ def check_checkpoint(path: Path) -> None:
         raise UserError(f"--ckpt_path: {path} was not written by amr")
 
 
+def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = "") -> float:
+    """Best validation accuracy, in (0, 1], of the run that wrote a checkpoint of one modality, up to that checkpoint.
+
+    `BestCheckpoint` keeps it in every checkpoint of its run; that of `best.ckpt` is the accuracy of its weights.
+
+    Args:
+        path: A checkpoint; `~` is the home folder.
+        modality: The one modality that the model must have.
+        num_classes: The number of classes that it must have.
+        where: What the message begins with.
+
+    Raises:
+        UserError: If it is not such a checkpoint, or holds no validation accuracy above 0.
+    """
+    path = path.expanduser()
+    try:
+        check_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{where}{str(error).removeprefix('--ckpt_path: ')}") from error
+    content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    facts = content["amr"]
+    if facts["modalities"] != [modality]:
+        theirs = ", ".join(map(repr, facts["modalities"]))
+        raise UserError(f"{where}{path} is a model of {theirs}; needed is one of {modality!r} alone")
+    if facts["num_classes"] != num_classes:
+        raise UserError(f"{where}{path} has {facts['num_classes']} classes; needed are the data's {num_classes}")
+    scores = [
+        state["best_model_score"]
+        for state in content.get("callbacks", {}).values()
+        if isinstance(state, Mapping) and state.get("monitor") == "val/acc"
+    ]
+    accuracy = 0.0 if not scores or scores[0] is None else float(scores[0])
+    if not accuracy > 0:
+        raise UserError(
+            f"{where}{path} holds no validation accuracy above 0; needed is a checkpoint of a run that validated, with "
+            "best.monitor=val/acc"
+        )
+    return accuracy
+
+
 def check_same_architecture(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Raises `UserError`, naming the first difference, unless both state dicts have the same keys and shapes."""
 

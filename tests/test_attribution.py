@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import InputXGradient
+from captum.attr import InputXGradient, IntegratedGradients
 from torch import Tensor, nn
 
-from amr.attribution import attribution_shares, ratio_penalty
+from amr.attribution import _integrated_gradients, attribution_shares, ratio_penalty
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 
 FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
@@ -49,6 +49,38 @@ def test_shares_equal_captum(fusion: type[Fusion], modalities: int, tokens: bool
     torch.testing.assert_close(attribution_shares(head, encodings, score=score), reference(list(products)))
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(("modalities", "tokens"), [(1, False), (2, True), (3, False)])
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_integrated_gradients_equal_captum(fusion: type[Fusion], modalities: int, tokens: bool, score: Any) -> None:
+    head, encodings = case(fusion, modalities, tokens, torch.float64)
+    head.eval()
+    names = list(encodings)
+
+    def forward(*parts: Tensor) -> Tensor:
+        logits: Tensor = head(dict(zip(names, parts, strict=True)))
+        return logits if score == "logit" else logits.softmax(1)
+
+    target = head(encodings).argmax(1)
+    integrated = IntegratedGradients(forward)
+    products = integrated.attribute(tuple(encodings.values()), target=target, n_steps=7, method="gausslegendre")
+    shares = attribution_shares(head, encodings, score=score, ig_steps=7)
+    torch.testing.assert_close(shares, reference(list(products)))
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_integrated_gradients_are_complete(score: Any) -> None:
+    """They sum to f(e) - f(0), for the class predicted at e; the row's factor is what it is said to be."""
+    _, encodings = case(Gated, 3, False, torch.float64)
+    head = Gated(dict.fromkeys(encodings, 4), 5).double()  # without a hidden ReLU layer, whose kinks no sum gets right
+    top = head(encodings).argmax(1, keepdim=True)
+    leaves = {name: e.clone().requires_grad_() for name, e in encodings.items()}
+    products, log_factor = _integrated_gradients(head, leaves, score, False, 40)
+    at = [head(e) for e in (encodings, {name: torch.zeros_like(e) for name, e in encodings.items()})]
+    f, f0 = ((x if score == "logit" else x.softmax(1)).gather(1, top).squeeze(1) for x in at)
+    torch.testing.assert_close(torch.cat(products, 1).sum(1) * log_factor.exp(), f - f0, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("score", ["logit", "probability"])
 def test_shares_equal_finite_differences(score: Any) -> None:
     head, encodings = case(Gated, 3, False, torch.float64)
@@ -71,12 +103,14 @@ def test_shares_equal_finite_differences(score: Any) -> None:
     )
 
 
-def test_the_penalty_gradient_equals_finite_differences() -> None:
+@pytest.mark.parametrize(("score", "ig_steps"), [("probability", None), ("probability", 5), ("logit", 5)])
+def test_the_penalty_gradient_equals_finite_differences(score: Any, ig_steps: int | None) -> None:
     head, encodings = case(Gated, 3, False, torch.float64)
     ratio = torch.tensor([1.0, 2.0, 3.0])
 
     def penalty() -> Tensor:
-        return ratio_penalty(attribution_shares(head, encodings, create_graph=True), ratio)
+        shares = attribution_shares(head, encodings, score=score, create_graph=True, ig_steps=ig_steps)
+        return ratio_penalty(shares, ratio)
 
     parameters = list(head.parameters())
     gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
@@ -109,16 +143,19 @@ def test_linear_head_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize("score", ["logit", "probability"])
-def test_shares_do_not_change_when_an_encoding_and_its_weights_are_rescaled(score: Any) -> None:
+@pytest.mark.parametrize("ig_steps", [None, 4])
+def test_shares_do_not_change_when_an_encoding_and_its_weights_are_rescaled(score: Any, ig_steps: int | None) -> None:
     head, encodings = case(Concat, 2, False, torch.float64)
-    before = attribution_shares(head, encodings, score=score)
+    before = attribution_shares(head, encodings, score=score, ig_steps=ig_steps)
     with torch.no_grad():
         head.get_parameter("hidden.0.weight")[:, :4] /= 1000
-    after = attribution_shares(head, {"a": encodings["a"] * 1000, "b": encodings["b"]}, score=score)
+    scaled = {"a": encodings["a"] * 1000, "b": encodings["b"]}
+    after = attribution_shares(head, scaled, score=score, ig_steps=ig_steps)
     torch.testing.assert_close(after, before)
 
 
-def test_probability_shares_survive_saturation() -> None:
+@pytest.mark.parametrize("ig_steps", [None, 4])
+def test_probability_shares_survive_saturation(ig_steps: int | None) -> None:
     """Where p rounds to 1 in single precision, shares equal those of a double-precision softmax."""
     head, encodings = case(Concat, 2, False, torch.float32)
     with torch.no_grad():
@@ -127,13 +164,14 @@ def test_probability_shares_survive_saturation() -> None:
     assert (confident == 1).any()
     double = Concat({"a": 4, "b": 4}, 5, hidden=16).double()
     double.load_state_dict({key: value.double() for key, value in head.state_dict().items()})
-    shares = attribution_shares(head, encodings)
-    expected = attribution_shares(double, {name: e.double() for name, e in encodings.items()})
-    torch.testing.assert_close(shares.double(), expected, rtol=1e-4, atol=1e-5)
+    shares = attribution_shares(head, encodings, ig_steps=ig_steps)
+    expected = attribution_shares(double, {name: e.double() for name, e in encodings.items()}, ig_steps=ig_steps)
+    torch.testing.assert_close(shares.double(), expected, rtol=1e-3 if ig_steps else 1e-4, atol=1e-5)
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
 
 
-def test_only_parameters_of_the_head_are_reached_and_nothing_else_is_touched() -> None:
+@pytest.mark.parametrize("ig_steps", [None, 3])
+def test_only_parameters_of_the_head_are_reached_and_nothing_else_is_touched(ig_steps: int | None) -> None:
     head = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
     head[1].eval()  # a mode of its own, to be put back
     head.requires_grad_(True)
@@ -141,14 +179,14 @@ def test_only_parameters_of_the_head_are_reached_and_nothing_else_is_touched() -
     upstream = e * 2
     wrapped = _Wrapped(head)
     statistics, rng = head.get_buffer("0.running_mean").clone(), torch.get_rng_state()
-    shares = attribution_shares(wrapped, {"a": upstream}, create_graph=True)
+    shares = attribution_shares(wrapped, {"a": upstream}, create_graph=True, ig_steps=ig_steps)
     torch.autograd.backward(shares.sum())
     assert e.grad is None
     assert torch.equal(head.get_buffer("0.running_mean"), statistics)
     assert torch.equal(torch.get_rng_state(), rng)
     assert head[0].training
     assert not head[1].training
-    again = attribution_shares(wrapped, {"a": upstream})
+    again = attribution_shares(wrapped, {"a": upstream}, ig_steps=ig_steps)
     assert torch.equal(shares.detach(), again)
 
 
@@ -162,47 +200,50 @@ class _Wrapped(nn.Module):
         return out
 
 
-def test_under_inference_mode_and_autocast() -> None:
+@pytest.mark.parametrize("ig_steps", [None, 3])
+def test_under_inference_mode_and_autocast(ig_steps: int | None) -> None:
     head, encodings = case(Gated, 2, False, torch.float32)
-    expected = attribution_shares(head, encodings)
+    expected = attribution_shares(head, encodings, ig_steps=ig_steps)
     with torch.inference_mode():
         inside = {name: e.clone() for name, e in encodings.items()}
-        torch.testing.assert_close(attribution_shares(head, inside), expected, rtol=0, atol=0)
+        torch.testing.assert_close(attribution_shares(head, inside, ig_steps=ig_steps), expected, rtol=0, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(attribution_shares(head, encodings), expected, rtol=0, atol=0)
+        torch.testing.assert_close(attribution_shares(head, encodings, ig_steps=ig_steps), expected, rtol=0, atol=0)
     low = {name: e.bfloat16() for name, e in encodings.items()}
-    assert attribution_shares(head, low).dtype == torch.float32
+    assert attribution_shares(head, low, ig_steps=ig_steps).dtype == torch.float32
 
 
 @pytest.mark.parametrize("score", ["logit", "probability"])
-def test_dead_encodings_constant_heads_and_single_rows_give_no_nan(score: Any) -> None:
+@pytest.mark.parametrize("ig_steps", [None, 3])
+def test_dead_encodings_constant_heads_and_single_rows_give_no_nan(score: Any, ig_steps: int | None) -> None:
     head, encodings = case(Concat, 2, False, torch.float32)
     dead = {"a": torch.zeros(3, 4), "b": torch.zeros(3, 4)}
     one_dead = {"a": torch.zeros(1, 4), "b": encodings["b"][:1]}
-    shares = attribution_shares(head, dead, score=score, create_graph=True)
+    options = {"score": score, "ig_steps": ig_steps}
+    shares = attribution_shares(head, dead, **options, create_graph=True)
     assert torch.equal(shares, torch.zeros(3, 2))
     penalty = ratio_penalty(shares, torch.ones(2))
     assert penalty == 0
     for gradient in torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True):
         assert torch.equal(gradient, torch.zeros_like(gradient))
-    assert attribution_shares(head, one_dead, score=score).tolist() == [[0.0, 1.0]]
+    assert attribution_shares(head, one_dead, **options).tolist() == [[0.0, 1.0]]
     mixed = {name: torch.cat([dead[name], encodings[name]]) for name in dead}
-    penalty = ratio_penalty(attribution_shares(head, mixed, score=score, create_graph=True), torch.ones(2))
-    alone = ratio_penalty(attribution_shares(head, encodings, score=score), torch.ones(2))
+    penalty = ratio_penalty(attribution_shares(head, mixed, **options, create_graph=True), torch.ones(2))
+    alone = ratio_penalty(attribution_shares(head, encodings, **options), torch.ones(2))
     torch.testing.assert_close(penalty.detach(), alone)
     for gradient in torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True):
         assert torch.isfinite(gradient).all()
     for constant in (
-        lambda e: torch.ones(6, 3),
-        lambda e: torch.ones(6, 3) + 0 * e["a"].sum(),
+        lambda e: torch.ones(len(e["a"]), 3),
+        lambda e: torch.ones(len(e["a"]), 3) + 0 * e["a"].sum(),
         lambda e: e["a"][:, :1],
     ):
-        assert torch.isfinite(attribution_shares(constant, encodings, score=score)).all()
+        assert torch.isfinite(attribution_shares(constant, encodings, **options)).all()
     tiny = {name: e * 1e-30 for name, e in encodings.items()}
     huge = {name: e * 1e25 for name, e in encodings.items()}
     linear = Concat({"a": 4, "b": 4}, 5)
     for extreme in (tiny, huge):
-        sums = attribution_shares(linear, extreme, score="logit").sum(1)
+        sums = attribution_shares(linear, extreme, score="logit", ig_steps=ig_steps).sum(1)
         torch.testing.assert_close(sums, torch.ones(6))
 
 
@@ -222,3 +263,18 @@ def test_ratio_penalty_refuses(ratio: list[float]) -> None:
 def test_unknown_score_is_refused() -> None:
     with pytest.raises(ValueError, match="allowed are probability, logit"):
         attribution_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, score="margin")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ig_steps=0: allowed are integers >= 1"):
+        attribution_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, ig_steps=0)
+
+
+def test_integrated_gradients_see_what_the_gradient_alone_does_not() -> None:
+    """f = a + relu(b - 1) + relu(1 - b): at b = 2 its slope by b is 1, and on the whole way there f has not moved."""
+
+    def head(e: dict[str, Tensor]) -> Tensor:
+        f = e["a"] + (e["b"] - 1).relu() + (1 - e["b"]).relu()
+        return torch.cat([f, f - 1], 1)
+
+    encodings = {"a": torch.full((1, 1), 2.0), "b": torch.full((1, 1), 2.0)}
+    assert attribution_shares(head, encodings, score="logit").tolist() == [[0.5, 0.5]]
+    integrated = attribution_shares(head, encodings, score="logit", ig_steps=8)
+    torch.testing.assert_close(integrated, torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-6)

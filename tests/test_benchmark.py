@@ -1,6 +1,7 @@
 """The grid: what is trained in which order, what is recognised as finished, and what survives kill -9."""
 
 import fcntl
+import inspect
 import json
 import os
 import signal
@@ -17,9 +18,11 @@ import pytest
 import yaml
 
 from amr.benchmark import Cell, Grid, Row, busy_seconds, fingerprint, make_cells, read_grid, time_left
+from amr.callbacks import Dominance
 from amr.cli import main
 from amr.compare import read_run, table_text
 from amr.errors import UserError
+from amr.regularizers import AMR
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
@@ -105,6 +108,13 @@ def test_the_hash_is_of_what_decides_the_result() -> None:
     assert renamed == {name.replace("naive", "plain"): value for name, value in before.items()}
     retaught = {cell.name: cell.hash for cell in cells_of([Row("audio", ("--other",), True), *ROWS[1:]])}
     assert {name for name in before if retaught[name] != before[name]} == {"audio-s0", "audio-s1", "umt-s0", "umt-s1"}
+
+
+@pytest.mark.parametrize(("part", "counted"), [(AMR, 10), (Dominance, 3)])
+def test_later_options_are_off_by_null(part: Any, counted: int) -> None:
+    """So a grid that is trained already keeps its hashes."""
+    parameters = list(inspect.signature(part).parameters.values())
+    assert all(parameter.default is None for parameter in parameters[counted:])
 
 
 def test_the_fingerprint_of_a_configuration() -> None:

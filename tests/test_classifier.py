@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from amr.attribution import attribution_shares, ratio_penalty
+from amr.callbacks import BestCheckpoint, Dominance
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
 from amr.fusion import Attention, Concat, Gated
@@ -67,13 +68,23 @@ class Recorder(Callback):
         monkeypatch.setattr(AMR, "after_step", recorded)
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"level": "sample"},
+    {"optimizer": "main"},
+    {"ratio": {"audio": 1.0, "video": 3.0}, "ratio_epochs": 2},
+    {"ig_steps": 3, "ratio_epochs": 2, "ratio_start": {"audio": 9.0, "video": 1.0}},
+]
+
+
 @pytest.mark.parametrize("flags", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}])
-def test_weight_zero_equals_naive_bit_for_bit(flags: dict[str, Any]) -> None:
-    naive, zero = build(dropout=Dropout(0.5)), build(dropout=Dropout(0.5), amr=AMR(weight=0.0))
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
+def test_weight_zero_equals_naive_bit_for_bit(flags: dict[str, Any], options: dict[str, Any]) -> None:
+    naive, zero = build(dropout=Dropout(0.5)), build(dropout=Dropout(0.5), amr=AMR(weight=0.0, **options))
     fit(naive, **flags)
     fit(zero, **flags)
     assert_equal(weights(naive), weights(zero))
-    acting = build(dropout=Dropout(0.5), amr=AMR(weight=1.0))
+    acting = build(dropout=Dropout(0.5), amr=AMR(weight=1.0, **options))
     fit(acting, **flags)
     assert any(not torch.equal(a, b) for a, b in zip(weights(naive).values(), weights(acting).values(), strict=True))
 
@@ -94,17 +105,21 @@ def test_the_amr_step_changes_the_head_alone(
 
 @pytest.mark.parametrize("level", ["batch", "sample"])
 @pytest.mark.parametrize("ratio", [None, {"video": 3.0, "audio": 1.0}])
-def test_the_amr_step_is_one_sgd_step_down_the_penalty(level: Any, ratio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ig_steps", [None, 3])
+def test_the_amr_step_is_one_sgd_step_down_the_penalty(
+    level: Any, ratio: Any, ig_steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against autograd on the formula itself, with the weight and the decayed rate."""
     recorder = Recorder(monkeypatch)
     schedule = lambda optimizer: StepLR(optimizer, 1, gamma=0.1)  # noqa: E731
-    model = build(fusion=Gated, amr=AMR(ratio, weight=0.7, lr=0.2, level=level), lr_scheduler=schedule)
+    amr = AMR(ratio, weight=0.7, lr=0.2, level=level, ig_steps=ig_steps)
+    model = build(fusion=Gated, amr=amr, lr_scheduler=schedule)
     fit(model)
     target = torch.tensor([0.5, 0.5] if ratio is None else [0.25, 0.75])
     for index, (before, after, steps) in enumerate(recorder.pairs):
         head = copy.deepcopy(steps[0].model.head)
         head.load_state_dict({key[5:]: value for key, value in before.items() if key.startswith("head.")})
-        shares = attribution_shares(head, steps[0].encodings, create_graph=True)
+        shares = attribution_shares(head, steps[0].encodings, create_graph=True, ig_steps=ig_steps)
         penalty = ratio_penalty(shares, target) if level == "batch" else (shares - target).abs().sum(1).mean()
         gradients = torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True)
         rate = 0.2 * (1.0 if index < 4 else 0.1)
@@ -127,11 +142,137 @@ def test_it_drives_the_shares_to_the_ratio() -> None:
     assert attribution_shares(naive.model.head, naive.model.encode(Toy(clips=96).inputs)).mean(0)[0] > 0.6
 
 
-def test_accumulated_micro_batches_equal_one_batch() -> None:
-    big, small = build(fusion=Gated, amr=AMR()), build(fusion=Gated, amr=AMR())
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
+def test_accumulated_micro_batches_equal_one_batch(options: dict[str, Any]) -> None:
+    big, small = (build(fusion=Gated, amr=AMR(**options)) for _ in range(2))
     fit(big, Toy(batch_size=16))
     fit(small, Toy(batch_size=8), accumulate_grad_batches=2)
     assert_equal(weights(big), weights(small), atol=1e-6)
+
+
+class Term(Regularizer):
+    """weight · R of detached encodings, as a term of the loss: what `optimizer: main` is to equal."""
+
+    name = "term"
+
+    def __init__(self, weight: float, level: str) -> None:
+        super().__init__()
+        self.weight, self.level = weight, level
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        shares = attribution_shares(step.model.head, step.encodings, create_graph=True)
+        target = torch.full((2,), 0.5)
+        batch = self.level == "batch"
+        return {"R": self.weight * (ratio_penalty(shares, target) if batch else (shares - 0.5).abs().sum(1).mean())}
+
+
+class Gradients(Callback):
+    """What the last step left in the gradients, before each backward."""
+
+    def __init__(self) -> None:
+        self.left: list[dict[str, Tensor]] = []
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.model.named_parameters()
+        self.left.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+@pytest.mark.parametrize("level", ["batch", "sample"])
+@pytest.mark.parametrize("flags", [{}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}], ids=str)
+def test_optimizer_main_equals_a_term_of_the_loss(level: Any, flags: dict[str, Any]) -> None:
+    """Under Adam with momentum, clipping and a schedule, which all see the sum of both gradients."""
+    options: dict[str, Any] = {
+        "fusion": Gated,
+        "optimizer": lambda p: Adam(p, lr=1e-2),
+        "lr_scheduler": lambda optimizer: StepLR(optimizer, 1, gamma=0.5),
+    }
+    main, term = (
+        build(amr=AMR(optimizer="main", weight=0.7, level=level), **options),
+        build(extra=[Term(0.7, level)], **options),
+    )
+    fit(main, **flags)
+    fit(term, **flags)
+    assert_equal(weights(main), weights(term), atol=1e-4 if "precision" in flags else 1e-6)
+    naive = build(**options)
+    fit(naive, **flags)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(weights(main).values(), weights(naive).values(), strict=True))
+
+
+def test_optimizer_main_leaves_the_encoders_gradient_bit_for_bit() -> None:
+    """And the head's is the main one plus weight · dR/dθ."""
+    start = build(fusion=Gated).model
+    naive, main = Gradients(), Gradients()
+    fit(build(fusion=Gated), max_steps=2, callbacks=[naive])
+    fit(build(fusion=Gated, amr=AMR(optimizer="main", weight=0.7)), max_steps=2, callbacks=[main])
+    first, other = naive.left[1], main.left[1]
+    encoders = [name for name in first if name.startswith("encoders.")]
+    assert encoders
+    assert all(torch.equal(first[name], other[name]) for name in encoders)
+    data = Toy()
+    batch = data.collate(next(iter(data.train_dataloader().batch_sampler)))  # type: ignore[arg-type]
+    encodings = start.encode(batch["inputs"])
+    penalty = ratio_penalty(attribution_shares(start.head, encodings, create_graph=True), torch.ones(2))
+    names, parameters = zip(*start.head.named_parameters(), strict=True)
+    for name, slope in zip(names, torch.autograd.grad(penalty, parameters, materialize_grads=True), strict=True):
+        expected = first[f"head.{name}"] + 0.7 * slope
+        torch.testing.assert_close(other[f"head.{name}"], expected, rtol=0, atol=1e-7)
+
+
+class Targets(Callback):
+    """What AMR reports, every epoch."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.values.append(pl_module.regularizers.report())
+
+
+def test_the_target_moves_linearly_to_the_ratio() -> None:
+    given, measured = Targets(), Targets()
+    ratio: dict[str, Any] = {"ratio": {"audio": 1.0, "video": 3.0}, "ratio_epochs": 2, "start_epoch": 1}
+    fit(build(amr=AMR(**ratio, ratio_start={"audio": 9.0, "video": 1.0})), max_epochs=5, callbacks=[given])
+    audio = [value.get("amr/target/audio") for value in given.values]
+    assert audio == [None, *(pytest.approx(share) for share in (0.9, 0.575, 0.25, 0.25))]
+    model = build(amr=AMR(**{**ratio, "start_epoch": 0}))
+    data = Toy()
+    encodings = model.model.encode(data.collate(next(iter(data.train_dataloader().batch_sampler)))["inputs"])  # type: ignore[arg-type]
+    optimizer = lambda p: SGD(p, lr=0.0)  # noqa: E731  # the first AMR step still sees the first weights
+    model.make_optimizer = optimizer
+    start = attribution_shares(model.model.head, encodings).mean(0)[0].item()
+    fit(model, data, max_epochs=3, callbacks=[measured])
+    audio = [value["amr/target/audio"] for value in measured.values]
+    assert audio == [pytest.approx(share, abs=1e-6) for share in (start, (start + 0.25) / 2, 0.25)]
+
+
+def test_the_ratio_of_unimodal_accuracies(tmp_path: Path) -> None:
+    paths, accuracies = {}, {}
+    for name in ("audio", "video"):
+        pl.seed_everything(0)
+        alone = FusionClassifier({name: Linear()}, Concat, num_classes=3)
+        best = BestCheckpoint(str(tmp_path / name))
+        fit(alone, enable_checkpointing=True, callbacks=[best], max_epochs=3)
+        paths[name], accuracies[name] = str(tmp_path / name / "best.ckpt"), float(best.best_model_score or 0)
+    assert accuracies["audio"] != accuracies["video"]
+    first, second = (build(amr=AMR(**o)) for o in ({"ratio_from": paths}, {"ratio": accuracies}))
+    fit(first)
+    fit(second)
+    assert_equal(weights(first), weights(second))
+    wrong = {
+        "is a model of 'video'; needed is one of 'audio' alone": {**paths, "audio": paths["video"]},
+        "nowhere.ckpt does not exist": {**paths, "audio": str(tmp_path / "nowhere.ckpt")},
+        "names 'audio'; needed are exactly the model's modalities": {"audio": paths["audio"]},
+    }
+    fit(FusionClassifier({"audio": Linear()}, Concat, num_classes=3)).save_checkpoint(tmp_path / "bare.ckpt")
+    wrong["bare.ckpt holds no validation accuracy above 0"] = {**paths, "audio": str(tmp_path / "bare.ckpt")}
+    content = torch.load(paths["audio"], weights_only=True)
+    content["amr"]["num_classes"] = 4
+    torch.save(content, tmp_path / "four.ckpt")
+    wrong["four.ckpt has 4 classes; needed are the data's 3"] = {**paths, "audio": str(tmp_path / "four.ckpt")}
+    for message, given in wrong.items():
+        with pytest.raises(UserError, match="model.amr.ratio_from") as caught:
+            build(amr=AMR(ratio_from=given))
+        assert message in str(caught.value)
 
 
 def test_clipping_touches_the_main_gradient_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +284,16 @@ def test_clipping_touches_the_main_gradient_only(monkeypatch: pytest.MonkeyPatch
     assert moved < 1e-8
     before, after, _ = recorder.pairs[0]
     assert max((after[key] - before[key]).abs().max().item() for key in before) > 1e-4
+
+
+def test_optimizer_main_under_16_mixed() -> None:
+    """The scaled gradients are unscaled when the penalty's joins them; encodings are half precision's."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
+    half: dict[str, Any] = {"plugins": [pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)]}
+    main, term = build(amr=AMR(optimizer="main", weight=2.0)), build(extra=[Term(2.0, "batch")])
+    fit(main, **half)
+    fit(term, **half)
+    assert_equal(weights(main), weights(term), atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "64-true"])
@@ -284,13 +435,15 @@ def test_frozen_head_parameters_stay() -> None:
     assert torch.equal(model.model.head.classifier.bias, bias)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_resuming_equals_going_on(tmp_path: Path, momentum: float) -> None:
+@pytest.mark.parametrize(
+    "amr", [{"momentum": 0.0}, {"momentum": 0.9}, {"optimizer": "main"}, {"ratio_epochs": 3, "ig_steps": 2}], ids=str
+)
+def test_resuming_equals_going_on(tmp_path: Path, amr: dict[str, Any]) -> None:
     """From the checkpoint of epoch 1, with the second optimizer's momentum and the steps' randomness."""
 
     def options() -> dict[str, Any]:
         return {
-            "amr": AMR(momentum=momentum),
+            "amr": AMR(**amr),
             "dropout": Dropout(0.5),
             "modality_dropout": ModalityDropout(0.5, fill="mean"),
             "lr_scheduler": lambda optimizer: StepLR(optimizer, 1, gamma=0.5),
@@ -305,7 +458,11 @@ def test_resuming_equals_going_on(tmp_path: Path, momentum: float) -> None:
     fit(resumed, max_epochs=4, ckpt=tmp_path / "epoch=1.ckpt", enable_checkpointing=True, callbacks=[checkpoint()])
     assert_equal(weights(whole), weights(resumed))
     saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
-    assert ("momentum_buffer" in saved["amr"]["methods"]["amr"]["optimizer"]["state"].get(0, {})) == (momentum > 0)
+    state = saved["amr"]["methods"].get("amr", {})
+    assert ("optimizer" in state) == (amr.get("optimizer") != "main")
+    assert ("measured" in state) == ("ratio_epochs" in amr)
+    if "momentum" in amr:
+        assert ("momentum_buffer" in state["optimizer"]["state"].get(0, {})) == (amr["momentum"] > 0)
 
 
 def test_another_architecture_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -341,6 +498,14 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: AMR(lr=0), "model.amr.lr=0"),
         (lambda: AMR(momentum=1), "model.amr.momentum=1"),
         (lambda: AMR(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3"),
+        (lambda: AMR(optimizer="lion"), "model.amr.optimizer='lion': allowed are sgd, adam, main"),  # type: ignore[arg-type]
+        (lambda: AMR(optimizer="main", momentum=0.9), "model.amr.momentum=0.9: with optimizer main"),
+        (lambda: AMR(ratio_start={"audio": -1.0}, ratio_epochs=1), "model.amr.ratio_start.audio=-1.0"),
+        (lambda: AMR(ratio_start={"audio": 1.0}), "model.amr.ratio_start: it needs ratio_epochs"),
+        (lambda: AMR(ratio={"audio": 1.0}, ratio_from={"audio": "a.ckpt"}), "ratio and ratio_from exclude each other"),
+        (lambda: AMR(ratio_epochs=0), "model.amr.ratio_epochs=0: allowed are integers >= 1"),
+        (lambda: AMR(ig_steps=0), "model.amr.ig_steps=0: allowed are integers >= 1"),
+        (lambda: Dominance(ig_steps=0), "dominance.ig_steps=0: allowed are integers >= 1"),
         (lambda: AMR(level="clip"), "model.amr.level='clip': allowed are batch, sample"),  # type: ignore[arg-type]
         (lambda: Dropout(1.0), "model.dropout.p=1.0"),
         (lambda: ModalityDropout(1.0), "model.modality_dropout.p=1.0"),
@@ -426,15 +591,21 @@ import atexit, sys, torch, pytorch_lightning as pl
 from tests.test_classifier import CASES, AMR, Gated, ModalityDropout, Toy, build, weights
 world, out = int(sys.argv[1]), sys.argv[2]
 atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))  # the last of all to run
-for case, (level, lacking) in CASES.items():
-    model = build(fusion=Gated, amr=AMR(level=level, momentum=0.5))
+for case, (options, lacking) in CASES.items():
+    model = build(fusion=Gated, amr=AMR(**options))
     trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False)
     trainer.fit(model, Toy(batch_size=16, lacking=lacking))
     torch.save(weights(model), f"{out}/{case}-{world}-{trainer.global_rank}.pt")
 """
-CASES: dict[str, tuple[Any, bool]] = {"batch": ("batch", False), "sample": ("sample", False), "lack": ("batch", True)}
+CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "batch": ({"momentum": 0.5}, False),
+    "sample": ({"momentum": 0.5, "level": "sample"}, False),
+    "lack": ({"momentum": 0.5}, True),
+    "main": ({"optimizer": "main", "weight": 2.0}, True),
+    "moving": ({"ratio_epochs": 2, "ig_steps": 3, "momentum": 0.5}, True),
+}
 
 
 @pytest.fixture(scope="module")

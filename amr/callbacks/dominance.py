@@ -13,6 +13,7 @@ from torch import Tensor
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.classifier import FusionClassifier, StepOutput
 from amr.distributed import all_reduce_sum
+from amr.errors import UserError
 from amr.files import write_text
 from amr.model import complete_rows
 
@@ -28,12 +29,25 @@ class Dominance(pl.Callback):
         score: What is attributed.
         train: Whether to measure on training batches too (one more pass of the head a batch).
         table: CSV for the table by class of the last validation (and test); None for no file.
+        ig_steps: Points of integrated gradients, to log these in place of gradient⊙input's shares; None for the latter.
+
+    Raises:
+        UserError: If `ig_steps` is below 1.
     """
 
-    def __init__(self, score: Score = "probability", train: bool = True, table: Path | None = None) -> None:
+    def __init__(
+        self,
+        score: Score = "probability",
+        train: bool = True,
+        table: Path | None = None,
+        ig_steps: int | None = None,
+    ) -> None:
+        if ig_steps is not None and ig_steps < 1:
+            raise UserError(f"dominance.ig_steps={ig_steps}: allowed are integers >= 1, or null")
         self.score: Score = score
         self.train = train
         self.table = table
+        self.ig_steps = ig_steps
         self._sums: dict[str, Tensor] = {}
 
     # Columns of the sums, a row a class: clips, right answers, clips with shares, and the M summed shares.
@@ -109,7 +123,7 @@ class Dominance(pl.Callback):
     def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput) -> None:
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
-        shares = attribution_shares(module.model.head, encodings, score=self.score)
+        shares = attribution_shares(module.model.head, encodings, score=self.score, ig_steps=self.ig_steps)
         if (rows := complete_rows(encodings, present)) is not None:
             shares = shares * rows.unsqueeze(1)
         right = outputs["logits"].argmax(1) == label

@@ -1,8 +1,9 @@
-"""Attribution regularization: a second optimizer drives the modalities' shares to a chosen ratio."""
+"""Attribution regularization: the modalities' shares are driven to a chosen ratio."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,13 +12,14 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, Adam, Optimizer
 
 from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio
+from amr.checkpoints import unimodal_accuracy
 from amr.distributed import all_reduce_sum
 from amr.errors import UserError
 from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
 
 Level = Literal["batch", "sample"]
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "adam", "main"]
 
 
 def penalty_surrogate(shares: Tensor, ratio: Tensor, level: Level) -> Tensor:
@@ -55,22 +57,32 @@ class AMR(Regularizer):
     batch is the whole one: all accumulated micro-batches of all ranks. Clips that lack a modality have no ratio to
     choose and are left out.
 
+    With `optimizer: main` there is no second optimizer: the penalty's gradient joins the main one, on which clipping
+    and the main optimizer then act, as if weight · R had been added to the loss with encodings detached.
+
     Args:
-        ratio: Target ratio, a positive number a modality; None for equal shares.
+        ratio: Target ratio, a positive number a modality; None for equal shares, or for `ratio_from`'s.
         weight: Factor of the penalty, >= 0; 0 switches the method off.
         lr: Learning rate of the second optimizer, multiplied by the main schedule's relative rate (`follow_schedule`).
             Without that decay the penalty, whose gradient does not shrink near its goal, tears at the classifier to the
             end.
-        optimizer: `sgd`; `adam` is allowed with a warning, since its unit-size steps make the weight meaningless.
+        optimizer: `sgd`; `adam` is allowed with a warning, since its unit-size steps make the weight meaningless;
+            `main` for the main one, where `lr` and `follow_schedule` mean nothing and `weight` is the strength.
         momentum: Momentum of sgd, in [0, 1).
         start_epoch: First epoch in which it acts.
         end_epoch: First epoch in which it acts no more; None for never.
         score: What is attributed: see `amr.attribution.attribution_shares`.
         level: `batch`: the mean share is to have the ratio (the paper); `sample`: every clip's.
         follow_schedule: Whether the rate follows the main schedule.
+        ratio_from: In place of `ratio`, the path of a checkpoint with that modality alone, by modality: the target is
+            the ratio of their best validation accuracies.
+        ratio_epochs: Epochs, from `start_epoch` on, over which the target moves linearly to the ratio, a step an epoch;
+            None for the ratio at once.
+        ratio_start: Where it moves from, a positive number a modality; None for the shares of the first batch.
+        ig_steps: Points of integrated gradients, in place of gradient⊙input: see `amr.attribution.attribution_shares`.
 
     Raises:
-        UserError: If an argument is out of its range.
+        UserError: If an argument is out of its range, or two exclude each other.
     """
 
     name = "amr"
@@ -91,6 +103,10 @@ class AMR(Regularizer):
         score: Score = "probability",
         level: Level = "batch",
         follow_schedule: bool = True,
+        ratio_from: dict[str, str] | None = None,
+        ratio_epochs: int | None = None,
+        ratio_start: dict[str, float] | None = None,
+        ig_steps: int | None = None,
     ) -> None:
         super().__init__()
         for key, value, allowed in (
@@ -100,15 +116,27 @@ class AMR(Regularizer):
         ):
             if value not in get_args(allowed):
                 raise UserError(f"model.amr.{key}={value!r}: allowed are {', '.join(get_args(allowed))}")
-        for modality, share in (ratio or {}).items():
-            if not (share > 0 and math.isfinite(share)):
-                raise UserError(f"model.amr.ratio.{modality}={share}: allowed are positive, finite numbers")
+        for key, given in (("ratio", ratio), ("ratio_start", ratio_start)):
+            for modality, share in (given or {}).items():
+                if not (share > 0 and math.isfinite(share)):
+                    raise UserError(f"model.amr.{key}.{modality}={share}: allowed are positive, finite numbers")
+        if ratio is not None and ratio_from is not None:
+            raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
+        if ratio_start is not None and ratio_epochs is None:
+            raise UserError("model.amr.ratio_start: it needs ratio_epochs, over which to leave it")
+        for key, number in (("ratio_epochs", ratio_epochs), ("ig_steps", ig_steps)):
+            if number is not None and number < 1:
+                raise UserError(f"model.amr.{key}={number}: allowed are integers >= 1, or null")
         if not (weight >= 0 and math.isfinite(weight)):
             raise UserError(f"model.amr.weight={weight}: allowed are finite numbers >= 0")
         if not (lr > 0 and math.isfinite(lr)):
             raise UserError(f"model.amr.lr={lr}: allowed are positive, finite numbers")
         if not 0 <= momentum < 1:
             raise UserError(f"model.amr.momentum={momentum}: allowed are values in [0, 1)")
+        if momentum and optimizer == "main":
+            raise UserError(
+                f"model.amr.momentum={momentum}: with optimizer main, momentum is the main optimizer's; set 0"
+            )
         if start_epoch < 0 or (end_epoch is not None and end_epoch <= start_epoch):
             raise UserError(f"model.amr: start_epoch={start_epoch}, end_epoch={end_epoch}: 0 <= start < end is needed")
         if optimizer == "adam":
@@ -123,58 +151,125 @@ class AMR(Regularizer):
         self.score: Score = score
         self.level: Level = level
         self.follow_schedule = follow_schedule
+        self.ratio_from, self.ratio_epochs, self.ratio_start = ratio_from, ratio_epochs, ratio_start
+        self.ig_steps = ig_steps
+        self._accuracies: dict[str, float] | None = None  # by which ratio_from sets the ratio
+        self._measured: Tensor | None = None  # shares (M,), in float64, from which the target moves
+        self._reported: dict[str, float] = {}
         self._optimizer: Optimizer | None = None
         self._restored: Mapping[str, Any] | None = None
 
     def setup(self, model: FusionModel) -> None:
-        """Refuses a ratio whose names are not exactly the model's modalities."""
-        if self.ratio is not None and set(self.ratio) != set(model.modalities):
-            raise UserError(
-                f"model.amr.ratio: names {', '.join(map(repr, self.ratio))}; needed are exactly the model's modalities "
-                f"{', '.join(map(repr, model.modalities))}"
-            )
+        """Refuses a ratio whose names are not exactly the model's modalities, and reads `ratio_from`'s checkpoints."""
+        for key, given in (
+            ("ratio", self.ratio),
+            ("ratio_from", self.ratio_from),
+            ("ratio_start", self.ratio_start),
+        ):
+            if given is not None and set(given) != set(model.modalities):
+                raise UserError(
+                    f"model.amr.{key}: names {', '.join(map(repr, given))}; needed are exactly the model's modalities "
+                    f"{', '.join(map(repr, model.modalities))}"
+                )
+        if self.ratio_from is not None:
+            self._accuracies = {
+                name: unimodal_accuracy(
+                    Path(path), name, model.head.num_classes, where=f"model.amr.ratio_from.{name}: "
+                )
+                for name, path in self.ratio_from.items()
+            }
 
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
         return self.weight > 0 and self.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
 
-    def target(self, model: FusionModel, like: Tensor) -> Tensor:
-        """Normalised target ratio, (M,), in the model's order and `like`'s device and type."""
-        entries = [1.0 if self.ratio is None else self.ratio[name] for name in model.modalities]
-        return normalised_ratio(torch.tensor(entries, dtype=torch.float64), len(entries)).to(like)
+    def target(self, model: FusionModel, epoch: int, shares: Tensor) -> Tensor:
+        """Normalised target ratio of an epoch, (M,), in the model's order and the shares' device and type.
+
+        Args:
+            model: The model.
+            epoch: Epoch, from 0, in which the method acts.
+            shares: This rank's shares, (B, M): of the first batch that has any, where the target is to move from them.
+        """
+        end = _normalised(self.ratio or self._accuracies, model)
+        if self.ratio_epochs is None:
+            return end.to(shares)
+        done = min((epoch - self.start_epoch) / self.ratio_epochs, 1.0)
+        if self.ratio_start is not None:
+            start = _normalised(self.ratio_start, model)
+        else:
+            if self._measured is None:
+                self._measured = _mean_share(shares)
+            start = end if self._measured is None else self._measured  # without any share there is no penalty either
+        target = start + done * (end - start)
+        self._reported = {
+            f"target/{name}": share for name, share in zip(model.modalities, target.tolist(), strict=True)
+        }
+        return target.to(shares)
+
+    def on_gradients(self, steps: Sequence[Step]) -> None:
+        """With `optimizer: main`, adds the penalty's gradient to the head's."""
+        if self.optimizer_name != "main" or (found := self._penalty_gradient(steps)) is None:
+            return
+        for parameter, piece in _pieces(*found):
+            if parameter.grad is not None:
+                parameter.grad += piece
+            elif piece.any():  # a parameter that nothing uses keeps no gradient
+                parameter.grad = piece
 
     def after_step(self, steps: Sequence[Step]) -> None:
         """Takes one step of the second optimizer, over the head's parameters, on clean and detached encodings."""
-        if not steps or not self.active(steps[0].epoch):
+        if self.optimizer_name == "main" or (found := self._penalty_gradient(steps)) is None:
             return
+        self._step(*found, lr=self.lr * (steps[-1].lr_factor if self.follow_schedule else 1.0))
+
+    def report(self) -> dict[str, float]:
+        """The epoch's target, where it moves."""
+        return self._reported
+
+    def checkpoint_state(self) -> dict[str, object]:
+        """The second optimizer's state, and the shares from which the target moves."""
+        state: dict[str, object] = {}
+        if self._optimizer is not None:
+            state["optimizer"] = self._optimizer.state_dict()
+        elif self._restored is not None:
+            state["optimizer"] = dict(self._restored)
+        if self._measured is not None:
+            state["measured"] = self._measured
+        return state
+
+    def restore_state(self, state: Mapping[str, object]) -> None:
+        """Keeps the second optimizer's state for its first step, when the parameters are where they will stay."""
+        self._restored = state.get("optimizer")  # type: ignore[assignment]
+        measured = state.get("measured")
+        self._measured = measured.cpu() if isinstance(measured, Tensor) else None
+
+    def _penalty_gradient(self, steps: Sequence[Step]) -> tuple[list[nn.Parameter], Tensor] | None:
+        """The head's trained parameters and, over the global batch, the gradient (P,) of weight · R by them.
+
+        None if nothing is to be done: out of its epochs, a frozen head, or a gradient that is not finite.
+        """
+        if not steps or not self.active(steps[0].epoch):
+            return None
         model = steps[0].model
         parameters = [parameter for parameter in model.head_parameters() if parameter.requires_grad]
-        if not parameters:  # a frozen head
-            return
+        if not parameters:
+            return None
+        options: dict[str, Any] = {"score": self.score, "create_graph": True, "ig_steps": self.ig_steps}
         with torch.enable_grad():
-            shares = torch.cat(
-                [attribution_shares(model.head, _complete(step), score=self.score, create_graph=True) for step in steps]
-            )
-            surrogate = self.weight * penalty_surrogate(shares, self.target(model, shares), self.level)
+            shares = torch.cat([attribution_shares(model.head, _complete(step), **options) for step in steps])
+            target = self.target(model, steps[0].epoch, shares)
+            surrogate = self.weight * penalty_surrogate(shares, target, self.level)
             if surrogate.requires_grad:
                 gradients = torch.autograd.grad(surrogate, parameters, materialize_grads=True)
             else:  # no clip of this rank counts; the others' still do
                 gradients = tuple(torch.zeros_like(parameter) for parameter in parameters)
         gradient = all_reduce_sum(parameters_to_vector(gradients))
         if not bool(torch.isfinite(gradient).all()):
-            warnings.warn("amr: the penalty's gradient is not finite; no step is taken", stacklevel=2)
-            return
-        self._step(parameters, gradient, lr=self.lr * (steps[-1].lr_factor if self.follow_schedule else 1.0))
-
-    def checkpoint_state(self) -> dict[str, object]:
-        """The second optimizer's state."""
-        if self._optimizer is None:
-            return {} if self._restored is None else {"optimizer": dict(self._restored)}
-        return {"optimizer": self._optimizer.state_dict()}
-
-    def restore_state(self, state: Mapping[str, object]) -> None:
-        """Keeps the second optimizer's state for its first step, when the parameters are where they will stay."""
-        self._restored = state.get("optimizer")  # type: ignore[assignment]
+            done = "the main step goes without it" if self.optimizer_name == "main" else "no step is taken"
+            warnings.warn(f"amr: the penalty's gradient is not finite; {done}", stacklevel=2)
+            return None
+        return parameters, gradient
 
     def _step(self, parameters: list[nn.Parameter], gradient: Tensor, lr: float) -> None:
         """Steps down a flat gradient, and leaves the main optimizer's `.grad` as it was."""
@@ -188,13 +283,31 @@ class AMR(Regularizer):
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         kept = [parameter.grad for parameter in parameters]
-        pieces = [torch.empty_like(parameter) for parameter in parameters]
-        vector_to_parameters(gradient, pieces)
-        for parameter, piece in zip(parameters, pieces, strict=True):
+        for parameter, piece in _pieces(parameters, gradient):
             parameter.grad = piece
         self._optimizer.step()
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
+
+
+def _pieces(parameters: list[nn.Parameter], flat: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with its part of a flat gradient."""
+    pieces = [torch.empty_like(parameter) for parameter in parameters]
+    vector_to_parameters(flat, pieces)
+    return list(zip(parameters, pieces, strict=True))
+
+
+def _normalised(ratio: Mapping[str, float] | None, model: FusionModel) -> Tensor:
+    """A ratio (equal if None) in the model's order, summing to 1, (M,) in float64."""
+    entries = [1.0 if ratio is None else ratio[name] for name in model.modalities]
+    return normalised_ratio(torch.tensor(entries, dtype=torch.float64), len(entries))
+
+
+def _mean_share(shares: Tensor) -> Tensor | None:
+    """Mean over all ranks' rows with any attribution, (M,) in float64 on the CPU; None if there is no such row."""
+    rows = attributed_rows(shares)
+    sums = all_reduce_sum(torch.cat([shares.detach().sum(0), rows.sum().unsqueeze(0).to(shares)])).cpu().double()
+    return sums[:-1] / sums[-1] if sums[-1] > 0 else None
 
 
 def _complete(step: Step) -> dict[str, Tensor]:
