@@ -35,6 +35,13 @@ def _close() -> None:
         dist.destroy_process_group()
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def gather_objects(value: T) -> list[T]:
     """What every rank has, in the order of ranks."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -1,7 +1,7 @@
 """Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
 
 runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
-checkpoints/{best,last}.ckpt, per_class.csv, and wandb/.
+checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for, and wandb/.
 """
 
 import errno
@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, WandbSetup
+from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
@@ -152,6 +152,7 @@ class AmrCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Dominance, "dominance")
+        parser.add_lightning_class_args(Robustness, "robustness")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -184,6 +185,7 @@ class AmrCLI(LightningCLI):
             init.ckpt_path = _last_checkpoint(folder)
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
+        init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         self.model.config = yaml.safe_load(config)["model"]
         callbacks: list[Callback] = (

@@ -5,6 +5,7 @@ from amr.callbacks.dominance import Dominance
 from amr.callbacks.guard import Guard
 from amr.callbacks.multiviz import MultiVizCallback
 from amr.callbacks.predictions import PredictionWriter
+from amr.callbacks.robustness import Robustness
 from amr.callbacks.wandb import WandbSetup
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "LastCheckpoint",
     "MultiVizCallback",
     "PredictionWriter",
+    "Robustness",
     "WandbSetup",
 ]

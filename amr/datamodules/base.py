@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cache, partial
@@ -16,6 +16,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from amr.datamodules.corruptions import (
+    CORRUPTIONS,
+    JOINT,
+    Context,
+    CorruptedAudio,
+    CorruptedVideo,
+    Corruptible,
+    Corruption,
+    OtherWaves,
+)
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, finish_video
 from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
@@ -34,7 +44,7 @@ def stable_order(items: Iterable[str], seed: int) -> list[str]:
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())
 
 
-class ClipDataModule(pl.LightningDataModule):
+class ClipDataModule(pl.LightningDataModule, Corruptible):
     """Clips of any source: a subclass lists them; decoding, transforms, batches and resuming are here.
 
     The listing is read when the module is made, so that mistakes in it come to light at once. A batch is
@@ -198,6 +208,68 @@ class ClipDataModule(pl.LightningDataModule):
         dataset = self._loader(split).dataset
         assert isinstance(dataset, ClipDataset)
         return dataset
+
+    @property
+    def corruptions(self) -> Mapping[str, Mapping[str, Corruption]]:
+        """The corruptions of each modality, by name."""
+        return {modality: CORRUPTIONS[modality] for modality in self.modalities}
+
+    @property
+    def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
+        """What befalls all modalities at once, by name: a corruption of each."""
+        return JOINT if set(self.modalities) == set(MODALITIES) else {}
+
+    def corrupted(
+        self, split: str, modality: str, corruption: str, severity: int, ids: Sequence[str], seed: int = 0
+    ) -> ClipDataset:
+        """These clips of a split, in this order, with one modality's corrupted input and no other modality's.
+
+        Frames are decoded on the CPU. The corruption comes before all that the modality's transform does, the noise
+        that the data's configuration may ask for included.
+
+        Raises:
+            UserError: The corruption, the severity or a clip does not exist.
+        """
+        if self._usable is None:
+            self.setup()
+        known = self.corruptions.get(modality, {})
+        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
+            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
+            raise UserError(f"corruption: {modality} {corruption} {severity}; allowed are {allowed}, each from 1 to 5")
+        chosen, place = known[corruption], {clip.id: clip for clip in (self._usable or {})[split]}
+        if unknown := [id for id in ids if id not in place]:
+            raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")
+        level, key = chosen.levels[severity - 1], f"corruption {seed} {corruption}"
+        transform: Callable[..., Tensor]
+        if modality == "audio":
+            context = Context(self.decode.sample_rate, self._other_waves())
+            transform = CorruptedAudio(self.audio, chosen, level, context, key)
+        else:
+            transform = CorruptedVideo(self.video, chosen, level, key)
+        return ClipDataset(
+            [place[id] for id in ids],
+            self.labels,
+            self._clip_store,
+            {modality: transform},
+            {},
+            train=False,
+            seed=self.seed,
+            present=False,
+        )
+
+    def evidence(self) -> Mapping[str, frozenset[str]]:
+        """In which modalities each clip's class is really there, by id; empty where nobody knows.
+
+        Raises:
+            UserError: It could be known, with a package that is not installed.
+        """
+        return {}
+
+    def _other_waves(self) -> OtherWaves:
+        """Sounds of up to 256 training clips."""
+        problems = self._clip_store.problems
+        ids = [c.id for c in (self._usable or {})["train"] if "audio" not in problems.get(c.id, {})]
+        return OtherWaves(self._clip_store, stable_order(ids, 0)[:256])
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled and augmented."""

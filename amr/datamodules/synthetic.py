@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +100,12 @@ class Synthetic(ClipDataModule):
             self._write_listing(listing)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{self.root}: cannot write clips ({error.strerror}); name another data.root") from error
+
+    def evidence(self) -> Mapping[str, frozenset[str]]:
+        """Which modalities show each clip's own class."""
+        cues = {clip.id: self.recipe.cues(int(clip.id)) for clip in self.clips}
+        own = {clip.id: self.recipe.label(int(clip.id)) for clip in self.clips}
+        return {id: frozenset(m for m, cue in shown.items() if cue == own[id]) for id, shown in cues.items()}
 
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
         self.generate()

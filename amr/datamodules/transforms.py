@@ -1,7 +1,7 @@
 """From a clip's stored bytes to a network's input. Randomness is torch's; the caller seeds it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,8 +87,8 @@ class AudioTransform:
             _require(getattr(self, key) >= 0, f"audio.{key}", getattr(self, key), "at least 0")
         _require(self.eps > 0, "audio.eps", self.eps, "positive: silence has no logarithm")
 
-    def __call__(self, samples: NDArray[np.int16], sample_rate: int, *, train: bool) -> Tensor:
-        """Transform (samples,) int16 at `sample_rate` Hz."""
+    def __call__(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, *, train: bool) -> Tensor:
+        """Transform (samples,) at `sample_rate` Hz, in int16's range."""
         wave = torch.from_numpy(samples.astype(np.float32) / 32768)
         whole = wave
         wave = self._fit(wave, round(self.seconds * sample_rate), train)
@@ -278,8 +278,18 @@ class VideoTransform:
         data = torch.frombuffer(buffer, dtype=torch.uint8)
         return ChosenFrames(data, [[len(file) for file in files]], [View(box, mirror)])
 
-    def finish(self, chosen: ChosenFrames, device: torch.device | str) -> Tensor:
+    def finish(
+        self,
+        chosen: ChosenFrames,
+        device: torch.device | str,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Decode and transform the clips' chosen frames on a device.
+
+        Args:
+            chosen: The frames.
+            device: Where.
+            corrupt: What befalls a clip's decoded frames, (frames, channels, h, w) uint8, first.
 
         Returns:
             (clips, frames, channels, height, width) float32; zeros for a clip without frames.
@@ -291,7 +301,7 @@ class VideoTransform:
         mean, std = (torch.tensor(_channels(v), device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
         for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
-            x[i] = self._look(frames, chosen.views[i])
+            x[i] = self._look([*corrupt(torch.stack(frames))] if corrupt else frames, chosen.views[i])
         x.div_(255).sub_(mean).div_(std)
         if len(there) < len(x):
             x[[i for i, sizes in enumerate(chosen.sizes) if not sizes]] = 0

@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +87,14 @@ class VGGSound(ClipDataModule):
         files = _files(self._found[clip.id])
         return replace(clip, files={m: Path(f or f"{clip.id}.mp4") for m, f in zip(MODALITIES, files, strict=True)})
 
+    def evidence(self) -> Mapping[str, frozenset[str]]:
+        """In which modalities each test clip's class is audible and visible, by VGGSounder's tags.
+
+        Raises:
+            UserError: The package is not installed.
+        """
+        return {id: found for id, found in read_tags(self.clips).items() if found}
+
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
         self._found = None  # files may have come since
         return super()._prepare(executor, recheck=recheck)
@@ -133,6 +141,35 @@ class VGGSound(ClipDataModule):
 
     def _check_listing(self) -> None:
         """Nothing is left to check: the reader has checked each line, and `_scan` looks after paths."""
+
+
+def read_tags(clips: Collection[Clip], tags: Path | None = None) -> dict[str, frozenset[str]]:
+    """What VGGSounder (Zverev et al. 2025) says of clips' own classes: audible, visible, or both.
+
+    Args:
+        clips: Only these; their ids are VGGSounder's.
+        tags: A CSV with video_id, label and modality (A, V or AV); None: that of the package `vggsounder`, clips with
+            background music among them.
+
+    Returns:
+        Modalities by clip id; none for a clip whose own label the annotators did not find. Clips that the tags do not
+        have are left out.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    try:
+        from vggsounder import VGGSounder
+    except ImportError as error:
+        raise UserError("VGGSounder's tags are not installed; pip install 'amr[vggsound]'") from error
+    known = VGGSounder(tags, background_music=None)
+    meaning = {"A": MODALITIES[:1], "V": MODALITIES[1:], "AV": MODALITIES}
+    found = {}
+    for clip in clips:
+        if clip.id in known:
+            tagged = dict(zip((row := known[clip.id]).labels, row.modalities, strict=True))
+            found[clip.id] = frozenset(meaning[tagged[clip.label]] if clip.label in tagged else ())
+    return found
 
 
 def _files(found: Found) -> tuple[str, str]:

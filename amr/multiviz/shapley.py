@@ -1,6 +1,6 @@
 """Exact Shapley values and interaction indices of modalities: a coalition is those that are not replaced."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import factorial
 
 import torch
@@ -35,7 +35,7 @@ def modality_shapley(
         UserError: The target or the baseline does not exist.
     """
     scores = _coalition_scores(model, encodings, baseline, target, batch)
-    return torch.stack([_index(scores, [m], len(encodings)) for m in range(len(encodings))], dim=1)
+    return torch.stack([coalition_index(scores, [m], len(encodings)) for m in range(len(encodings))], dim=1)
 
 
 def interaction_index(
@@ -56,14 +56,35 @@ def interaction_index(
         UserError: The target or the baseline does not exist.
     """
     scores, count = _coalition_scores(model, encodings, baseline, target, batch), len(encodings)
-    rows = [torch.stack([_index(scores, sorted({i, j}), count) for j in range(count)], dim=1) for i in range(count)]
+    rows = [
+        torch.stack([coalition_index(scores, sorted({i, j}), count) for j in range(count)], dim=1) for i in range(count)
+    ]
     return torch.stack(rows, dim=1)
 
 
-def _coalition_scores(
-    model: FusionModel, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, batch: int
+def coalition_outputs(
+    model: FusionModel,
+    encodings: Mapping[str, Tensor],
+    baseline: Baseline,
+    *,
+    function: Callable[[dict[str, Tensor]], Tensor] | None = None,
+    batch: int = 4096,
 ) -> Tensor:
-    """Scores (2^M, N); bit m of the first index says whether modality m is kept."""
+    """What the head says with every set of modalities: 2^M · N head rows.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        baseline: What a modality outside the coalition becomes.
+        function: Maps encodings (R, ...) to (R, K); None: the head.
+        batch: Head rows at a time.
+
+    Returns:
+        (2^M, N, K); bit m of the first index says whether modality m is kept.
+
+    Raises:
+        UserError: The baseline does not exist.
+    """
     bits, clips = {name: bit for bit, name in enumerate(encodings)}, len(next(iter(encodings.values())))
     # Each modality's pool is its N encodings, then their N baselines.
     pools = {name: torch.cat([encodings[name], b]) for name, b in baseline_values(encodings, baseline).items()}
@@ -73,9 +94,17 @@ def _coalition_scores(
         return {name: torch.where((coalition >> bit) & 1 == 1, clip, clip + clips) for name, bit in bits.items()}
 
     with undisturbed(model), torch.no_grad():
-        function = model.penultimate if isinstance(target, Unit) else model.head
-        rows = torch.cat([*head_rows(function, pools, picks, clips << len(bits), batch)])
-        outputs = rows.reshape(-1, clips, rows.shape[1])
+        rows = torch.cat([*head_rows(function or model.head, pools, picks, clips << len(bits), batch)])
+    return rows.reshape(-1, clips, rows.shape[1])
+
+
+def _coalition_scores(
+    model: FusionModel, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, batch: int
+) -> Tensor:
+    """Scores (2^M, N); bit m of the first index says whether modality m is kept."""
+    function = model.penultimate if isinstance(target, Unit) else None
+    outputs = coalition_outputs(model, encodings, baseline, function=function, batch=batch)
+    with undisturbed(model):
         # The last coalition is the whole: it costs no further row to see what was predicted.
         known = outputs[-1].argmax(1) if isinstance(target, str) and target == "predicted" else target
         fixed = fixed_target(model, encodings, known)
@@ -84,8 +113,14 @@ def _coalition_scores(
     return scores
 
 
-def _index(scores: Tensor, members: list[int], count: int) -> Tensor:
-    """Interaction index (N,) of a set T of modalities: Σ_S (M − s − t)! s! / (M − t + 1)! · Δ_T v(S)."""
+def coalition_index(scores: Tensor, members: list[int], count: int) -> Tensor:
+    """Interaction index (N,) of a set T of modalities: Σ_S (M − s − t)! s! / (M − t + 1)! · Δ_T v(S).
+
+    Args:
+        scores: v, (2^M, N), as `coalition_outputs` orders it.
+        members: T; of a single modality it is the Shapley value.
+        count: M.
+    """
     whole = sum(1 << m for m in members)
     total = torch.zeros_like(scores[0])
     for outside in range(1 << count):

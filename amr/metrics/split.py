@@ -1,4 +1,4 @@
-"""Metrics of a split: torchmetrics where it has them."""
+"""Accuracy and mAP of a split: torchmetrics."""
 
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAveragePrecision

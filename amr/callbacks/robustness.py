@@ -1,0 +1,175 @@
+"""What a model loses when a modality is missing or goes wrong, and whether its shares tell so: logged at `test`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from amr.classifier import FusionClassifier
+from amr.errors import UserError
+from amr.model import complete_rows
+from amr.robustness import SCHEMA, Encoded, Row, measure, measure_encodings, write_rows
+
+
+class Robustness(pl.Callback):
+    """Measures how the model uses its modalities (docs/robustness.md), from the encodings that a split's pass made.
+
+    At `test`: `test/robust/<measure>[/<modality>][/<corruption>]` to the loggers, all rows with their intervals to a
+    parquet file and, as one table, to W&B. During `fit`, where asked for, the measures that change no input, as
+    `val/robust/...`. Nothing is trained or drawn by it: weights and random states are what they would be without.
+
+    Under DDP every process encodes its part of the corrupted clips, and all compute the same rows.
+
+    Args:
+        test: Whether to measure at `test`.
+        every_n_epochs: How often to measure after validation in `fit`; 0 for never.
+        corruptions: Whether to corrupt inputs at `test`, which runs the encoders again.
+        corruption_clips: At most so many clips are corrupted; None for all.
+        train_clips: At most so many training clips give the mean encoding and the probes; None for all.
+        unimodal: A checkpoint of the unimodal model of each modality, to compare the probes with.
+        resamples: Of the bootstrap.
+        seed: Of resamples, pairings and corruptions.
+        out: The parquet file; None for none.
+
+    Raises:
+        UserError: An option has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        test: bool = False,
+        every_n_epochs: int = 0,
+        corruptions: bool = True,
+        corruption_clips: int | None = 1000,
+        train_clips: int | None = 2000,
+        unimodal: dict[str, Path] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+        out: Path | None = None,
+    ) -> None:
+        least = {"every_n_epochs": (every_n_epochs, 0), "resamples": (resamples, 2)}
+        least |= {"corruption_clips": (corruption_clips or 2, 2), "train_clips": (train_clips or 2, 2)}
+        for key, (value, lowest) in least.items():
+            if value < lowest:
+                raise UserError(f"robustness.{key}={value}: allowed are {lowest} and more")
+        self.test, self.every_n_epochs, self.corruptions = test, every_n_epochs, corruptions
+        self.corruption_clips, self.train_clips, self.unimodal = corruption_clips, train_clips, unimodal or {}
+        self.resamples, self.seed, self.out = resamples, seed, out
+        self._ids: list[str] = []
+        self._labels: list[Tensor] = []
+        self._encodings: list[dict[str, Tensor]] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._forget()
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._forget()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a batch's encodings."""
+        if self._due(trainer):
+            self._keep(outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a batch's encodings."""
+        if self.test:
+            self._keep(outputs)
+
+    @torch.inference_mode(False)
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures and logs what changes no input."""
+        if not self._due(trainer):
+            return
+        assert isinstance(pl_module, FusionClassifier)
+        clean = self._clean(pl_module)
+        if len(clean.ids) > 1:
+            rows = measure_encodings(pl_module.model, clean, resamples=self.resamples, seed=self.seed)
+            self._log(trainer, "val", rows)
+
+    @torch.inference_mode(False)
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures everything, logs it and writes the file."""
+        if not self.test:
+            return
+        from amr.load import load_model
+
+        assert isinstance(pl_module, FusionClassifier)
+        device = pl_module.device
+        rows = measure(
+            pl_module.model,
+            trainer.datamodule,  # type: ignore[attr-defined]
+            "test",
+            clean=self._clean(pl_module),
+            unimodal={name: load_model(path).to(device) for name, path in self.unimodal.items()},
+            corruptions=self.corruptions,
+            corruption_clips=self.corruption_clips,
+            train_clips=self.train_clips,
+            resamples=self.resamples,
+            seed=self.seed,
+            context=trainer.precision_plugin.val_step_context,
+        )
+        self._log(trainer, "test", rows)
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
+        if self.out is not None:
+            write_rows(self.out, rows)
+            print(f"robustness: {self.out}, {len(rows)} numbers")
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return (
+            self.every_n_epochs > 0
+            and not trainer.sanity_checking
+            and trainer.state.fn == "fit"
+            and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        )
+
+    def _forget(self) -> None:
+        self._ids, self._labels, self._encodings = [], [], []
+
+    def _keep(self, outputs: Any) -> None:
+        """The clips that have every modality."""
+        encodings, labels = outputs["encodings"], outputs["label"]
+        mask = complete_rows(encodings, outputs["present"])
+        rows = torch.arange(len(labels), device=labels.device) if mask is None else mask.nonzero().flatten()
+        self._encodings.append(
+            {m: e[rows].to(torch.promote_types(e.dtype, torch.float32)) for m, e in encodings.items()}
+        )
+        self._labels.append(labels[rows])
+        self._ids += [outputs["id"][i] for i in rows.tolist()]
+
+    def _clean(self, module: FusionClassifier) -> Encoded:
+        encodings = {m: torch.cat([part[m] for part in self._encodings]) for m in module.model.modalities}
+        clean = Encoded.of(self._ids, torch.cat(self._labels), encodings)
+        self._forget()
+        return clean
+
+    def _log(self, trainer: pl.Trainer, split: str, rows: list[Row]) -> None:
+        """What has no severity; the loggers' own way, for Lightning would print each number."""
+        values = {f"{split}/robust/{row.name}": row.value for row in rows if row.severity is None}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)

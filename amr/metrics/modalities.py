@@ -1,0 +1,189 @@
+"""How a model uses its modalities, from cached encodings: pure functions of one number or one number a clip.
+
+Only the head runs. `Correct` tables hold whether each clip is right for every set of modalities that is kept, which is
+all that accuracy with a modality missing, its Shapley values, cooperation, utilisation and confusion are made of.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from amr.fusion.base import pool_tokens
+from amr.model import FusionModel
+from amr.multiviz.base import Baseline, head_rows, undisturbed
+from amr.multiviz.shapley import coalition_index, coalition_outputs
+
+Correct = Tensor
+"""(2^M, N) float64 of 0 and 1; bit m of the first index says whether modality m is kept."""
+
+
+def correct_by_coalition(
+    model: FusionModel, encodings: Mapping[str, Tensor], labels: Tensor, baseline: Baseline
+) -> Correct:
+    """Whether each clip is right with every set of modalities kept, the others having the baseline's encoding.
+
+    2^M · N head rows.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        labels: (N,) int64.
+        baseline: What a missing modality's encoding becomes: zeros, a mean, another clip's.
+
+    Returns:
+        (2^M, N) float64 of 0 and 1.
+    """
+    return right(coalition_outputs(model, encodings, baseline), labels)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the highest logit (..., N, C) is the label's (N,): (..., N) float64 of 0 and 1."""
+    return (logits.argmax(-1) == labels).double()
+
+
+def missing(correct: Tensor) -> Tensor:
+    """The rows of a table by coalition (2^M, ...) in which one modality is missing: (M, ...)."""
+    whole = len(correct) - 1
+    return torch.stack([correct[whole - (1 << m)] for m in range(whole.bit_length())])
+
+
+def alone(correct: Tensor) -> Tensor:
+    """The rows of a table by coalition (2^M, ...) in which one modality is kept: (M, ...)."""
+    return torch.stack([correct[1 << m] for m in range((len(correct) - 1).bit_length())])
+
+
+def accuracy_shapley(correct: Correct) -> Tensor:
+    """Shapley value of each modality in the accuracy (Hu, Li, Zhou 2022, eq. 2), a part a clip: (N, M).
+
+    The mean over clips of what a modality adds to the accuracy, averaged over the orders in which modalities come;
+    the values add up to the accuracy with all of them minus that with none.
+    """
+    count = (len(correct) - 1).bit_length()
+    return torch.stack([coalition_index(correct, [m], count) for m in range(count)], dim=1)
+
+
+def cooperation(correct: Correct, first: int, second: int) -> Tensor:
+    """What two modalities add to the accuracy together beyond what each adds alone, a part a clip: (N,).
+
+    The Shapley interaction index (Grabisch, Roubens 1999); for two modalities v(12) − v(1) − v(2) + v(∅), Hu, Li, Zhou
+    2022's cooperation. Positive: synergy. Negative: either would do.
+    """
+    return coalition_index(correct, [first, second], (len(correct) - 1).bit_length())
+
+
+def confused(correct: Correct) -> Tensor:
+    """Right with one modality alone and wrong with all together, (M, N) (Zverev et al. 2025: modality confusion)."""
+    return alone(correct) * (1 - correct[-1])
+
+
+def shuffled(
+    model: FusionModel,
+    encodings: Mapping[str, Tensor],
+    labels: Tensor,
+    *,
+    repeats: int = 10,
+    seed: int = 0,
+    batch: int = 4096,
+) -> Tensor:
+    """How often each clip is right when one modality is another clip's (Gat, Schwartz, Schwing 2021): (N, M).
+
+    In each repeat a random cycle through all clips says whose encoding each one gets, never its own. repeats · M · N
+    head rows.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...), N at least 2.
+        labels: (N,) int64.
+        repeats: Cycles.
+        seed: Of the cycles.
+        batch: Head rows at a time.
+
+    Returns:
+        Fractions of the repeats in [0, 1], float64.
+    """
+    count, generator = len(labels), torch.Generator().manual_seed(seed)
+    partners = torch.empty(repeats, count, dtype=torch.long)
+    for row in partners:
+        cycle = torch.randperm(count, generator=generator)
+        row[cycle] = cycle.roll(1)
+    partners = partners.flatten().to(labels.device)
+    found = []
+    with undisturbed(model), torch.no_grad():
+        for name in encodings:
+
+            def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
+                return {**dict.fromkeys(encodings, rows % count), name: partners[rows]}
+
+            logits = torch.cat([*head_rows(model.head, encodings, picks, repeats * count, batch)])
+            found.append(right(logits.reshape(repeats, count, -1), labels).mean(0))
+    return torch.stack(found, dim=1)
+
+
+def absolute_shares(values: Tensor) -> Tensor:
+    """Each modality's part of the absolute values (N, M) of a clip: rows add up to 1, or to 0 where all are 0."""
+    size = values.abs()
+    return size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def calibration_bins(probabilities: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
+    """What the expected calibration error adds up from: each clip's bin and its gap.
+
+    Args:
+        probabilities: (N, C).
+        correct: Whether the highest is the label's, (N,) of 0 and 1.
+        bins: Of equal width, over the highest probability.
+
+    Returns:
+        Bins, (N, bins + 1) float64 of 0 and 1 (the last is that of probability 1, as torchmetrics has it), and the
+        highest probability minus `correct`, (N,).
+    """
+    confidence = probabilities.double().amax(1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+    place = torch.bucketize(confidence.float(), edges.float(), right=True) - 1
+    return torch.nn.functional.one_hot(place.clamp(0, bins), bins + 1).double(), confidence - correct
+
+
+def calibration_error(bins: Tensor, gap: Tensor, weights: Tensor) -> Tensor:
+    """Expected calibration error (Guo et al. 2017, eq. 3): Σ_b |Σ_{i in b} gap_i| / N.
+
+    Args:
+        bins: (N, B) of 0 and 1.
+        gap: (N,).
+        weights: How often each clip is there, (R, N).
+
+    Returns:
+        (R,) in [0, 1].
+    """
+    return (weights @ (bins * gap[:, None])).abs().sum(1) / weights.sum(1)
+
+
+def class_means(values: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Mean of values (N,) in each class under weights (R, N), and which classes have any weight, both (R, C)."""
+    member = torch.nn.functional.one_hot(labels, classes).double()
+    total = weights @ member
+    return (weights @ (member * values.double()[:, None])) / total.clamp_min(1), (total > 0).double()
+
+
+def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Tensor:
+    """Whether a linear classifier of one frozen encoder's outputs gets each clip right (Alain, Bengio 2016): (N,).
+
+    Logistic regression on standardised features with sklearn's default penalty (C = 1); token sequences are averaged.
+
+    Args:
+        train: Encodings that it is fitted to, (N', D) or (N', T, D).
+        train_labels: (N',); at least two classes.
+        test: Encodings of the clips to classify.
+        test_labels: (N,).
+
+    Returns:
+        (N,) float64 of 0 and 1.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features, others = (pool_tokens(part).double().cpu().numpy() for part in (train, test))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(features, train_labels.cpu().numpy())
+    return (torch.from_numpy(probe.predict(others)) == test_labels.cpu()).double()

@@ -1,0 +1,193 @@
+"""`measure` and its callback on runs: what is logged is what the functions say, and nothing is disturbed."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from amr.analyze import _datamodule
+from amr.callbacks import Robustness
+from amr.cli import main
+from amr.datamodules import ClipDataModule
+from amr.datamodules.corruptions import SEVERITIES
+from amr.errors import UserError
+from amr.load import load_model
+from amr.metrics import modalities as use
+from amr.model import FusionModel
+from amr.robustness import Row, encode, measure, read_rows, write_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+FEW = {"resamples": 50, "train_clips": 20}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("robustness")
+    options = ["--runs_dir", str(folder), "--wandb", "disabled"]
+    assert main(["fit", *tiny, *options, "--name", "plain"]) == 0
+    assert main(["fit", *tiny, *options, "--name", "watched", "--robustness.every_n_epochs", "1"]) == 0
+    robust = ["--robustness.test", "true", "--robustness.resamples", "50", "--robustness.train_clips", "20"]
+    checkpoint = str(folder / "plain/checkpoints/best.ckpt")
+    assert main(["test", "--ckpt_path", checkpoint, "--wandb", "disabled", *robust]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(runs: Path) -> tuple[FusionModel, ClipDataModule]:
+    data = _datamodule(yaml.safe_load((runs / "plain/config.yaml").read_text())["data"])
+    data.setup()
+    return load_model(runs / "plain/checkpoints/best.ckpt"), data
+
+
+def logged(run: Path, key: str) -> list[dict[str, str]]:
+    rows = []
+    for file in sorted((run / "metrics").glob("version_*/metrics.csv")):
+        with file.open() as lines:
+            rows += [row for row in csv.DictReader(lines) if row.get(key)]
+    return rows
+
+
+def by_name(rows: list[Row]) -> dict[str, Row]:
+    found = {row.name: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_the_file_is_what_measure_says(runs: Path, subject: tuple[FusionModel, ClipDataModule]) -> None:
+    written = read_rows(runs / "plain/robustness.parquet")
+    model, data = subject
+    state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    rows = measure(model, data, **FEW)  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    assert [row.name for row in rows] == [row.name for row in written]
+    for mine, theirs in zip(rows, written, strict=True):
+        assert mine.value == pytest.approx(theirs.value, abs=1e-6), mine.name
+        assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6), mine.name
+
+
+def test_it_is_logged_and_leaves_the_training_as_it_is(runs: Path) -> None:
+    written = by_name(read_rows(runs / "plain/robustness.parquet"))
+    (row,) = logged(runs / "plain", "test/robust/acc")
+    (tested,) = logged(runs / "plain", "test/acc")
+    assert float(tested["test/acc"]) == pytest.approx(written["acc"].value, abs=1e-6)
+    assert float(row["test/robust/auc/audio/white"]) == written["auc/audio/white"].value
+    assert float(row["test/robust/auc/audio+video/mean"]) == written["auc/audio+video/mean"].value
+    assert {key for key in row if key.startswith("test/robust/")} == {
+        f"test/robust/{name}" for name, one in written.items() if one.severity is None
+    }
+    watched = logged(runs / "watched", "val/robust/shapley/audio")
+    assert [int(row["epoch"]) for row in watched] == [0, 1]
+    assert not (runs / "watched/robustness.parquet").exists()
+    plain, other = (load_model(runs / n / "checkpoints/last.ckpt").state_dict() for n in ("plain", "watched"))
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
+
+
+def test_rows_have_intervals_around_them_and_every_severity(runs: Path) -> None:
+    rows = read_rows(runs / "plain/robustness.parquet")
+    for row in rows:
+        assert row.low <= row.high
+        assert row.clips > 0
+    found = by_name(rows)
+    for modality, names in {"audio": 7, "video": 6, "audio+video": 4}.items():
+        curves = {row.corruption for row in rows if row.measure == "acc_corrupted" and row.modality == modality}
+        assert len(curves) == names
+        areas = []
+        for corruption in curves:
+            curve = [found["acc"].value]
+            curve += [found[f"acc_corrupted/{modality}/{corruption}/{s}"].value for s in SEVERITIES]
+            area = sum((a + b) / 2 for a, b in zip(curve[:-1], curve[1:], strict=True)) / 5
+            assert found[f"auc/{modality}/{corruption}"].value == pytest.approx(area, abs=1e-9)
+            areas.append(area)
+        assert found[f"auc/{modality}/mean"].value == pytest.approx(sum(areas) / len(areas), abs=1e-9)
+
+
+class Counter:
+    """Rows that each encoder saw."""
+
+    def __init__(self, model: FusionModel) -> None:
+        self.rows = dict.fromkeys(model.modalities, 0)
+        self.handles = [model.encoders[m].register_forward_hook(self.hook(m)) for m in model.modalities]
+
+    def hook(self, modality: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            self.rows[modality] += len(inputs[0])
+
+        return count
+
+    def close(self) -> dict[str, int]:
+        for handle in self.handles:
+            handle.remove()
+        return self.rows
+
+
+def test_encoders_run_once_and_then_only_on_what_is_corrupted(subject: tuple[FusionModel, ClipDataModule]) -> None:
+    model, data = subject
+    clips = len(data.clips_of("test"))
+    counter = Counter(model)
+    rows = measure(model, data, corruptions=False, **FEW)  # type: ignore[arg-type]
+    assert counter.close() == dict.fromkeys(model.modalities, clips + FEW["train_clips"])
+    assert {"shapley", "probe", "emap_gap", "evidence_follows"} & {row.measure for row in rows}
+    clean, train = encode(model, data, "test"), encode(model, data, "train", 20)
+    counter = Counter(model)
+    measure(model, data, clean=clean, train=train, corruption_clips=5, resamples=50)
+    assert counter.close() == {"audio": 7 * 5 * 5, "video": 6 * 5 * 5}
+
+
+def test_a_corrupted_modality_is_the_only_one_that_changes(subject: tuple[FusionModel, ClipDataModule]) -> None:
+    """A second derivation of one number: both inputs by hand, through the whole model."""
+    model, data = subject
+    rows = by_name(measure(model, data, **FEW))  # type: ignore[arg-type]
+    dataset = data.clips_of("test")
+    spoilt = data.corrupted("test", "video", "occlusion", 4, [clip.id for clip in dataset.clips])
+    right = 0
+    for i in range(len(dataset)):
+        x = {"audio": dataset[i]["inputs"]["audio"][None], "video": spoilt[i]["inputs"]["video"][None]}
+        assert list(spoilt[i]["inputs"]) == ["video"]
+        with torch.no_grad():
+            right += int(model(x).argmax()) == dataset[i]["label"]
+    assert rows["acc_corrupted/video/occlusion/4"].value == pytest.approx(right / len(dataset))
+
+
+def test_the_unimodal_models(subject: tuple[FusionModel, ClipDataModule], tiny: list[str], tmp_path: Path) -> None:
+    model, data = subject
+    options = ["--runs_dir", str(tmp_path), "--wandb", "disabled", "--name", "audio", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tiny, *options, "--model.encoders", '{"audio": {"class_path": "amr.encoders.SmallCNN"}}']) == 0
+    teacher = load_model(tmp_path / "audio/checkpoints/best.ckpt")
+    given: Any = {"audio": teacher, "video": 0.75}
+    rows = by_name(measure(model, data, unimodal=given, corruptions=False, **FEW))  # type: ignore[arg-type]
+    clips = encode(teacher, data, "test")
+    alone = use.right(teacher.head(clips.encodings), clips.labels).mean()
+    assert rows["unimodal/audio"].value == pytest.approx(float(alone))
+    for name in given:
+        gap = rows[f"probe_gap/{name}"]
+        assert gap.value == pytest.approx(rows[f"unimodal/{name}"].value - rows[f"probe/{name}"].value)
+        assert gap.low <= gap.value <= gap.high
+    alone_rows = by_name(measure(teacher, data, corruption_clips=4, **FEW))  # type: ignore[arg-type]
+    assert {row.measure for row in alone_rows.values()} == {"acc", "ece", "probe", "acc_corrupted", "auc"}
+    with pytest.raises(UserError, match="'smell' is no modality; allowed are audio, video"):
+        measure(model, data, unimodal={"smell": 0.5}, corruptions=False, **FEW)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="that of 'video' is a model of audio"):
+        measure(model, data, unimodal={"video": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
+
+
+def test_the_table_comes_back(tmp_path: Path) -> None:
+    rows = [Row("acc", "", "", None, 0.5, 0.4, 0.6, 10), Row("acc_corrupted", "audio", "white", 3, 0.2, 0.1, 0.3, 9)]
+    write_rows(tmp_path / "r.parquet", rows)
+    assert read_rows(tmp_path / "r.parquet") == rows
+    assert [row.name for row in rows] == ["acc", "acc_corrupted/audio/white/3"]
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(UserError, match=r"bad.parquet: not a table of robustness"):
+        read_rows(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("key", ["every_n_epochs", "resamples", "corruption_clips", "train_clips"])
+def test_bad_options(key: str) -> None:
+    options: Any = {key: -1}
+    with pytest.raises(UserError, match=f"robustness.{key}=-1: allowed are"):
+        Robustness(**options)
