@@ -8,6 +8,7 @@ import fcntl
 import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -337,7 +339,7 @@ class Grid:
         self.cells, self.out, self.jobs, self.wandb, self.command = list(cells), out, jobs, list(wandb), command
         self.records = {cell: record for cell in self.cells if (record := self._record(cell))}
         self.failed: dict[Cell, str] = {}
-        self.running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
+        self.running: dict[Cell, tuple[ForkServerProcess, float]] = {}
         self.began = time.monotonic()
 
     @property
@@ -375,17 +377,21 @@ class Grid:
             *(*self.wandb, *(["--ckpt_path", "last"] if (folder / "run.json").is_file() else [])),
         ]
 
-    def command_of(self, cell: Cell) -> list[str]:
-        """The cell's process: `fit`, then `test`, then the record."""
-        task = {
-            "parent": os.getpid(),
+    def task(self, cell: Cell) -> dict[str, Any]:
+        """What the cell's process does: `fit`, then `test`, then the record."""
+        return {
             "folder": str(self.folder(cell)),
             "fit": self.fit(cell),
             "test": ["test", "--ckpt_path", str(self.best(cell)), *self.wandb],
             "record": str(self.out / "cells" / f"{cell.hash}.json"),
             "facts": {"row": cell.row.name, "seed": cell.seed, "hash": cell.hash, "run": self.folder(cell).name},
         }
-        return [sys.executable, "-m", "amr.benchmark", json.dumps(task)]
+
+    def process(self, cell: Cell) -> ForkServerProcess:
+        """The cell's process, not started: forked from one that has imported everything, which takes seconds."""
+        environment = {"OMP_NUM_THREADS": str(max(1, cores() // self.jobs)), "PYTHONUNBUFFERED": "1", **os.environ}
+        arguments = (self.task(cell), self.log(cell), environment, os.getcwd())
+        return _forkserver().Process(target=cell_process, args=arguments)
 
     def describe(self) -> str:
         """What is finished, and the commands of what is not."""
@@ -406,27 +412,19 @@ class Grid:
                 elif len(self.running) < self.jobs and all(t in self.records for t in cell.teachers.values()):
                     self._start(cell)
             for cell, (process, began) in list(self.running.items()):
-                if process.poll() is not None:
+                if process.exitcode is not None:
                     del self.running[cell]
-                    self._ended(cell, process.returncode, time.monotonic() - began)
+                    self._ended(cell, process.exitcode, time.monotonic() - began)
             if sys.stderr.isatty():
                 self._say(self.status())
             time.sleep(0.2)
 
     def _start(self, cell: Cell) -> None:
-        environment = {"OMP_NUM_THREADS": str(max(1, cores() // self.jobs)), "PYTHONUNBUFFERED": "1", **os.environ}
         self.log(cell).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(cell).open("ab") as log:
-            log.write(f"\n{shlex.join(['amr', *self.fit(cell)])}\n".encode())
-            log.flush()
-            process = subprocess.Popen(  # noqa: S603
-                self.command_of(cell),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # so that it is stopped together with its loader processes
-            )
+        with self.log(cell).open("a") as log:
+            log.write(f"\n{shlex.join(['amr', *self.fit(cell)])}\n")
+        process = self.process(cell)
+        process.start()
         self.running[cell] = process, time.monotonic()
 
     def _ended(self, cell: Cell, status: int, seconds: float) -> None:
@@ -449,11 +447,11 @@ class Grid:
             process.terminate()
         until = time.monotonic() + GRACE
         for process, _ in self.running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(until - time.monotonic(), 0))
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.join(max(until - time.monotonic(), 0))
+            with suppress(ProcessLookupError):  # ended, or not yet the leader of a group
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
+            process.join()
         self.running.clear()
 
     def status(self) -> str:
@@ -650,6 +648,39 @@ def _signals() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- a cell's process
 
 
+def _forkserver() -> Any:
+    """The context in which cells are forked; it takes the interpreter's module path along, and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["amr.runs"])
+    return context
+
+
+def cell_process(
+    task: Mapping[str, Any],
+    log: Path,
+    environment: Mapping[str, str],
+    folder: str,
+    run: Callable[[Mapping[str, Any]], int] | None = None,
+) -> None:
+    """A forked process becomes what `python -m amr.benchmark TASK >> LOG` in the grid's folder would be."""
+    os.setsid()  # so that it is stopped together with its loader processes
+    with Path(os.devnull).open("rb") as nothing, log.open("ab") as file:
+        for number, stream in enumerate((nothing, file, file)):
+            os.dup2(stream.fileno(), number)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.chdir(folder)
+    if "OMP_NUM_THREADS" not in os.environ:  # torch has read it, if it was there
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"].split(",")[0]))
+    os.environ.clear()
+    os.environ.update(environment)
+    # DDP starts this command for each further rank.
+    sys.argv, sys.modules["__main__"] = [__file__, json.dumps(task)], sys.modules[__name__]
+    sys.exit((run or run_cell)(task))
+
+
 def run_cell(task: Mapping[str, Any]) -> int:
     """Trains and tests one cell and writes its record, in a process of its own.
 
@@ -660,7 +691,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
 
     began = time.monotonic()
     follower = int(os.environ.get("LOCAL_RANK", "0")) > 0  # DDP starts the command again for each further rank
-    _end_with(os.getppid() if follower else task["parent"])
+    _end_with_parent()
     folder = Path(task["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
@@ -682,11 +713,14 @@ def run_cell(task: Mapping[str, Any]) -> int:
     return status
 
 
-def _end_with(parent: int) -> None:
-    """Kills this process and its loaders once its parent is gone."""
+def _end_with_parent() -> None:
+    """Kills this process and its loaders once what started it, the grid or the first rank, is gone."""
+    starter, parent = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        if starter is not None:
+            starter.join()
+        while starter is None and os.getppid() == parent:
             time.sleep(0.5)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import fcntl
 import inspect
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from amr.benchmark import Cell, Grid, Row, busy_seconds, fingerprint, make_cells, read_grid, time_left
+from amr.benchmark import Cell, Grid, Row, busy_seconds, cell_process, fingerprint, make_cells, read_grid, time_left
 from amr.callbacks import Dominance
 from amr.cli import main
 from amr.compare import read_run, table_text
@@ -27,25 +30,39 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 
-# What a cell's process leaves, without training: `act` of FAKE says how it ends.
-FAKE = """
-import json, os, pathlib, signal, sys, time
-task, act = json.loads(sys.argv[1]), sys.argv[2]
-folder = pathlib.Path(task["folder"])
-(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-print("working on it", flush=True)
-match act:
-    case "raise": raise MemoryError("no room")
-    case "die": os.kill(os.getpid(), signal.SIGKILL)
-    case "hang": (folder / "hangs").write_text(str(os.getpid())); time.sleep(600)
-facts = {"method": task["facts"]["row"], "dataset": "d", "fusion": "f", "seed": task["facts"]["seed"]}
-(folder / "run.json").write_text(json.dumps({**facts, "modalities": ["a", "v"], "labels": []}))
-(folder / "metrics/version_0").mkdir(parents=True)
-(folder / "metrics/version_0/metrics.csv").write_text("epoch,step,test/acc\\n1,2,0.5\\n")
-(folder / "checkpoints/best.ckpt").write_text("best")
-record = {**task["facts"], "seconds": 10.0, "resumed": False, "finished": "2026-01-01T00:00:10+00:00", "versions": {}}
-pathlib.Path(task["record"]).write_text(json.dumps(record))
-"""
+def fake_cell(task: dict[str, Any], log: Path, environment: dict[str, str], folder: str, act: str = "work") -> None:
+    """What a cell's process leaves, without training: `act` says how it ends."""
+    cell_process(task, log, environment, folder, partial(fake_run, act))
+
+
+def fake_run(act: str, task: dict[str, Any]) -> int:
+    folder = Path(task["folder"])
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    print("working on it")
+    match act:
+        case "raise":
+            raise MemoryError("no room")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            (folder / "hangs").write_text(str(os.getpid()))
+            time.sleep(600)
+    facts = {"method": task["facts"]["row"], "dataset": "d", "fusion": "f", "seed": task["facts"]["seed"]}
+    (folder / "run.json").write_text(json.dumps({**facts, "modalities": ["a", "v"], "labels": []}))
+    (folder / "metrics/version_0").mkdir(parents=True)
+    (folder / "metrics/version_0/metrics.csv").write_text("epoch,step,test/acc\n1,2,0.5\n")
+    (folder / "checkpoints/best.ckpt").write_text("best")
+    times = {"seconds": 10.0, "resumed": False, "finished": "2026-01-01T00:00:10+00:00"}
+    Path(task["record"]).write_text(json.dumps({**task["facts"], **times, "versions": {}}))
+    return 0
+
+
+def fake_process(process: Any, act: str) -> ForkServerProcess:
+    """A cell's process, not started, that does what `act` says."""
+    fake: ForkServerProcess = multiprocessing.get_context("forkserver").Process(
+        target=fake_cell, args=(*process._args, act)
+    )
+    return fake
 
 
 class FakeGrid(Grid):
@@ -56,9 +73,9 @@ class FakeGrid(Grid):
         super().__init__(cells, out, jobs, command="amr benchmark")
         self.acts, self.started = acts or {}, list[str]()
 
-    def command_of(self, cell: Cell) -> list[str]:
+    def process(self, cell: Cell) -> ForkServerProcess:
         self.started.append(cell.name)
-        return [sys.executable, "-c", FAKE, super().command_of(cell)[-1], self.acts.get(cell.row.name, "work")]
+        return fake_process(super().process(cell), self.acts.get(cell.row.name, "work"))
 
 
 ROWS = [
@@ -232,11 +249,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
 def test_signals_stop_the_grid_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
-    def command_of(self: Grid, cell: Cell) -> list[str]:
-        return [sys.executable, "-c", FAKE, command(self, cell)[-1], "hang" if cell.row.name == "naive+amr" else "work"]
+    def process(self: Grid, cell: Cell) -> ForkServerProcess:
+        return fake_process(real(self, cell), "hang" if cell.row.name == "naive+amr" else "work")
 
-    command = Grid.command_of
-    monkeypatch.setattr(Grid, "command_of", command_of)
+    real = Grid.process
+    monkeypatch.setattr(Grid, "process", process)
     monkeypatch.setattr("amr.benchmark.resolver", lambda: resolve)
     monkeypatch.setattr("amr.benchmark.prepare_stores", lambda cells: None)
     grid = write_grid(tmp_path, methods={"naive": []}, amr=["--model.amr.weight=1"])

@@ -26,7 +26,7 @@ from amr.datamodules.corruptions import (
     Corruption,
     OtherWaves,
 )
-from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, finish_video
+from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
 from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
 from amr.datamodules.store import ClipStore
@@ -71,6 +71,8 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
             the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.
             auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise.
+        in_memory: Keep the clips in each loader process's memory, frames decoded, and transform a batch at a time; for
+            small data sets, with num_workers=0. The inputs are the same up to rounding.
 
     Attributes:
         name: Name of the data set.
@@ -103,6 +105,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         predict_split: Literal["train", "val", "test"] = "test",
         prepare_workers: int | None = None,
         decode_on: Literal["auto", "cpu", "gpu"] = "auto",
+        in_memory: bool = False,
     ) -> None:
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
@@ -115,6 +118,9 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         self.decode, self.audio, self.video = decode, audio, video
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
+        self.in_memory = in_memory
+        if in_memory and (audio.freq_mask or audio.time_mask):
+            raise UserError("data.in_memory is true; it must be false with audio.freq_mask or audio.time_mask")
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
         self.clips, self.labels = self.list_clips()
         self._check_listing()
@@ -318,7 +324,11 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             "audio": torch.zeros(self.audio.shape(rate)),
             "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
         }
-        dataset = ClipDataset(
+        kind: Callable[..., ClipDataset] = ClipDataset
+        if self.in_memory and not late:
+            batched = {"audio": partial(self.audio.batch, sample_rate=rate), "video": self.video.batch}
+            kind = partial(MemoryDataset, batched, {"video": self.video.decode})
+        dataset = kind(
             clips,
             self.labels,
             self._clip_store,

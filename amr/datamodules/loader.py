@@ -91,9 +91,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         finally:
             torch.set_num_threads(threads)
 
+    def _draw(self, epoch: int) -> tuple[object, ...]:
+        """What a clip's random choices depend on, besides the clip and the modality."""
+        return ("train", self.seed, epoch) if self.train else ("eval",)
+
     def _read(self, clip: Clip, epoch: int) -> dict[str, Any]:
         data = self.store.get(clip.id)
-        draw = ("train", self.seed, epoch) if self.train else ("eval",)
+        draw = self._draw(epoch)
         inputs = {}
         for modality, transform in self.transforms.items():
             if modality in data:
@@ -105,6 +109,65 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if self.present:
             item["present"] = {modality: modality in data for modality in self.transforms}
         return item
+
+
+class MemoryDataset(ClipDataset):
+    """A split that stays in memory once it was read, frames decoded; batches are transformed as a whole.
+
+    The random choices are those of `ClipDataset`, and so are the inputs, up to rounding.
+
+    Args:
+        batched: By modality: called with the clips' data, the contexts for their random choices, and `train`.
+        decoders: By modality, for data that is decoded before it is kept.
+        args: See `ClipDataset`.
+        kwargs: See `ClipDataset`.
+    """
+
+    def __init__(
+        self,
+        batched: Mapping[str, Callable[..., Tensor]],
+        decoders: Mapping[str, Callable[[Any], Any]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.batched, self.decoders = batched, decoders
+        self._held: dict[str, dict[str, Any]] = {}
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> list[dict[str, Any]]:
+        """A batch's clips; torch's loader calls this where it is defined.
+
+        Raises:
+            UserError: What the store has of a clip cannot be read.
+        """
+        places = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        clips = [self.clips[i] for _, i in places]
+        held = [self._hold(clip) for clip in clips]
+        items: list[dict[str, Any]] = [
+            {"inputs": {}, "label": self.index[clip.label], "id": clip.id}
+            | ({"present": {modality: modality in data for modality in self.transforms}} if self.present else {})
+            for clip, data in zip(clips, held, strict=True)
+        ]
+        for modality in self.transforms:
+            there = [k for k, data in enumerate(held) if modality in data]
+            draws = [seeded(*self._draw(places[k][0]), clips[k].id, modality) for k in there]
+            rows = iter(self.batched[modality]([held[k][modality] for k in there], draws, train=self.train) if there else ())
+            for item, data in zip(items, held, strict=True):
+                item["inputs"][modality] = next(rows) if modality in data else self.blanks[modality]
+        return items
+
+    def _hold(self, clip: Clip) -> dict[str, Any]:
+        if clip.id not in self._held:
+            data = self.store.get(clip.id)
+            try:
+                self._held[clip.id] = {m: self.decoders.get(m, _same)(data[m]) for m in self.transforms if m in data}
+            except ValueError as error:
+                raise damaged(self.store, clip.id, error) from error
+        return self._held[clip.id]
+
+
+def _same(data: Any) -> Any:
+    return data
 
 
 def collate_clips(items: list[dict[str, Any]]) -> dict[str, Any]:

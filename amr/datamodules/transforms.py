@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,6 +90,41 @@ class AudioTransform:
 
     def __call__(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, *, train: bool) -> Tensor:
         """Transform (samples,) at `sample_rate` Hz, in int16's range."""
+        x = self._features(self._wave(samples, sample_rate, train)[None], sample_rate)
+        if train and self.kind != "waveform":
+            # The value is the mean: zero after normalising would be wrong for a raw logarithm.
+            for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):
+                if width:
+                    x = mask(width + 1)(x, float(x.mean()))  # torchaudio excludes the upper bound
+        return x
+
+    def batch(
+        self,
+        clips: Sequence[NDArray[np.int16]],
+        draws: Sequence[AbstractContextManager[None]],
+        *,
+        sample_rate: int,
+        train: bool,
+    ) -> Tensor:
+        """As a call for each clip, but with one spectrogram of all: equal up to rounding. Without masks only.
+
+        Args:
+            clips: Of each clip, (samples,).
+            draws: Contexts in which a clip's random choices are made.
+            sample_rate: Samples a second.
+            train: Whether to augment.
+
+        Returns:
+            (clips, *shape).
+        """
+        waves = []
+        for samples, draw in zip(clips, draws, strict=True):
+            with draw:
+                waves.append(self._wave(samples, sample_rate, train))
+        return self._features(torch.stack(waves), sample_rate).unsqueeze(1)
+
+    def _wave(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, train: bool) -> Tensor:
+        """(samples,) float32, of the input's length, shifted and noisy."""
         wave = torch.from_numpy(samples.astype(np.float32) / 32768)
         whole = wave
         wave = self._fit(wave, round(self.seconds * sample_rate), train)
@@ -97,19 +133,18 @@ class AudioTransform:
             wave = wave.roll(int(torch.randint(-reach, reach + 1, ())))
         if self.noise_snr_db is not None:
             wave = wave + torch.randn_like(wave) * (whole.square().mean() / 10 ** (self.noise_snr_db / 10)).sqrt()
-        x = wave[None]  # (1, samples)
+        return wave
+
+    def _features(self, x: Tensor, sample_rate: int) -> Tensor:
+        """(clips, samples) to (clips, F, T), or (clips, samples)."""
         match self.kind:
             case "log_stft":
-                x = _spectrogram(self.n_fft, self.hop_length)(x).add_(self.eps).log_()  # (1, F, T)
+                x = _spectrogram(self.n_fft, self.hop_length)(x).add_(self.eps).log_()
             case "log_mel":
                 x = _mel(sample_rate, self.n_fft, self.hop_length, self.n_mels)(x).add_(self.eps).log_()
         if self.normalise:
-            x = (x - x.mean()) / (x.std() + 1e-5)
-        if train and self.kind != "waveform":
-            # The value is the mean: zero after normalising would be wrong for a raw logarithm.
-            for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):
-                if width:
-                    x = mask(width + 1)(x, float(x.mean()))  # torchaudio excludes the upper bound
+            of_clip = tuple(range(1, x.ndim))
+            x = (x - x.mean(of_clip, keepdim=True)) / (x.std(of_clip, keepdim=True) + 1e-5)
         return x
 
     def shape(self, sample_rate: int) -> tuple[int, ...]:
@@ -263,20 +298,58 @@ class VideoTransform:
 
     def choose(self, jpegs: Sequence[Any], *, train: bool) -> ChosenFrames:
         """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later."""
-        files = [jpegs[i] for i in self._sample(len(jpegs), train)]
+        places = self._sample(len(jpegs), train)
+        files = [jpegs[i] for i in places]
         # One buffer, for what travels from process to process is a file descriptor a tensor; a copy, for torch warns
         # of memory that it may not write to.
         buffer = bytearray().join(files)
+        view = self._view(lambda: _jpeg_size(buffer), train)
+        data = torch.frombuffer(buffer, dtype=torch.uint8)
+        return ChosenFrames(data, [[len(file) for file in files]], [view])
+
+    def _view(self, size: Callable[[], tuple[int, int]], train: bool) -> View:
+        """Draws what is seen of frames whose height and width `size` tells."""
         box = None
         if train and self.augment == "resized_crop":
-            params = _resized_crop(self._size).make_params([torch.empty(()).expand(_jpeg_size(buffer))])
+            params = _resized_crop(self._size).make_params([torch.empty(()).expand(size())])
             box = (params["top"], params["left"], params["height"], params["width"])
         elif train and self.augment == "shift" and self.shift:
             top, left = (int(torch.randint(2 * self.shift + 1, ())) - self.shift for _ in range(2))
             box = (top, left, *self._size)
-        mirror = train and self.flip and bool(torch.rand(()) < 0.5)
-        data = torch.frombuffer(buffer, dtype=torch.uint8)
-        return ChosenFrames(data, [[len(file) for file in files]], [View(box, mirror)])
+        return View(box, train and self.flip and bool(torch.rand(()) < 0.5))
+
+    def decode(self, jpegs: Sequence[Any]) -> Tensor:
+        """All of a clip's frames, (frames, channels, h, w) uint8.
+
+        Raises:
+            ValueError: A frame cannot be decoded, or their sizes differ.
+        """
+        data = torch.frombuffer(bytearray().join(jpegs), dtype=torch.uint8)
+        chosen = ChosenFrames(data, [[len(jpeg) for jpeg in jpegs]], [View()])
+        frames = [frame for clip in self._decode(chosen, torch.device("cpu")) for frame in clip]
+        return torch.stack(frames)
+
+    def batch(
+        self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool
+    ) -> Tensor:
+        """As a call for each clip, from frames that are decoded already.
+
+        Args:
+            clips: Each clip's frames, as `decode` gives them.
+            draws: Contexts in which a clip's random choices are made.
+            train: Whether to augment.
+
+        Returns:
+            (clips, frames, channels, height, width) float32.
+        """
+        x = torch.empty((len(clips), *self.shape()))
+        for i, (frames, draw) in enumerate(zip(clips, draws, strict=True)):
+            with draw:
+                places = self._sample(len(frames), train)
+                view = self._view(lambda frames=frames: tuple(frames.shape[-2:]), train)  # type: ignore[misc]
+            x[i] = self._look([frames[place] for place in places], view)
+        mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
+        return x.div_(255).sub_(mean).div_(std)
 
     def finish(
         self,
