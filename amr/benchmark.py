@@ -7,6 +7,7 @@ results.parquet, table.md, report.html and grid.json. A cell is known by the has
 import fcntl
 import gc
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -390,7 +391,7 @@ class Grid:
     def process(self, cell: Cell) -> ForkServerProcess:
         """The cell's process, not started: forked from one that has imported everything, which takes seconds."""
         environment = {"OMP_NUM_THREADS": str(max(1, cores() // self.jobs)), "PYTHONUNBUFFERED": "1", **os.environ}
-        arguments = (self.task(cell), self.log(cell), environment, os.getcwd())
+        arguments = (self.task(cell), self.log(cell), environment, Path.cwd())
         return _forkserver().Process(target=cell_process, args=arguments)
 
     def describe(self) -> str:
@@ -648,8 +649,8 @@ def _signals() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- a cell's process
 
 
-def _forkserver() -> Any:
-    """The context in which cells are forked; it takes the interpreter's module path along, and nothing else."""
+def _forkserver() -> ForkServerContext:
+    """Makes processes out of one that has imported what `fit` needs, and has done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["amr.runs"])
     return context
@@ -659,16 +660,17 @@ def cell_process(
     task: Mapping[str, Any],
     log: Path,
     environment: Mapping[str, str],
-    folder: str,
+    folder: Path,
     run: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> None:
     """A forked process becomes what `python -m amr.benchmark TASK >> LOG` in the grid's folder would be."""
     os.setsid()  # so that it is stopped together with its loader processes
     with Path(os.devnull).open("rb") as nothing, log.open("ab") as file:
-        for number, stream in enumerate((nothing, file, file)):
-            os.dup2(stream.fileno(), number)
+        for number, source in enumerate((nothing, file, file)):
+            os.dup2(source.fileno(), number)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     os.chdir(folder)
     if "OMP_NUM_THREADS" not in os.environ:  # torch has read it, if it was there
         import torch
@@ -685,7 +687,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
     """Trains and tests one cell and writes its record, in a process of its own.
 
     Args:
-        task: As `Grid.command_of` makes it.
+        task: As `Grid.task` makes it.
     """
     from amr.cli import main
 

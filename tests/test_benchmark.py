@@ -30,7 +30,8 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 
-def fake_cell(task: dict[str, Any], log: Path, environment: dict[str, str], folder: str, act: str = "work") -> None:
+
+def fake_cell(task: dict[str, Any], log: Path, environment: dict[str, str], folder: Path, act: str = "work") -> None:
     """What a cell's process leaves, without training: `act` says how it ends."""
     cell_process(task, log, environment, folder, partial(fake_run, act))
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +110,32 @@ def test_a_signal_to_all_spares_loader_processes(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def wait_for_a_signal(heeds: bool, folder: Path) -> None:
+    """What a cell's process may do when it is told to end."""
+    os.setsid()
+
+    def save(*_: Any) -> None:
+        (folder / "saved").touch()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, save if heeds else signal.SIG_IGN)
+    (folder / f"ready-{heeds}").touch()
+    time.sleep(60)
+
+
 def test_a_stopped_grid_lets_its_cells_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amr.benchmark.GRACE", 1.0)
-    code = "import pathlib, signal, sys, time\n"
-    heeds = "signal.signal(15, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit(143)))\n"
-    deaf = "signal.signal(15, signal.SIG_IGN)\n"
-    wait = "print(flush=True)\ntime.sleep(60)"
     grid = Grid([], tmp_path)
     processes = []
-    for cell, act in (("a", heeds), ("b", deaf)):
-        command = [sys.executable, "-c", code + act + wait, str(tmp_path / "saved")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-        assert process.stdout is not None
-        process.stdout.readline()
+    for heeds in (True, False):
+        process = multiprocessing.get_context("forkserver").Process(target=wait_for_a_signal, args=(heeds, tmp_path))
+        process.start()
         processes.append(process)
-        grid.running[cell] = process, 0.0  # type: ignore[index]
+        grid.running[str(heeds)] = process, 0.0  # type: ignore[index]
+    while not all((tmp_path / f"ready-{heeds}").exists() for heeds in (True, False)):
+        time.sleep(0.02)
     grid.stop()
-    assert [process.returncode for process in processes] == [143, -signal.SIGKILL]
+    assert [process.exitcode for process in processes] == [143, -signal.SIGKILL]
     assert (tmp_path / "saved").exists()
 
 

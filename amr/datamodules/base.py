@@ -326,7 +326,10 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         }
         kind: Callable[..., ClipDataset] = ClipDataset
         if self.in_memory and not late:
-            batched = {"audio": partial(self.audio.batch, sample_rate=rate), "video": self.video.batch}
+            batched: dict[str, Callable[..., Tensor]] = {
+                "audio": partial(self.audio.batch, sample_rate=rate),
+                "video": self.video.batch,
+            }
             kind = partial(MemoryDataset, batched, {"video": self.video.decode})
         dataset = kind(
             clips,

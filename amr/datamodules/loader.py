@@ -151,15 +151,17 @@ class MemoryDataset(ClipDataset):
         for modality in self.transforms:
             there = [k for k, data in enumerate(held) if modality in data]
             draws = [seeded(*self._draw(places[k][0]), clips[k].id, modality) for k in there]
-            rows = iter(self.batched[modality]([held[k][modality] for k in there], draws, train=self.train) if there else ())
+            rows = iter(
+                self.batched[modality]([held[k][modality] for k in there], draws, train=self.train) if there else ()
+            )
             for item, data in zip(items, held, strict=True):
                 item["inputs"][modality] = next(rows) if modality in data else self.blanks[modality]
         return items
 
     def _hold(self, clip: Clip) -> dict[str, Any]:
         if clip.id not in self._held:
-            data = self.store.get(clip.id)
             try:
+                data = self.store.get(clip.id)
                 self._held[clip.id] = {m: self.decoders.get(m, _same)(data[m]) for m in self.transforms if m in data}
             except ValueError as error:
                 raise damaged(self.store, clip.id, error) from error

@@ -329,9 +329,7 @@ class VideoTransform:
         frames = [frame for clip in self._decode(chosen, torch.device("cpu")) for frame in clip]
         return torch.stack(frames)
 
-    def batch(
-        self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool
-    ) -> Tensor:
+    def batch(self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool) -> Tensor:
         """As a call for each clip, from frames that are decoded already.
 
         Args:

@@ -18,7 +18,7 @@ from amr.datamodules import Clips
 from amr.datamodules.loader import ClipLoader, ClipSampler, collate_clips
 from amr.datamodules.media import Clip
 from amr.datamodules.store import ClipStore
-from amr.datamodules.transforms import ChosenFrames, VideoTransform
+from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.errors import UserError
 
 from .conftest import write_clip, write_csv
@@ -447,11 +447,60 @@ def rot(store: Path, folder: Path, part: str, ids: Sequence[str] = ()) -> Path:
     return shard
 
 
+@pytest.fixture
+def in_memory(make_module: Make) -> Make:
+    """Makes modules that keep their clips decoded."""
+    sound = AudioTransform(seconds=0.3, n_fft=256, n_mels=16, time_shift_ms=20, noise_snr_db=10.0)
+    return lambda **kwargs: make_module(**{"in_memory": True, "audio": sound, **kwargs})
+
+
+def close(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    return ids(a) == ids(b) and all(
+        torch.equal(x["label"], y["label"])
+        and x["inputs"].keys() == y["inputs"].keys()
+        and all(torch.allclose(x["inputs"][m], y["inputs"][m], rtol=0, atol=1e-5) for m in x["inputs"])
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "log_stft", "waveform"])
+@pytest.mark.parametrize("augment", ["none", "shift", "resized_crop"])
+def test_in_memory_equals_reading_clip_by_clip(
+    in_memory: Make, augment: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "audio": AudioTransform(seconds=0.3, kind=kind, n_fft=256, n_mels=16, time_shift_ms=20, noise_snr_db=10.0),
+        "video": VideoTransform(frames=3, size=(20, 16), augment=augment, flip=True, std=0.3),
+    }
+    one, other = in_memory(**options, in_memory=False), in_memory(**options)
+    a, b = one.train_dataloader(), other.train_dataloader()
+    assert all(close(batches(a, epoch), batches(b, epoch)) for epoch in (0, 1, 0))
+    assert close(batches(one.test_dataloader()), batches(other.test_dataloader()))
+    monkeypatch.setattr(ClipStore, "get", lambda self, id: pytest.fail("nothing is read twice"))
+    batches(b, 2)
+
+
+def test_in_memory_keeps_what_clips_lack(patchy: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"store": tmp_path / "store", "num_workers": 0, "batch_size": 4, "missing": "keep"}
+    one, other = Clips(patchy, **options), Clips(patchy, **options, in_memory=True)
+    one.prepare_data()
+    a, b = batches(one.val_dataloader()), batches(other.val_dataloader())
+    assert close(a, b)
+    assert all(torch.equal(x["present"][m], y["present"][m]) for x, y in zip(a, b, strict=True) for m in x["present"])
+
+
+def test_in_memory_has_no_masks(make_module: Make) -> None:
+    with pytest.raises(UserError, match=r"data.in_memory is true; it must be false with audio.freq_mask"):
+        make_module(in_memory=True)
+
+
 @pytest.mark.parametrize("part", ["frames", "sound"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_clip(make_module: Make, late: Make, clip_store: Path, tmp_path: Path, part: str, workers: int) -> None:
+def test_damaged_clip(
+    make_module: Make, late: Make, in_memory: Make, clip_store: Path, tmp_path: Path, part: str, workers: int
+) -> None:
     shard = rot(clip_store, tmp_path / "rotten", part, ["c04"])
-    for make in (make_module, late):
+    for make in (make_module, late, in_memory):
         module = make(store=shard.parent, num_workers=workers)
         with pytest.raises(UserError) as caught:
             trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(Recorder(), datamodule=module)
