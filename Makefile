@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint docs bench lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "amr needs python3 >= 3.11; set PYTHON=..."; exit 2; }
@@ -25,6 +25,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## site/, which opens from disk
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path
 
 bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
@@ -39,4 +42,4 @@ lock: $(READY)  ## after a change of pyproject.toml
 	$(LOCK) --extra bench --output-file requirements-bench.lock
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
