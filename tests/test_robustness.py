@@ -1,6 +1,7 @@
 """`measure` and its callback on runs: what is logged is what the functions say, and nothing is disturbed."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_rows_have_intervals_around_them_and_every_severity(runs: Path) -> None:
         for corruption in curves:
             curve = [found["acc"].value]
             curve += [found[f"acc_corrupted/{modality}/{corruption}/{s}"].value for s in SEVERITIES]
-            area = sum((a + b) / 2 for a, b in zip(curve[:-1], curve[1:], strict=True)) / 5
+            area = sum((a + b) / 2 for a, b in pairwise(curve)) / 5
             assert found[f"auc/{modality}/{corruption}"].value == pytest.approx(area, abs=1e-9)
             areas.append(area)
         assert found[f"auc/{modality}/mean"].value == pytest.approx(sum(areas) / len(areas), abs=1e-9)
@@ -115,7 +116,7 @@ class Counter:
         self.handles = [model.encoders[m].register_forward_hook(self.hook(m)) for m in model.modalities]
 
     def hook(self, modality: str) -> Any:
-        def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def count(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
             self.rows[modality] += len(inputs[0])
 
         return count

@@ -492,7 +492,7 @@ def test_joint_shap_shares_are_shapley_values() -> None:
         ],
         dim=1,
     )
-    close(shares, expected.expand(2, 6).double(), atol=1e-5, rtol=0)  # captum adds up in single precision
+    close(shares, expected.expand(2, 6).double(), atol=1e-5, rtol=1e-5)  # captum adds up in single precision
     assert found.first.error is not None
     assert not found.first.error.any()
     mlp, x = smooth(lambda dims, classes: Concat(dims, classes, hidden=8))
