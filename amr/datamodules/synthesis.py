@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
 import numpy as np
@@ -57,18 +58,33 @@ class Recipe:
             cues[modality] = self.label(index) if own else other
         return cues
 
+    def shows(self, index: int) -> frozenset[str]:
+        """Modalities that show the clip's own class, be it by chance."""
+        return frozenset(m for m, cue in self.cues(index).items() if cue == self.label(index))
 
-def write_clips(folder: Path, recipe: Recipe, indices: list[int]) -> int:
+    def draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A clip's frames, (frames, side, side, 3), and waveform, (samples,) in -1..1."""
+        cues, rng = self.cues(index), np.random.default_rng([self.seed, index, 1])
+        wave = _tone(cues["audio"] / self.classes, self.audio_snr_db, rng)
+        return _moving_bar(cues["video"] / self.classes, self.video_noise, rng), wave
+
+
+class Drawable(Protocol):
+    """What decides clips, `Recipe` or `Planted`."""
+
+    def draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A clip's frames and waveform."""
+
+
+def write_clips(folder: Path, recipe: Drawable, indices: list[int]) -> int:
     """Write the clips with these numbers and return how many they are."""
     for index in indices:
         _write_clip(folder / f"{index:05d}.mp4", recipe, index)
     return len(indices)
 
 
-def _write_clip(path: Path, recipe: Recipe, index: int) -> None:
-    cues, rng = recipe.cues(index), np.random.default_rng([recipe.seed, index, 1])
-    wave = _tone(cues["audio"] / recipe.classes, recipe.audio_snr_db, rng)
-    frames = _moving_bar(cues["video"] / recipe.classes, recipe.video_noise, rng)
+def _write_clip(path: Path, recipe: Drawable, index: int) -> None:
+    frames, wave = recipe.draw(index)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write_mp4(temporary, frames, wave)
     temporary.replace(path)
