@@ -68,6 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands.add_parser("benchmark", help="train and test methods x seeds, plain and with AMR; resumes")
     _add_compare(commands)
     _add_analyze(commands)
+    _add_export(commands)
     _add_dashboard(commands)
     demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
@@ -82,6 +83,10 @@ def _dispatch(arguments: list[str]) -> int:
             from amr.analyze import run as analyze
 
             return analyze(options)
+        case "export":
+            from amr.export import run as export
+
+            return export(options)
         case "dashboard":
             from amr.dashboard import run as dashboard
 
@@ -102,6 +107,12 @@ def _add_analyze(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from amr.analyze import add_arguments
 
     add_arguments(commands.add_parser("analyze", help="explain a checkpoint: the four MultiViz stages, to a folder"))
+
+
+def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from amr.export import add_arguments
+
+    add_arguments(commands.add_parser("export", help="a checkpoint's model as ONNX and as a torch.export program"))
 
 
 def _add_dashboard(commands: "argparse._SubParsersAction[_Parser]") -> None:

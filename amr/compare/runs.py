@@ -259,7 +259,7 @@ def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[
         raise bad(file, "nested too deeply, or in a circle; allowed: a few levels") from None
     for key, value in leaves:
         last = key.rpartition(".")[2]
-        if key == "ckpt_path" or ".teachers." in key or ("seed" in last and value == seed):
+        if key == "ckpt_path" or ".teachers." in key or ".ratio_from." in key or ("seed" in last and value == seed):
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if "/" in text or last == "name":

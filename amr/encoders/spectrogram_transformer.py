@@ -112,10 +112,12 @@ class SpectrogramTransformer(Encoder):
             )
         grid = self._grid(*x.shape[2:])
         patches = self.conv_proj(x) + resample(self.positions, grid)  # (B, dim, f, t)
-        tokens: Tensor = torch.cat((self.class_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
+        tokens: Tensor = torch.cat(
+            (self.class_token.expand(x.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)), dim=1
+        )
         tokens = self.ln(self.layers(self.dropout(tokens)))  # (B, 1 + f t, dim)
         if not self.pool:
-            return tokens[:, 1:].reshape(len(x), *grid, self.out_dim).mean(dim=1)
+            return tokens[:, 1:].reshape(x.shape[0], *grid, self.out_dim).mean(dim=1)
         return tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1)
 
     def _grid(self, bins: int, steps: int) -> tuple[int, int]:

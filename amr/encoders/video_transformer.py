@@ -144,7 +144,7 @@ def _encode_mvit(net: MViT, x: Tensor, pool: bool) -> Tensor:
     for block in net.blocks:
         x, thw = block(x, thw)
     x = net.norm(x)  # (B, 1 + T h w, D), the class token first
-    return x[:, 0] if pool else x[:, 1:].reshape(len(x), thw[0], -1, x.shape[2]).mean(dim=2)
+    return x[:, 0] if pool else x[:, 1:].reshape(x.shape[0], thw[0], -1, x.shape[2]).mean(dim=2)
 
 
 def _encode_swin(net: SwinTransformer3d, x: Tensor) -> Tensor:

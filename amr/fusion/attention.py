@@ -101,9 +101,10 @@ class Attention(Fusion):
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, dim)."""
         groups = [
-            self.projections[name](encodings[name].reshape(len(encodings[name]), -1, size)) + embedding  # (B, T_m, dim)
+            self.projections[name](encodings[name].reshape(encodings[name].shape[0], -1, size))
+            + embedding  # (B, T_m, dim)
             for (name, size), embedding in zip(self.dims.items(), self.modality_embeddings, strict=True)
         ]
-        tokens = torch.cat([self.class_token.expand(len(groups[0]), 1, -1), *groups], dim=1)  # (B, 1 + Σ T_m, dim)
+        tokens = torch.cat([self.class_token.expand(groups[0].shape[0], 1, -1), *groups], dim=1)  # (B, 1 + Σ T_m, dim)
         combined: Tensor = self.norm(self.layers(tokens)[:, 0])
         return combined

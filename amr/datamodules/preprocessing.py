@@ -1,0 +1,102 @@
+"""What lies between a clip's file and a network's input, as data: for programs that use a model outside of amr."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from amr.datamodules.base import ClipDataModule
+from amr.datamodules.media import DecodeOptions
+from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.errors import UserError
+from amr.parser import OneLineParser
+
+
+def preprocessing(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each modality's input and the steps to it, those of evaluation; no clip and no listing is read.
+
+    Args:
+        section: The `data` section of a configuration.
+
+    Returns:
+        By modality: `shape` (without the batch), `axes`, `dtype`, `source` (what is decoded of a file) and `steps`, in
+        order, each with its parameters.
+
+    Raises:
+        UserError: It is not a section of a `ClipDataModule`, the only one whose transforms are known.
+    """
+    parser = OneLineParser()
+    parser.add_subclass_arguments(ClipDataModule, "data", required=True)
+    try:
+        init = parser.parse_object({"data": dict(section)}).as_dict()["data"]["init_args"]
+    except UserError as error:
+        raise UserError(f"data: {error}; export knows the inputs of subclasses of ClipDataModule") from error
+    parts: dict[str, Any] = {"decode": DecodeOptions, "audio": AudioTransform, "video": VideoTransform}
+    parser = OneLineParser()
+    for key, part in parts.items():
+        parser.add_class_arguments(part, key)
+    made = parser.instantiate_classes(parser.parse_object({key: init[key] for key in parts if init.get(key)}))
+    described = {"audio": _audio(made.audio, made.decode), "video": _video(made.video, made.decode)}
+    return {name: described[name] for name in init["modalities"]}
+
+
+def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
+    rate = decode.sample_rate
+    shape = transform.shape(rate)
+    steps: list[dict[str, Any]] = [
+        {"step": "scale", "divide_by": 32768},
+        {
+            "step": "fit",
+            "samples": round(transform.seconds * rate),
+            "longer": {"first": "the first samples", "random": "the middle, from (length - samples) // 2 on"}[
+                transform.crop
+            ],
+            "shorter": {"tile": "repeat from its beginning", "pad": "zeros behind"}[transform.fit],
+        },
+    ]
+    if transform.noise_snr_db is not None:
+        steps.append({"step": "add white noise", "snr_db": transform.noise_snr_db, "power": "of the whole clip"})
+    window = {
+        "n_fft": transform.n_fft,
+        "hop_length": transform.hop_length,
+        "window": "hann, periodic",
+        "centred": "n_fft // 2 samples reflected at both ends",
+    }
+    match transform.kind:
+        case "log_stft":
+            steps += [{"step": "spectrogram", **window, "power": 1}, {"step": "log", "add": transform.eps}]
+        case "log_mel":
+            mel = {"n_mels": transform.n_mels, "scale": "htk", "f_min": 0.0, "f_max": rate / 2, "norm": None}
+            steps += [{"step": "spectrogram", **window, "power": 2}, {"step": "mel", **mel}]
+            steps.append({"step": "log", "add": transform.eps})
+    if transform.normalise:
+        steps.append(
+            {"step": "normalise", "over": "the whole input", "deviation": "of n - 1", "add_to_deviation": 1e-5}
+        )
+    return {
+        "shape": list(shape),
+        "axes": ["channel", "sample"] if transform.kind == "waveform" else ["channel", "frequency", "time"],
+        "dtype": "float32",
+        "source": {"sample_rate": rate, "channels": "mono, by FFmpeg", "samples": "int16"},
+        "steps": steps,
+    }
+
+
+def _video(transform: VideoTransform, decode: DecodeOptions) -> dict[str, Any]:
+    shape = transform.shape()
+    return {
+        "shape": list(shape),
+        "axes": ["frame", "channel", "height", "width"],
+        "dtype": "float32",
+        "source": {
+            "frames_per_second": decode.fps,
+            "crop_top_left_height_width": decode.crop,
+            "shorter_side": decode.size,
+            "stored_as": f"JPEG, quality {decode.jpeg_quality}",
+        },
+        "steps": [
+            {"step": "choose frames", "count": transform.frames, "index": "floor((i + 0.5) * available / count)"},
+            {"step": "colour", "channels": "luminance" if transform.grayscale else "RGB", "values": "uint8"},
+            {"step": "resize", "height": shape[2], "width": shape[3], "by": "bilinear with antialiasing, on uint8"},
+            {"step": "scale", "divide_by": 255},
+            {"step": "normalise", "subtract": transform.mean, "divide_by": transform.std},
+        ],
+    }

@@ -1,0 +1,243 @@
+"""`amr export`: onnxruntime and torch.export against the model, the stated preprocessing against the loader's."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped]
+import pytest
+import torch
+import torchaudio.functional as AF
+import yaml
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
+
+from amr.cli import main
+from amr.datamodules import Synthetic
+from amr.encoders.base import Encoder
+from amr.errors import UserError
+from amr.export import export_model
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+from amr.load import load_model
+from amr.model import FusionModel
+from amr.parser import OneLineParser
+from tests.toy import Linear, Tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
+
+
+def model_of(fusion: type[Fusion], video: type[Encoder] = Linear) -> FusionModel:
+    torch.manual_seed(0)
+    head = fusion({"sound": 8, "sight": 8}, 5, hidden=6)  # type: ignore[call-arg]
+    return FusionModel({"sound": Linear(), "sight": video()}, head).eval()
+
+
+def inputs_of(batch: int) -> dict[str, Tensor]:
+    return {name: torch.randn(batch, 6) for name in ("sound", "sight")}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_from_one_file_at_any_batch_size(fusion: type[Fusion], tmp_path: Path) -> None:
+    model = model_of(fusion, Tokens if fusion is Attention else Linear)
+    model.train()
+    assert export_model(model, inputs_of(2), tmp_path, encodings=True) == ["model.onnx", "model.pt2"]
+    assert model.training
+    model.eval()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert {node.name: node.shape[0] for node in session.get_inputs()} == {"sound": "batch", "sight": "batch"}
+    names = [node.name for node in session.get_outputs()]
+    assert names == ["logits", "probabilities", "encoding_sound", "encoding_sight"]
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch in (1, 5):
+        inputs = inputs_of(batch)
+        with torch.no_grad():
+            encoded = model.encode(inputs)
+            logits = model.head(encoded)
+        expected = [logits, torch.softmax(logits, 1), encoded["sound"], encoded["sight"]]
+        values = session.run(names, {name: x.numpy() for name, x in inputs.items()})
+        from_torch = program(**inputs)
+        for name, ours, theirs in zip(names, expected, values, strict=True):
+            np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4, rtol=0)
+            torch.testing.assert_close(from_torch[name], ours, atol=1e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    command = ["fit", *tiny, "--runs_dir", str(folder), "--name", "run", "--wandb", "disabled"]
+    assert main([*command, "--trainer.max_epochs", "1"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    out = run.parent / "out"
+    assert main(["export", "--ckpt", str(run / "checkpoints/best.ckpt"), "--out", str(out)]) == 0
+    return out
+
+
+def by_the_book(described: dict[str, Any], stored: Any) -> Tensor:
+    """An input as preprocessing.json says, by other means than the transforms."""
+    x: Any = stored
+    for step in described["steps"]:
+        match step["step"]:
+            case "scale":
+                x = torch.as_tensor(np.asarray(x)).double() / step["divide_by"]
+            case "fit":
+                length = step["samples"]
+                if len(x) > length:
+                    start = 0 if "first" in step["longer"] else (len(x) - length) // 2
+                    x = x[start : start + length]
+                elif "repeat" in step["shorter"]:
+                    x = torch.cat([x] * math.ceil(length / len(x)))[:length]
+                else:
+                    x = torch.cat([x, x.new_zeros(length - len(x))])
+            case "spectrogram":
+                half = step["n_fft"] // 2
+                padded = torch.cat([x[1 : half + 1].flip(0), x, x[-half - 1 : -1].flip(0)])
+                window = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(step["n_fft"]).double() / step["n_fft"])
+                frames = padded.unfold(0, step["n_fft"], step["hop_length"]) * window
+                x = torch.fft.rfft(frames).abs().T ** step["power"]
+            case "mel":
+                rate = described["source"]["sample_rate"]
+                bank = AF.melscale_fbanks(
+                    len(x), step["f_min"], step["f_max"], step["n_mels"], rate, step["norm"], step["scale"]
+                )
+                x = bank.double().T @ x
+            case "log":
+                x = (x + step["add"]).log()[None]
+            case "choose frames":
+                x = [x[math.floor((i + 0.5) * len(x) / step["count"])] for i in range(step["count"])]
+            case "colour":
+                mode = ImageReadMode.GRAY if step["channels"] == "luminance" else ImageReadMode.RGB
+                files = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in x]
+                x = torch.stack(decode_jpeg(files, mode))  # type: ignore[arg-type]  # of a list, a list
+            case "resize":
+                x = resize(x, [step["height"], step["width"]], antialias=True)
+            case "normalise":
+                if "over" in step:
+                    x = (x - x.mean()) / (x.std() + step["add_to_deviation"])
+                else:
+                    x = (x - step["subtract"]) / step["divide_by"]
+            case other:
+                raise AssertionError(other)
+    assert ["batch", *x.shape] == described["shape"]
+    assert len(described["axes"]) == len(described["shape"])
+    return x.to(getattr(torch, described["dtype"]))  # type: ignore[no-any-return]
+
+
+def test_what_is_said_of_the_inputs_makes_them(run: Path, exported: Path) -> None:
+    """From the store's bytes, by the file alone, through onnxruntime: the model's logits on the loader's batch."""
+    described = json.loads((exported / "preprocessing.json").read_text())
+    assert described["labels"] == [f"class{k}" for k in range(4)]
+    parser = OneLineParser()
+    parser.add_subclass_arguments(Synthetic, "data")
+    section = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    data: Synthetic = parser.instantiate_classes(parser.parse_object({"data": section})).data
+    batch = next(iter(data.test_dataloader()))
+    made: dict[str, list[Tensor]] = {"audio": [], "video": []}
+    for name in batch["id"]:
+        for modality, stored in data._clip_store.get(name).items():
+            made[modality].append(by_the_book(described["inputs"][modality], stored))
+    inputs = {name: torch.stack(rows) for name, rows in made.items()}
+    for name, x in inputs.items():
+        torch.testing.assert_close(x, batch["inputs"][name], rtol=0, atol=1e-3)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    (logits,) = session.run(["logits"], {name: x.numpy() for name, x in inputs.items()})
+    with torch.no_grad():
+        expected = load_model(run / "checkpoints/best.ckpt")(batch["inputs"])
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-3)
+
+
+def test_the_readme_is_true(exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(exported)
+    snippets = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), flags=re.DOTALL)
+    assert len(snippets) == 2
+    for code in snippets:
+        exec(code, {})  # noqa: S102
+    first, second = capsys.readouterr().out.splitlines()
+    assert first[1:-1].split() == second.removeprefix("tensor([").removesuffix("])").split(", ")
+    assert onnx.load("model.onnx").opset_import[0].version >= 18
+
+
+def test_no_clip_is_needed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine, without the data; and one format, for which onnx need not be there."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["data"]["init_args"]["root"] = "/nowhere"
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": content["data"]}))
+    command = ["export", "--ckpt", str(run / "checkpoints/best.ckpt"), "--data", str(tmp_path / "data.yaml")]
+    assert main([*command, "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.pt2", "README.md", "preprocessing.json"}
+    assert not (tmp_path / "out/model.onnx").exists()
+
+
+class Fickle(Linear):
+    """What it does depends on what it sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Stiff(Linear):
+    """`len` fixes the batch size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(len(x), -1))
+
+
+class Odd(Concat):
+    def combine(self, encodings: Any) -> Tensor:
+        return super().combine(encodings) * float(encodings["sound"].sum())
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    for encoder in (Fickle, Stiff):
+        with pytest.raises(
+            UserError, match=f"^model.encoders.sight={encoder.__name__} cannot be exported: .+"
+        ) as caught:
+            export_model(model_of(Concat, encoder), inputs_of(2), tmp_path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^model.fusion=Odd cannot be exported: .+"):
+        export_model(model_of(Odd), inputs_of(2), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = str(run / "checkpoints/best.ckpt")
+    toy = tmp_path / "toy.yaml"
+    toy.write_text(yaml.safe_dump({"data": {"class_path": "tests.toy.Toy"}}))
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("model: {}")
+    alone = tmp_path / "alone.yaml"
+    section = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    alone.write_text(
+        yaml.safe_dump({"data": {**section, "init_args": {**section["init_args"], "modalities": ["audio"]}}})
+    )
+    cases = {
+        "export knows the inputs of subclasses of ClipDataModule": ["--data", str(toy)],
+        "has no `data` section": ["--data", str(empty)],
+        "no such file": ["--data", str(tmp_path / "none.yaml")],
+        "the model has 'video'; there are 'audio'": ["--data", str(alone)],
+        "invalid choice: 'tflite'": ["--format", "tflite"],
+    }
+    for message, arguments in cases.items():
+        assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out"), *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ONNX needs onnxscript, which is not installed: pip install 'amr[export]'" in line
+    assert not (tmp_path / "out").exists()
