@@ -76,7 +76,7 @@ def is_crowded(rows: Iterable[Row]) -> bool:
 def plot_summary(runs: Iterable[Run]) -> Figure:
     """Validation accuracy and the first modality's dominance over epochs, side by side; a row for each dataset."""
     rows = summarise(runs)
-    with _drawing():
+    with drawing():
         from matplotlib.figure import Figure
 
         datasets = list(dict.fromkeys(row.dataset for row in rows))
@@ -96,7 +96,7 @@ def plot_summary(runs: Iterable[Run]) -> Figure:
             for axes, panel in zip(part.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
                 lines |= _draw(axes, chosen, panel)
                 axes.set_title(panel.title, fontsize=12)
-            _legend(part, chosen, lines, columns=6, size=11)
+            add_legend(part, chosen, lines, columns=6, size=11)
     return figure
 
 
@@ -134,7 +134,8 @@ def _curve(row: Row, panel: _Panel) -> list[tuple[int, float, float, float]]:
     return [(epoch, statistics.fmean(vs), min(vs), max(vs)) for epoch, vs in points]
 
 
-def _look(index: int) -> dict[str, Any]:
+def line_look(index: int) -> dict[str, Any]:
+    """Colour, dashes and marker of a row."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index % len(DASHES)],
@@ -151,9 +152,9 @@ def _draw(axes: Axes, rows: Sequence[Row], panel: _Panel) -> dict[int, Line2D]:
         if curve := _curve(row, panel):
             epochs, mean, low, high = zip(*curve, strict=True)
             every = max(1, len(epochs) // 6)
-            (lines[index],) = axes.plot(epochs, mean, **_look(index), markevery=(index % every, every))
+            (lines[index],) = axes.plot(epochs, mean, **line_look(index), markevery=(index % every, every))
             if len(row.runs) > 1:
-                axes.fill_between(epochs, low, high, color=_look(index)["color"], alpha=0.15, linewidth=0)
+                axes.fill_between(epochs, low, high, color=line_look(index)["color"], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_title(panel.title)
@@ -164,7 +165,8 @@ def _draw(axes: Axes, rows: Sequence[Row], panel: _Panel) -> dict[int, Line2D]:
     return lines
 
 
-def _legend(figure: Any, rows: Sequence[Row], lines: Mapping[int, Any], columns: int, size: float = 9) -> None:
+def add_legend(figure: Any, rows: Sequence[Row], lines: Mapping[int, Any], columns: int, size: float = 9) -> None:
+    """Name the rows that have a line, below the figure."""
     labels = [f" {label}" if label.startswith("_") else label for label in _labels(rows)]  # matplotlib hides "_..."
     shown = sorted(lines)
     figure.legend(
@@ -177,10 +179,11 @@ def _legend(figure: Any, rows: Sequence[Row], lines: Mapping[int, Any], columns:
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-    return [_short(name, 40) for name in row_names(rows)]
+    return [shorten(name, 40) for name in row_names(rows)]
 
 
-def _short(name: str, most: int) -> str:
+def shorten(name: str, most: int) -> str:
+    """A name of at most that many characters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -194,13 +197,13 @@ def _plots(rows: Sequence[Row]) -> list[Plot]:
     """One dataset's figures, each with its own legend: they are read one at a time on a phone."""
     names, crowded = row_names(rows), is_crowded(rows)
     plots: list[Plot | None] = []
-    with _drawing():
+    with drawing():
         for panel in _panels(rows):
             if not crowded:
                 figure = _small_figure(rows)
-                _legend(figure, rows, _draw(figure.subplots(), rows, panel), columns=2)
+                add_legend(figure, rows, _draw(figure.subplots(), rows, panel), columns=2)
             elif panel.column.startswith(("val/acc", "val/dom")):
-                figure = _figure(0.9 + 1.15 * math.ceil(len(_groups(rows)) / 2))
+                figure = new_figure(0.9 + 1.15 * math.ceil(len(_groups(rows)) / 2))
                 _multiples(figure, rows, panel, columns=2)
             else:
                 continue
@@ -248,7 +251,7 @@ def _multiples(figure: Figure | SubFigure, rows: Sequence[Row], panel: _Panel, c
         if panel.even is not None:
             (lines["equal shares"],) = [axes.axhline(panel.even, **EVEN)]
             axes.set_ylim(0, 100)
-        axes.set_title(_short(names[group[0]], 26), fontsize=9, fontweight="normal", pad=3)
+        axes.set_title(shorten(names[group[0]], 26), fontsize=9, fontweight="normal", pad=3)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.tick_params(labelsize=8)
     for place, axes in enumerate(grid):
@@ -282,13 +285,13 @@ def _scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
     for i, (x, y) in enumerate(_points(rows, modality)):
         if x:
             means[i] = statistics.fmean(x), statistics.fmean(y)
-            look = _look(i) | {"linestyle": ""}
+            look = line_look(i) | {"linestyle": ""}
             if len(x) > 1:
                 axes.plot(x, y, **look, markersize=5, alpha=0.6, markeredgewidth=0)
             (dots[i],) = axes.plot(*([value] for value in means[i]), **look, markersize=9, markeredgecolor="white")
     if not dots:
         return None
-    _legend(figure, rows, dots, columns=2)
+    add_legend(figure, rows, dots, columns=2)
     return _finish_scatter(axes, rows, modality, even, means)
 
 
@@ -298,7 +301,7 @@ def _numbered_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot |
     groups = [kept for group in _groups(rows) if (kept := [i for i in group if i in means])]
     if not groups:
         return None
-    figure = _figure(5.4 + 0.17 * math.ceil(len(groups) / 2))
+    figure = new_figure(5.4 + 0.17 * math.ceil(len(groups) / 2))
     axes = figure.subplots()
     for group in groups:
         axes.plot(*zip(*(means[i] for i in group), strict=True), color="#bbbbbb", linewidth=0.8, zorder=1)
@@ -308,7 +311,7 @@ def _numbered_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot |
     plot = _finish_scatter(axes, rows, modality, even, means)
     axes.margins(0.1)
     names = row_names(rows)
-    key = [f"{number}  {_short(names[group[0]], 24)}" for number, group in enumerate(groups, 1)]
+    key = [f"{number}  {shorten(names[group[0]], 24)}" for number, group in enumerate(groups, 1)]
     marks = [axes.plot([], [], marker=m, color=c["color"], linestyle="")[0] for m, c in (("o", PLAIN), ("D", WITH_AMR))]
     blank = [axes.plot([], [], linestyle="")[0] for _ in key]
     figure.legend(
@@ -372,14 +375,14 @@ def _forest(rows: Sequence[Row]) -> Plot | None:
     found = [(name, gain) for name, gain in zip(row_names(rows), gains, strict=True) if gain]
     if len(found) < 2:
         return None
-    figure = _figure(1.1 + 0.22 * len(found))
+    figure = new_figure(1.1 + 0.22 * len(found))
     axes = figure.subplots()
     for place, (_, gain) in enumerate(found):
         clear = gain.low > 0 or gain.high < 0
         axes.plot([100 * gain.low, 100 * gain.high], [place, place], color=COLOURS[0], linewidth=1.4)
         axes.plot([100 * gain.mean], [place], "o", color=COLOURS[0], markerfacecolor=COLOURS[0] if clear else "white")
     axes.axvline(0, color="#555555", linewidth=0.9)
-    axes.set_yticks(range(len(found)), [_short(name, 28) for name, _ in found], fontsize=9)
+    axes.set_yticks(range(len(found)), [shorten(name, 28) for name, _ in found], fontsize=9)
     axes.set_ylim(len(found) - 0.4, -0.6)
     figure.supxlabel("percentage points, 95 % intervals; filled: 0 lies outside", fontsize=9)
     title = f"Accuracy minus naive fusion's, {SPLIT_NAMES[rows[0].source]}"
@@ -391,17 +394,18 @@ def _forest(rows: Sequence[Row]) -> Plot | None:
 
 
 def _small_figure(rows: Sequence[Row]) -> Figure:
-    return _figure(3.0 + 0.17 * math.ceil(len(rows) / _columns(rows, 2)))
+    return new_figure(3.0 + 0.17 * math.ceil(len(rows) / _columns(rows, 2)))
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """A figure as wide as a column of the page, that many inches high."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(4.6, height), layout="constrained")
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Matplotlib in this module's style, whatever the user's matplotlibrc says; put back at the end."""
     from matplotlib import style
 
@@ -414,7 +418,7 @@ def image(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     """The figure without dates or program names, and for SVG without the document type's address."""
     buffer = io.BytesIO()
     nothing = ("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",)
-    with _drawing():
+    with drawing():
         figure.savefig(buffer, format=kind, metadata=dict.fromkeys(nothing))
     data = buffer.getvalue()
     return data[data.index(b"<svg") :] if kind == "svg" else data

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from amr.compare.figures import Plot, image, is_crowded, plot_curves
+from amr.compare.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
 from amr.compare.runs import BLANK, Run, printable
 from amr.compare.table import (
     AMR_CAPTION,
@@ -121,7 +122,7 @@ def _page(runs: Sequence[Run], command: str) -> str:
         parts.append(f"Band: lowest to highest seed.{small}</p>")
         figures = "".join(_figure(plot) for plot in plots if plot.dataset == dataset)
         parts.append(f'<div class="plots">{figures}</div>')
-    parts += [*_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
+    parts += [*_robustness(rows), *_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
     parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
     return document(title, "\n".join(parts))
 
@@ -195,6 +196,22 @@ def _table(caption: str, head: Sequence[str], body: Iterable[Sequence[str]], row
 def _breakable(text: str) -> str:
     """Escaped text that a narrow column may break after a dot, slash, plus or underscore."""
     return re.sub(r"([/+_]|\.(?!\d))", r"\1<wbr>", escape(text))
+
+
+def _robustness(rows: Sequence[Row]) -> list[str]:
+    """What is lost when a modality is missing or goes wrong: a table and plots, of the runs that were asked."""
+    parts = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        chosen = [row for row in rows if row.dataset == dataset and any(run.robustness for run in row.runs)]
+        if not chosen:
+            continue
+        names = dict(zip(map(id, rows), row_names(rows), strict=True))
+        several = len({row.dataset for row in rows}) > 1
+        parts.append(f"<h2>{escape(f'Robustness on {dataset}' if several else 'Robustness')}</h2>")
+        parts.append(_table(ROBUSTNESS_CAPTION, *robustness_cells(chosen, [names[id(row)] for row in chosen])))
+        figures = "".join(map(_figure, plot_robustness(chosen)))
+        parts.append(f'<div class="plots">{figures}</div>')
+    return parts
 
 
 def _class_tables(rows: Sequence[Row]) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from amr.errors import UserError
 
 Source = Literal["test", "val"]
+Key = tuple[str, str, str, int | None]
+"""Measure, modality, corruption and severity of one of robustness.parquet's numbers."""
 BLANK = "\N{EN DASH}"
 ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
 SPLITS = ("train/", "val/", "test/")
@@ -40,6 +42,7 @@ class Run:
         has_metrics: Whether any metrics were written.
         title: How tables and plots call the method; the method's name where none is given.
         notes: What went wrong in reading, to be said beside the table.
+        robustness: Of the test split, by (measure, modality, corruption, severity), from robustness.parquet.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Run:
     has_metrics: bool = False
     title: str = ""
     notes: tuple[str, ...] = ()
+    robustness: dict[Key, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.title:
@@ -87,7 +91,7 @@ class Run:
 
 
 def read_folder(path: Path) -> Run:
-    """Read a run's folder: run.json, metrics/version_*/metrics.csv, per_class.csv, config.yaml.
+    """Read a run's folder: run.json, metrics/version_*/metrics.csv, per_class.csv, config.yaml, robustness.parquet.
 
     Rows of metrics.csv are merged by epoch. A run that was resumed (`version_1`, ...) goes on from the first epoch of
     the later version: what earlier versions had from there on, test results included, belongs to abandoned weights.
@@ -123,7 +127,29 @@ def read_folder(path: Path) -> Run:
         ),
         has_metrics=bool(versions),
         title=printable(info.get("title") or ""),
+        robustness=read_robustness(path / "robustness.parquet"),
     )
+
+
+def read_robustness(file: Path) -> dict[Key, float]:
+    """What `amr test --robustness.test true` wrote; nothing if it is not there.
+
+    Raises:
+        UserError: It cannot be read, or is another table.
+    """
+    if not file.is_file():
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ("measure", "modality", "corruption")
+    try:
+        rows = pq.read_table(file, columns=[*names, "severity", "value"]).to_pylist()
+        return {
+            (*(printable(row[name]) for name in names), row["severity"]): one_nan(float(row["value"])) for row in rows
+        }
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise bad(file, f"cannot be read ({error}); allowed: a table as amr test writes it") from None
 
 
 def check_facts(file: Path, info: Mapping[str, Any], where: str = "") -> None:

@@ -204,13 +204,13 @@ def jpeg(frames: Tensor, quality: float, _: Context) -> Tensor:
 
 
 AUDIO = {
-    "white": Corruption("signal-to-noise ratio, dB", (20, 10, 0, -5, -10), white),
+    "white": Corruption("signal-to-noise ratio, dB", (30, 20, 10, 0, -10), white),
     "babble": Corruption("signal-to-noise ratio, dB", (20, 10, 5, 0, -5), babble),
-    "time_mask": Corruption("part of the clip", (0.1, 0.2, 0.3, 0.45, 0.6), time_mask),
-    "frequency_mask": Corruption("part of the range in mels", (0.1, 0.2, 0.3, 0.45, 0.6), frequency_mask),
+    "time_mask": Corruption("part of the clip", (0.05, 0.1, 0.2, 0.35, 0.5), time_mask),
+    "frequency_mask": Corruption("part of the range in mels", (0.05, 0.1, 0.2, 0.35, 0.5), frequency_mask),
     "clipping": Corruption("part of the samples", (0.05, 0.15, 0.3, 0.5, 0.7), clipping),
-    "resampling": Corruption("factor", (2, 3, 4, 6, 8), resampling),
-    "silence": Corruption("part of the 20 ms packets", (0.2, 0.4, 0.6, 0.8, 1.0), silence),
+    "resampling": Corruption("factor", (1.25, 1.5, 2, 3, 5), resampling),
+    "silence": Corruption("part of the 20 ms packets", (0.1, 0.25, 0.5, 0.75, 1.0), silence),
 }
 VIDEO = {
     "noise": Corruption("standard deviation, of 255", (15, 30, 60, 90, 130), noise),
