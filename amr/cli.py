@@ -69,6 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
     _add_compare(commands)
     _add_analyze(commands)
     _add_export(commands)
+    _add_site(commands)
     _add_dashboard(commands)
     demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
@@ -87,6 +88,14 @@ def _dispatch(arguments: list[str]) -> int:
             from amr.export import run as export
 
             return export(options)
+        case "site":
+            from amr.site import run as site
+
+            return site(options)
+        case "agreement":
+            from amr.site import run_agreement
+
+            return run_agreement(options)
         case "dashboard":
             from amr.dashboard import run as dashboard
 
@@ -113,6 +122,14 @@ def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from amr.export import add_arguments
 
     add_arguments(commands.add_parser("export", help="a checkpoint's model as ONNX and as a torch.export program"))
+
+
+def _add_site(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from amr.site import add_agreement_arguments, add_arguments
+
+    add_arguments(commands.add_parser("site", help="a page to look at one analysis, or two side by side"))
+    text = "how far two people agree who named a model's units on that page"
+    add_agreement_arguments(commands.add_parser("agreement", help=text))
 
 
 def _add_dashboard(commands: "argparse._SubParsersAction[_Parser]") -> None:

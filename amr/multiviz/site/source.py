@@ -1,0 +1,236 @@
+"""Reads the folder that `amr analyze` leaves (docs/multiviz/files.md)."""
+
+import functools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amr.errors import UserError
+from amr.multiviz.site.pack import quantised
+
+VERSION = 1  # of the folder
+KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is for others to read.
+    *("title", "method", "dataset", "split", "modalities", "labels", "clips", "lacking", "explained", "accuracy", "mAP"),
+    *("ECE", "calibration", "dominance", "dominance_by_class", "history", "robust", "emap", "sparse", "errors"),
+    *("methods", "stages", "notes"),
+)
+MAPS = ("U", "D", "R", "C", "RC")
+
+
+class Source:
+    """An analysis.
+
+    Args:
+        folder: What `amr analyze --out` named.
+
+    Raises:
+        UserError: It is not there, unfinished, or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "summary.json").is_file():
+            there = "its analysis is not finished: repeat `amr analyze`" if (folder / "plan.json").is_file() else ""
+            raise UserError(f"{folder}: no summary.json; {there or 'name a folder that `amr analyze` wrote'}")
+        self.summary: dict[str, Any] = self._json("summary.json")
+        if (version := self.summary.get("version")) != VERSION:
+            raise UserError(f"{folder / 'summary.json'}: version {version}; this amr reads {VERSION}")
+        self.labels: list[str] = self.summary["labels"]
+        self.modalities: list[str] = self.summary["modalities"]
+        self.rows = {row["id"]: row for row in self.table("predictions")}
+        for row in self.rows.values():
+            if not re.fullmatch(r"[\w-]+", row["slug"]):
+                raise UserError(f"{folder / 'predictions.parquet'}: the slug {row['slug']!r} is no file name")
+
+    def _json(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """A parquet file's rows; none if the stage did not run."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            return []
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+        return rows
+
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        """The checkpoint's SHA-256: what names of units belong to."""
+        return str(self._json("plan.json")["checkpoint"])
+
+    @functools.cached_property
+    def extremes(self) -> list[str]:
+        """Slugs of the clips at the ends of units that have maps of them."""
+        return sorted(path.stem for path in (self.folder / "extremes").glob("*.npz"))
+
+    @functools.cached_property
+    def shown(self) -> list[str]:
+        """Ids of the clips whose media are shown: explained ones and those at the ends of units."""
+        ends = set(self.extremes)
+        return [id for id, row in self.rows.items() if row["explained"] or row["slug"] in ends]
+
+    def kinds(self) -> dict[str, str]:
+        """How each modality's input is looked at: frames, spectrogram, wave or vector."""
+        found = {}
+        for modality, atoms in self._json("atoms.json").items():
+            keys = set(atoms["fine"]["coordinates"][0])
+            frames, bins, wave = "top" in keys, "low_hz" in keys, "start_s" in keys
+            found[modality] = "frames" if frames else "spectrogram" if bins else "wave" if wave else "vector"
+        return found
+
+    def pictured(self) -> tuple[str, int] | None:
+        """The modality that a clip's thumbnail is of, and how many frames lie side by side in its picture."""
+        kinds = self.kinds()
+        for kind in ("frames", "spectrogram"):
+            for modality in self.modalities:
+                if kinds[modality] == kind:
+                    grid = self._json("atoms.json")[modality]["fine"]["grid"]
+                    return modality, grid[0] if kind == "frames" else 1
+        return None
+
+    def run(self) -> dict[str, Any]:
+        """What the overview shows."""
+        simulation = {row["stage"]: row for row in self.table("simulation")}
+        drop = ("seed", "accuracy", "shuffled")
+        return {
+            **{key: self.summary.get(key) for key in KEPT},
+            "checkpoint": self.checkpoint,
+            "confusion": np.asarray(self.summary["confusion"], np.int32),
+            "kinds": self.kinds(),
+            "atoms": self._json("atoms.json"),
+            "trust": self.table("trust"),
+            "path": self.table("prediction"),
+            "simulation": [{k: v for k, v in row.items() if k not in drop} for row in simulation.values()],
+            "selection": self.table("selection"),
+            "error_units": self.table("error_units"),
+        }
+
+    def columns(self, ids: Iterable[str]) -> dict[str, Any]:
+        """A column each of what is known of clips, in their order; -1 or NaN for those that are not in this analysis."""
+        place = {label: i for i, label in enumerate(self.labels)}
+        rows = [self.rows.get(id) for id in ids]
+        shares = [[_number(row and row[f"share_{m}"]) for m in self.modalities] for row in rows]
+        kinds = [_error(row) for row in rows]
+        names = sorted({kind for kind in kinds if kind})
+        return {
+            "predicted": np.array([place[row["predicted"]] if row else -1 for row in rows], np.int32),
+            "confidence": np.array([_number(row and row["confidence"]) for row in rows], np.float32),
+            "shares": np.array(shares, np.float32).reshape(len(rows), len(self.modalities)),
+            "error": np.array([names.index(kind) if kind else -1 for kind in kinds], np.int32),
+            "errors": names,
+            "explained": np.array([bool(row and row["explained"]) for row in rows]),
+            "top": [[place[c] for c in row["top_classes"]] if row else [] for row in rows],
+            "top_p": [[round(float(p), 4) for p in row["top_probabilities"]] if row else [] for row in rows],
+        }
+
+    def units(self) -> dict[str, Any]:
+        """Units of the sparse classifier, with their coefficients and extreme clips."""
+        place = {label: i for i, label in enumerate(self.labels)}
+        coefficients: dict[int, list[list[float]]] = defaultdict(list)
+        for row in self.table("units"):
+            coefficients[row["unit"]].append([place[row["class"]], row["coefficient"]])
+        ends: dict[int, dict[str, list[list[Any]]]] = defaultdict(lambda: {"most": [], "least": []})
+        for row in self.table("representation"):
+            if row["unit"] in coefficients or not coefficients:
+                ends[row["unit"]][row["end"]].append([row["rank"], row["id"], row["value"]])
+        order = sorted(coefficients or ends, key=lambda u: -max((abs(c) for _, c in coefficients.get(u, [])), default=0))
+        return {
+            "units": [
+                {
+                    "unit": unit,
+                    "coefficients": coefficients.get(unit, []),
+                    **{end: [clip[1:] for clip in sorted(clips)] for end, clips in ends[unit].items()},
+                }
+                for unit in order
+            ],
+            "mapped": self.extremes,
+        }
+
+    def clip(self, path: Path) -> dict[str, Any]:
+        """All that an archive of clips/ or extremes/ holds, as the page reads it."""
+        try:
+            with np.load(path) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+        found: dict[str, Any] = {"id": str(arrays["id"]), "label": int(arrays["label"]), "modalities": {}}
+        for modality in self.modalities:
+            start, stop = arrays[f"window/{modality}"].tolist()
+            found["modalities"][modality] = {
+                "picture": arrays[f"picture/{modality}"],
+                "range": arrays[f"range/{modality}"].tolist(),
+                "unit": str(arrays[f"unit/{modality}"]),
+                "fine": arrays[f"fine/{modality}"].astype(np.uint16),
+                "coarse": arrays[f"coarse/{modality}"].astype(np.uint16),
+                "window": [start, stop] if np.isfinite([start, stop]).all() else None,
+            }
+        for stage in MAPS:
+            found[stage] = _maps(arrays, stage)
+        for name in ("predicted", "classes", "units"):
+            if name in arrays:
+                found[name] = arrays[name].tolist()
+        for name in ("logits", "activations", "shapley", "pairs", "additive", "interaction"):
+            if name in arrays:
+                found[name] = arrays[name].astype(np.float32)
+        if "P/units" in arrays:
+            found["P"] = {
+                "units": arrays["P/units"].tolist(),
+                "contributions": arrays["P/contributions"].astype(np.float32),
+                "intercepts": arrays["P/intercepts"].astype(np.float32),
+            }
+        return found
+
+    def media(self, id: str) -> tuple[dict[str, Path], str | None]:
+        """The media file of each modality that has one, and why it cannot be shown."""
+        row, root = self.rows[id], self.summary.get("root")
+        names = {m: row[f"file_{m}"] for m in self.modalities if row.get(f"file_{m}")}
+        if row.get("problem"):
+            return {}, str(row["problem"])
+        if not names or root is None:
+            return {}, "the data do not say which file it comes from"
+        for name in names.values():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                return {}, f"{name} leads out of the clips' folder"
+        return {m: Path(root) / name for m, name in names.items()}, None
+
+
+def _maps(arrays: Mapping[str, NDArray[Any]], stage: str) -> dict[str, Any]:
+    """{modality or pair: {method: {"v": values, "e": errors, "why": reason of a map that is all zeros}}}."""
+    found: dict[str, Any] = defaultdict(dict)
+    for name, values in arrays.items():
+        kind, _, rest = name.partition("/")
+        where, _, method = rest.rpartition("/")
+        if kind == stage:
+            one = {"v": quantised(values)}
+            if (error := arrays.get(f"{stage}_error/{rest}")) is not None:
+                one["e"] = quantised(error)
+            if (why := arrays.get(f"{stage}_reason/{rest}")) is not None:
+                one["why"] = str(why)
+            found[where][method] = one
+    return dict(found)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _error(row: Mapping[str, Any] | None) -> str | None:
+    if row is None or row["error_kind"] is None:
+        return None
+    return f"{row['error_kind']} {row['error_modality'] or ''}".strip()
