@@ -3,9 +3,12 @@
 For tests and benchmarks of the site, which need thousands of clips and awkward names.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from amr.analyze import _slug
 from amr.datamodules.synthesis import write_mp4
 
 LABELS = ("b", "d", "f", "m", "p", "s", "v", "z")
@@ -59,7 +61,10 @@ def write_analysis(
     odds /= odds.sum(1, keepdims=True)
     predicted = odds.argmax(1)
     share = np.clip(rng.beta(12 * lean, 12 * (1 - lean), clips), 0.01, 0.99)
-    kinds = [None if p == t else ("perception", "interaction", "prediction")[i % 3] for i, (p, t) in enumerate(zip(predicted, truth, strict=True))]
+    kinds = [
+        None if p == t else ("perception", "interaction", "prediction")[i % 3]
+        for i, (p, t) in enumerate(zip(predicted, truth, strict=True))
+    ]
     blamed = [("audio", "video")[i % 2] if kind == "perception" else None for i, kind in enumerate(kinds)]
     slugs = [_slug(name) for name in names]
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +73,24 @@ def write_analysis(
     order = np.argsort(-odds, 1)[:, :5]
     rows = [
         {
-            "id": name, "slug": slugs[i], "label": labels[truth[i]], "predicted": labels[predicted[i]],
-            "correct": bool(truth[i] == predicted[i]), "confidence": float(odds[i].max()),
-            "top_classes": [labels[c] for c in order[i]], "top_probabilities": odds[i, order[i]].tolist(),
-            "share_audio": float(share[i]), "share_video": float(1 - share[i]), "error_kind": kinds[i],
-            "error_modality": blamed[i], "explained": i < explained, "file_audio": f"{i}.mp4", "file_video": f"{i}.mp4",
-            "start": None, "end": None, "problem": None,
+            "id": name,
+            "slug": slugs[i],
+            "label": labels[truth[i]],
+            "predicted": labels[predicted[i]],
+            "correct": bool(truth[i] == predicted[i]),
+            "confidence": float(odds[i].max()),
+            "top_classes": [labels[c] for c in order[i]],
+            "top_probabilities": odds[i, order[i]].tolist(),
+            "share_audio": float(share[i]),
+            "share_video": float(1 - share[i]),
+            "error_kind": kinds[i],
+            "error_modality": blamed[i],
+            "explained": i < explained,
+            "file_audio": f"{i}.mp4",
+            "file_video": f"{i}.mp4",
+            "start": None,
+            "end": None,
+            "problem": None,
         }
         for i, name in enumerate(names)
     ]
@@ -85,41 +102,74 @@ def write_analysis(
         write.clip(names[i], slugs[i], int(truth[i]), int(predicted[i]), logits[i])
     write.tables(names, slugs, truth, explained)
     history = [
-        {"epoch": e, "train/acc": 0.15 + 0.7 * (1 - 0.7**e), "val/acc": 0.14 + 0.6 * (1 - 0.72**e),
-         "val/dominance/audio": lean + (0.5 - lean) * 0.6**e, "val/dominance/video": 1 - lean - (0.5 - lean) * 0.6**e}
+        {
+            "epoch": e,
+            "train/acc": 0.15 + 0.7 * (1 - 0.7**e),
+            "val/acc": 0.14 + 0.6 * (1 - 0.72**e),
+            "val/dominance/audio": lean + (0.5 - lean) * 0.6**e,
+            "val/dominance/video": 1 - lean - (0.5 - lean) * 0.6**e,
+        }
         for e in range(12)
-    ]  # fmt: skip
+    ]
     confusion = np.zeros((n_classes, n_classes), int)
     np.add.at(confusion, (truth, predicted), 1)
     right = truth == predicted
     kinds_of_error = [f"{k} {b or ''}".strip() for k, b in zip(kinds, blamed, strict=True) if k]
     summary = {
-        "version": 1, "title": title, "method": title, "dataset": "made up", "split": "test",
-        "modalities": ["audio", "video"], "labels": list(labels), "checkpoint": "best.ckpt", "root": str(root.resolve()),
-        "clips": clips, "lacking": 3, "explained": explained, "accuracy": float(right.mean()), "mAP": float(right.mean()) + 0.02,
+        "version": 1,
+        "title": title,
+        "method": title,
+        "dataset": "made up",
+        "split": "test",
+        "modalities": ["audio", "video"],
+        "labels": list(labels),
+        "checkpoint": "best.ckpt",
+        "root": str(root.resolve()),
+        "clips": clips,
+        "lacking": 3,
+        "explained": explained,
+        "accuracy": float(right.mean()),
+        "mAP": float(right.mean()) + 0.02,
         "ECE": 0.061,
         "calibration": _calibration(odds.max(1), right),
         "dominance": {"audio": float(share.mean()), "video": float(1 - share.mean())},
         "dominance_by_class": {
-            label: {"clips": int((truth == c).sum()), "accuracy": float(right[truth == c].mean()) if (truth == c).any() else None,
-                    "audio": float(np.clip(lean + rng.normal() * 0.05, 0, 1)), "video": 0.0}
+            label: {
+                "clips": int((truth == c).sum()),
+                "accuracy": float(right[truth == c].mean()) if (truth == c).any() else None,
+                "audio": float(np.clip(lean + rng.normal() * 0.05, 0, 1)),
+                "video": 0.0,
+            }
             for c, label in enumerate(labels)
         },
-        "confusion": confusion.tolist(), "history": history,
-        "robust": {"test/robust/missing/audio": 0.31, "test/robust/missing/video": 0.62, "test/robust/perceptual_score/audio": 0.52,
-                   "test/robust/perceptual_score/video": 0.13, "test/robust/worst_modality": 0.31},
+        "confusion": confusion.tolist(),
+        "history": history,
+        "robust": {
+            "test/robust/missing/audio": 0.31,
+            "test/robust/missing/video": 0.62,
+            "test/robust/perceptual_score/audio": 0.52,
+            "test/robust/perceptual_score/video": 0.13,
+            "test/robust/worst_modality": 0.31,
+        },
         "emap": {"clips": explained, "accuracy": 0.83, "additive_accuracy": 0.8, "agreement": 0.9},
         "sparse": {"lambda": 0.01, "units": units, "accuracy": 0.78, "agreement": 0.9, "clips": 700},
         "errors": {kind: kinds_of_error.count(kind) for kind in sorted(set(kinds_of_error))},
-        "methods": _methods(), "stages": ["clips", "representation", "prediction", "errors", "trust", "simulation"],
+        "methods": _methods(),
+        "stages": ["clips", "representation", "prediction", "errors", "trust", "simulation"],
         "notes": ["guided_backprop left out for audio: the network has no ReLU"],
-    }  # fmt: skip
+    }
     for values in summary["dominance_by_class"].values():  # type: ignore[attr-defined]
         values["video"] = 1 - values["audio"]
-    (folder / "atoms.json").write_text(json.dumps({m: {k: _atoms(m, g[m]) for k, g in (("fine", FINE), ("coarse", COARSE))} for m in FINE}))
+    (folder / "atoms.json").write_text(
+        json.dumps({m: {k: _atoms(m, g[m]) for k, g in (("fine", FINE), ("coarse", COARSE))} for m in FINE})
+    )
     (folder / "plan.json").write_text(json.dumps({"checkpoint": f"{seed:064x}", "clips": explained, "title": title}))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
+
+
+def _slug(id: str) -> str:
+    return id if re.fullmatch(r"[\w-]+", id) else "odd-" + hashlib.sha256(id.encode()).hexdigest()[:8]
 
 
 class _Clips:
@@ -131,27 +181,39 @@ class _Clips:
     def clip(self, id: str, slug: str, label: int, predicted: int, logits: NDArray[Any]) -> None:
         classes = list(dict.fromkeys([predicted, label, *np.argsort(-logits).tolist()]))[: min(4, len(self.labels))]
         k, rng = len(classes), self.rng
-        arrays = {"id": np.array(id), "classes": np.array(classes), "label": np.array(label), "predicted": np.array(predicted),
-                  "logits": logits.astype(np.float32), **self._pictures(label)}  # fmt: skip
+        arrays = {
+            "id": np.array(id),
+            "classes": np.array(classes),
+            "label": np.array(label),
+            "predicted": np.array(predicted),
+            "logits": logits.astype(np.float32),
+            **self._pictures(label),
+        }
         for m, grid in FINE.items():
             for method in METHODS:
                 arrays[f"U/{m}/{method}"] = np.stack([_blob(grid, rng) for _ in classes])
             for method in ("lime", "kernel_shap"):
-                arrays[f"U_error/{m}/{method}"] = np.abs(rng.normal(size=arrays[f"U/{m}/{method}"].shape)).astype(np.float32) * 0.02
+                arrays[f"U_error/{m}/{method}"] = (
+                    np.abs(rng.normal(size=arrays[f"U/{m}/{method}"].shape)).astype(np.float32) * 0.02
+                )
             for part in ("dime_unimodal", "dime_multimodal"):
                 arrays[f"D/{m}/{part}"] = np.stack([_blob(COARSE[m], rng) for _ in classes])
-                arrays[f"D_error/{m}/{part}"] = np.abs(rng.normal(size=arrays[f"D/{m}/{part}"].shape)).astype(np.float32) * 0.02
+                arrays[f"D_error/{m}/{part}"] = (
+                    np.abs(rng.normal(size=arrays[f"D/{m}/{part}"].shape)).astype(np.float32) * 0.02
+                )
         for method, atoms in PAIRS:
             grids = FINE if atoms == "fine" else COARSE
             a, b = (np.stack([_blob(grids[m], rng) for _ in classes]) for m in FINE)
             pairs = a[:, :, None] * b[:, None, :] + 0.02 * rng.normal(size=(k, a.shape[1], b.shape[1]))
             if method == "second_order":
                 pairs = pairs * 0
-                arrays["C_reason/audio/video/second_order"] = np.array("the head is piecewise linear: its mixed second derivative is 0")
+                arrays["C_reason/audio/video/second_order"] = np.array(
+                    "the head is piecewise linear: its mixed second derivative is 0"
+                )
             arrays[f"C/audio/video/{method}"] = pairs.astype(np.float32)
         arrays["shapley"] = rng.normal(size=(k, 2)).astype(np.float32) + 1
         arrays["pairs"] = rng.normal(size=(k, 2, 2)).astype(np.float32) * 0.3
-        arrays["additive"], arrays["interaction"] = (rng.normal(size=(2, k)).astype(np.float32))
+        arrays["additive"], arrays["interaction"] = rng.normal(size=(2, k)).astype(np.float32)
         used = self.units[: min(6, len(self.units))]
         arrays |= self._local(used)
         for method in ("ablation",):
@@ -164,46 +226,114 @@ class _Clips:
 
     def tables(self, ids: list[str], slugs: list[str], truth: NDArray[Any], explained: int) -> None:
         rng = self.rng
-        order = [(c, u) for c in range(len(self.labels)) for u in np.argsort(-np.abs(self.coefficients[c])) if self.coefficients[c, u]]
-        _table(self.folder / "units.parquet", [
-            {"class": self.labels[c], "unit": int(self.units[u]), "coefficient": float(self.coefficients[c, u]), "lambda": 0.01}
-            for c, u in order
-        ])  # fmt: skip
-        ends, extreme = [], {}
+        order = [
+            (c, u)
+            for c in range(len(self.labels))
+            for u in np.argsort(-np.abs(self.coefficients[c]))
+            if self.coefficients[c, u]
+        ]
+        _table(
+            self.folder / "units.parquet",
+            [
+                {
+                    "class": self.labels[c],
+                    "unit": int(self.units[u]),
+                    "coefficient": float(self.coefficients[c, u]),
+                    "lambda": 0.01,
+                }
+                for c, u in order
+            ],
+        )
+        ends: list[dict[str, Any]] = []
+        extreme: dict[int, list[int]] = {}
         few = min(10, len(ids))
         for unit in self.units.tolist():
             chosen = rng.permutation(min(len(ids), max(20, explained)))[: 2 * few]
             for end, part in (("most", chosen[:few]), ("least", chosen[-few:])):
                 for rank, i in enumerate(part.tolist()):
                     value = (3 - 0.2 * rank) * (1 if end == "most" else -1)
-                    ends.append({"unit": unit, "end": end, "rank": rank, "id": ids[i], "value": value, "label": self.labels[truth[i]]})
+                    ends.append(
+                        {
+                            "unit": unit,
+                            "end": end,
+                            "rank": rank,
+                            "id": ids[i],
+                            "value": value,
+                            "label": self.labels[truth[i]],
+                        }
+                    )
                     if rank < 4:
                         extreme.setdefault(i, []).append(unit)
         _table(self.folder / "representation.parquet", ends)
         for i, units in extreme.items():
-            arrays = {"id": np.array(ids[i]), "label": np.array(truth[i]), **self._pictures(int(truth[i])), **self._local(np.array(units))}
+            arrays = {
+                "id": np.array(ids[i]),
+                "label": np.array(truth[i]),
+                **self._pictures(int(truth[i])),
+                **self._local(np.array(units)),
+            }
             self._save("extremes", slugs[i], arrays)
-        _table(self.folder / "prediction.parquet", [
-            {"lambda": 0.1 * 0.7**s, "units": int(1.7**s), "accuracy": 0.85 - 0.6 * 0.7**s, "kkt_residual": 1e-4} for s in range(10)
-        ])  # fmt: skip
-        _table(self.folder / "simulation.parquet", [
-            {"stage": stage, "seed": seed, "accuracy": 0.4 + 0.08 * s, "shuffled": 0.3, "mean": 0.4 + 0.08 * s, "low": 0.34 + 0.08 * s,
-             "high": 0.46 + 0.08 * s, "gain": 0.1 + 0.08 * s, "gain_low": 0.02 + 0.08 * s, "gain_high": 0.18 + 0.08 * s, "alpha": 0.6,
-             "clips": 50, "classes": len(self.labels)}
-            for s, stage in enumerate(STAGES) for seed in range(5)
-        ])  # fmt: skip
-        _table(self.folder / "selection.parquet", [
-            {"by": by, "budget": 20, "seed": seed, "accuracy": 0.7 + 0.02 * b + 0.005 * seed, "errors_found": 0.2 + 0.1 * b}
-            for b, by in enumerate(("none", "random", "entropy", "errors")) for seed in range(3)
-        ])  # fmt: skip
-        _table(self.folder / "error_units.parquet", [{"unit": u, "weight": 0.3, "held_out_auc": 0.71} for u in self.units[:5].tolist()])
-        _table(self.folder / "trust.parquet", [_trust("U", m, modality=mod) for mod in FINE for m in METHODS]
-               + [_trust("D", "dime", modality=mod) for mod in FINE]
-               + [_trust("C", m, first="audio", second="video") for m, _ in PAIRS]
-               + [_trust("R", m, modality=mod) for mod in FINE for m in METHODS[:2]] + [_trust("P", "sparse")])  # fmt: skip
+        _table(
+            self.folder / "prediction.parquet",
+            [
+                {"lambda": 0.1 * 0.7**s, "units": int(1.7**s), "accuracy": 0.85 - 0.6 * 0.7**s, "kkt_residual": 1e-4}
+                for s in range(10)
+            ],
+        )
+        _table(
+            self.folder / "simulation.parquet",
+            [
+                {
+                    "stage": stage,
+                    "seed": seed,
+                    "accuracy": 0.4 + 0.08 * s,
+                    "shuffled": 0.3,
+                    "mean": 0.4 + 0.08 * s,
+                    "low": 0.34 + 0.08 * s,
+                    "high": 0.46 + 0.08 * s,
+                    "gain": 0.1 + 0.08 * s,
+                    "gain_low": 0.02 + 0.08 * s,
+                    "gain_high": 0.18 + 0.08 * s,
+                    "alpha": 0.6,
+                    "clips": 50,
+                    "classes": len(self.labels),
+                }
+                for s, stage in enumerate(STAGES)
+                for seed in range(5)
+            ],
+        )
+        _table(
+            self.folder / "selection.parquet",
+            [
+                {
+                    "by": by,
+                    "budget": 20,
+                    "seed": seed,
+                    "accuracy": 0.7 + 0.02 * b + 0.005 * seed,
+                    "errors_found": 0.2 + 0.1 * b,
+                }
+                for b, by in enumerate(("none", "random", "entropy", "errors"))
+                for seed in range(3)
+            ],
+        )
+        _table(
+            self.folder / "error_units.parquet",
+            [{"unit": u, "weight": 0.3, "held_out_auc": 0.71} for u in self.units[:5].tolist()],
+        )
+        _table(
+            self.folder / "trust.parquet",
+            [_trust("U", m, modality=mod) for mod in FINE for m in METHODS]
+            + [_trust("D", "dime", modality=mod) for mod in FINE]
+            + [_trust("C", m, first="audio", second="video") for m, _ in PAIRS]
+            + [_trust("R", m, modality=mod) for mod in FINE for m in METHODS[:2]]
+            + [_trust("P", "sparse")],
+        )
 
     def _local(self, units: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {"units": units, "activations": self.rng.normal(size=len(units)).astype(np.float32)}
+        found: dict[str, NDArray[Any]] = {
+            "units": units,
+            "activations": self.rng.normal(size=len(units)).astype(np.float32),
+        }
         for m, grid in FINE.items():
             for method in METHODS[:2]:
                 found[f"R/{m}/{method}"] = np.stack([_blob(grid, self.rng) for _ in units])
@@ -255,12 +385,27 @@ def _atoms(modality: str, grid: tuple[int, ...]) -> dict[str, Any]:
     for index in np.ndindex(*grid):
         if modality == "audio":
             low, high = (8000 * ((index[0] + d) / grid[0]) ** 1.6 for d in (0, 1))
-            where.append({"start_s": index[1] * SECONDS / grid[1], "end_s": (index[1] + 1) * SECONDS / grid[1], "low_hz": low, "high_hz": high})
+            where.append(
+                {
+                    "start_s": index[1] * SECONDS / grid[1],
+                    "end_s": (index[1] + 1) * SECONDS / grid[1],
+                    "low_hz": low,
+                    "high_hz": high,
+                }
+            )
         else:
             frames = 16 // grid[0]
             tops, lefts = HEIGHT / grid[1], WIDTH / grid[2]
-            where.append({"frame": index[0] * frames, "end_frame": (index[0] + 1) * frames, "top": index[1] * tops,
-                          "bottom": (index[1] + 1) * tops, "left": index[2] * lefts, "right": (index[2] + 1) * lefts})  # fmt: skip
+            where.append(
+                {
+                    "frame": index[0] * frames,
+                    "end_frame": (index[0] + 1) * frames,
+                    "top": index[1] * tops,
+                    "bottom": (index[1] + 1) * tops,
+                    "left": index[2] * lefts,
+                    "right": (index[2] + 1) * lefts,
+                }
+            )
     return {"grid": list(grid), "coordinates": where}
 
 
@@ -270,7 +415,10 @@ def _spectrogram(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     voice = sum(np.exp(-((bins - h * pitch) ** 2) / 2.5) / h**0.6 for h in range(1, 12))
     formants = np.exp(-((bins - 14 - 2 * label) ** 2) / 60) + 0.7 * np.exp(-((bins - 36 + label) ** 2) / 80)
     loud = np.clip(np.sin(np.pi * time) ** 0.7, 0, 1)
-    return np.clip(255 * (0.12 + 0.75 * voice * (0.25 + formants) * loud + 0.05 * rng.normal(size=(64, 65))), 0, 255).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.clip(
+        255 * (0.12 + 0.75 * voice * (0.25 + formants) * loud + 0.05 * rng.normal(size=(64, 65))), 0, 255
+    ).astype(np.uint8)
+    return picture
 
 
 def _faces(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -283,51 +431,93 @@ def _faces(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         lips = np.exp(-(((x / 0.62) ** 2 + (y / (opening + 0.22)) ** 2) ** 4))
         hole = np.exp(-(((x / 0.5) ** 2 + (y / opening) ** 2) ** 3))
         frames.append(skin - 45 * lips - 75 * hole + 4 * rng.normal(size=x.shape))
-    return np.clip(np.concatenate(frames, 1), 0, 255).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.clip(np.concatenate(frames, 1), 0, 255).astype(np.uint8)
+    return picture
 
 
 def _media(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     rng = np.random.default_rng(index)
-    frames = np.stack([np.clip(np.kron(_faces(index, rng)[:, 64 * (i // 4) : 64 * (i // 4 + 1)], np.ones((2, 2))), 0, 255) for i in range(16)])
+    frames = np.stack(
+        [
+            np.clip(np.kron(_faces(index, rng)[:, 64 * (i // 4) : 64 * (i // 4 + 1)], np.ones((2, 2))), 0, 255)
+            for i in range(16)
+        ]
+    )
     t = np.arange(round(SECONDS * 16000)) / 16000
-    wave = sum(np.sin(2 * np.pi * h * (120 + 12 * index) * t) / h for h in range(1, 8)) * np.sin(np.pi * t / SECONDS) * 0.2
+    wave = (
+        sum(np.sin(2 * np.pi * h * (120 + 12 * index) * t) / h for h in range(1, 8)) * np.sin(np.pi * t / SECONDS) * 0.2
+    )
     return np.repeat(frames[..., None], 3, -1).astype(np.uint8), wave.astype(np.float32)
 
 
 def _calibration(confidence: NDArray[Any], right: NDArray[Any]) -> list[dict[str, Any]]:
     edges, found = np.linspace(0, 1, 16), []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         within = (confidence > low) & (confidence <= high)
         some = bool(within.any())
-        found.append({"low": low, "high": high, "clips": int(within.sum()), "confidence": float(confidence[within].mean()) if some else None,
-                      "accuracy": float(right[within].mean()) if some else None})  # fmt: skip
+        found.append(
+            {
+                "low": low,
+                "high": high,
+                "clips": int(within.sum()),
+                "confidence": float(confidence[within].mean()) if some else None,
+                "accuracy": float(right[within].mean()) if some else None,
+            }
+        )
     return found
 
 
 def _methods() -> list[dict[str, Any]]:
     titles = {
-        "gradient_input": "Gradient × input", "integrated_gradients": "Integrated gradients", "occlusion": "Occlusion", "lime": "LIME",
+        "gradient_input": "Gradient × input",
+        "integrated_gradients": "Integrated gradients",
+        "occlusion": "Occlusion",
+        "lime": "LIME",
         "kernel_shap": "KernelSHAP",
-    }  # fmt: skip
-    about, caution = "How the score moves when the atom is replaced by the baseline.", "Redundant atoms hide one another, and both get 0."
+    }
+    about, caution = (
+        "How the score moves when the atom is replaced by the baseline.",
+        "Redundant atoms hide one another, and both get 0.",
+    )
     row = {"signed": True, "unit": "logit", "about": about, "caution": caution}
     return [
         *({"stage": "U", "method": m, "title": titles[m], "atoms": "fine", **row} for m in METHODS),
         {"stage": "D", "method": "dime_unimodal", "title": "DIME, additive part", "atoms": "coarse", **row},
         {"stage": "D", "method": "dime_multimodal", "title": "DIME, interaction", "atoms": "coarse", **row},
         *({"stage": "C", "method": m, "title": m.replace("_", " ").capitalize(), "atoms": a, **row} for m, a in PAIRS),
-        *({"stage": "R", "method": m, "title": titles[m], "atoms": "fine", **row, "unit": "activation"} for m in METHODS[:2]),
+        *(
+            {"stage": "R", "method": m, "title": titles[m], "atoms": "fine", **row, "unit": "activation"}
+            for m in METHODS[:2]
+        ),
         {"stage": "RC", "method": "ablation", "title": "Ablation", "atoms": "coarse", **row, "unit": "activation"},
         {"stage": "P", "method": "sparse", "title": "Sparse classifier", "atoms": None, **row},
     ]
 
 
-def _trust(stage: str, method: str, modality: str | None = None, first: str | None = None, second: str | None = None) -> dict[str, Any]:
+def _trust(
+    stage: str, method: str, modality: str | None = None, first: str | None = None, second: str | None = None
+) -> dict[str, Any]:
     score = 0.2 + 0.1 * (len(method) % 7)
     row: dict[str, Any] = {"stage": stage, "method": method, "modality": modality, "first": first, "second": second}
-    row |= {"atoms": None if stage == "P" else "fine", "score": score, "low": score - 0.15, "high": min(1.0, score + 0.12),
-            "score_name": "sensitivity-n: correlation of sums of the map with what happens if those atoms are replaced", "clips": 4}  # fmt: skip
-    for key in ("insertion_gain", "deletion_gain", "infidelity", "max_sensitivity", "stability", "top_overlap", "randomised_head", "randomised_encoder", "randomised_model"):
+    row |= {
+        "atoms": None if stage == "P" else "fine",
+        "score": score,
+        "low": score - 0.15,
+        "high": min(1.0, score + 0.12),
+        "score_name": "sensitivity-n: correlation of sums of the map with what happens if those atoms are replaced",
+        "clips": 4,
+    }
+    for key in (
+        "insertion_gain",
+        "deletion_gain",
+        "infidelity",
+        "max_sensitivity",
+        "stability",
+        "top_overlap",
+        "randomised_head",
+        "randomised_encoder",
+        "randomised_model",
+    ):
         row[key] = 0.3 if stage == "U" else None
     row["warnings"] = ["The map hardly changes when the encoder is randomised."] if method == "gradient_input" else []
     return row

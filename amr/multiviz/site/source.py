@@ -16,7 +16,19 @@ from amr.multiviz.site.pack import quantised
 
 VERSION = 1  # of the folder
 KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is for others to read.
-    *("title", "method", "dataset", "split", "modalities", "labels", "clips", "lacking", "explained", "accuracy", "mAP"),
+    *(
+        "title",
+        "method",
+        "dataset",
+        "split",
+        "modalities",
+        "labels",
+        "clips",
+        "lacking",
+        "explained",
+        "accuracy",
+        "mAP",
+    ),
     *("ECE", "calibration", "dominance", "dominance_by_class", "history", "robust", "emap", "sparse", "errors"),
     *("methods", "stages", "notes"),
 )
@@ -122,7 +134,7 @@ class Source:
         }
 
     def columns(self, ids: Iterable[str]) -> dict[str, Any]:
-        """A column each of what is known of clips, in their order; -1 or NaN for those that are not in this analysis."""
+        """A column each of what is known of clips, in their order; -1 or NaN for those that this analysis lacks."""
         place = {label: i for i, label in enumerate(self.labels)}
         rows = [self.rows.get(id) for id in ids]
         shares = [[_number(row and row[f"share_{m}"]) for m in self.modalities] for row in rows]
@@ -149,7 +161,9 @@ class Source:
         for row in self.table("representation"):
             if row["unit"] in coefficients or not coefficients:
                 ends[row["unit"]][row["end"]].append([row["rank"], row["id"], row["value"]])
-        order = sorted(coefficients or ends, key=lambda u: -max((abs(c) for _, c in coefficients.get(u, [])), default=0))
+        order = sorted(
+            coefficients or ends, key=lambda u: -max((abs(c) for _, c in coefficients.get(u, [])), default=0)
+        )
         return {
             "units": [
                 {

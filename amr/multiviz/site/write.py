@@ -26,8 +26,8 @@ THUMB = (96, 64)  # pixels
 def write_site(analyses: Sequence[Path], out: Path) -> None:
     """Writes a site of one analysis, or of two, whose clips are then shown side by side.
 
-    Clips and media that are there already are kept unless what they come from is newer: interrupted work goes on. A clip
-    whose media cannot be shown is left without, and the page says why.
+    Clips and media that are there already are kept unless what they come from is newer: interrupted work goes on. A
+    clip whose media cannot be shown is left without, and the page says why.
 
     Args:
         analyses: One or two folders that `amr analyze` wrote; two of the same labels and modalities.
@@ -134,13 +134,16 @@ def _clips(source: Source, number: int, out: Path) -> set[str]:
     progress = Progress(f"maps of {source.summary['title']}", len(todo), "clips")
     for slug, part in todo:
         npz, key = source.folder / part / f"{slug}.npz", f"{number}/{part}/{slug}"
-        content = functools.partial(source.clip, npz)
-        _unless_newer(out / "data" / f"{key}.js", lambda key=key, content=content: script(key, content()), npz)
+        _unless_newer(out / "data" / f"{key}.js", functools.partial(_clip, source, key, npz), npz)
         if pictured is not None:
             _unless_newer(out / "thumbs" / f"{slug}.jpg", functools.partial(_thumbnail, npz, *pictured), npz)
             thumbs.add(slug)
         progress.advance(1)
     return thumbs
+
+
+def _clip(source: Source, key: str, npz: Path) -> bytes:
+    return script(key, source.clip(npz))
 
 
 def _thumbnail(npz: Path, modality: str, blocks: int) -> bytes:

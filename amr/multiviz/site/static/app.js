@@ -23,8 +23,8 @@
     if (!first) scrollTo(0, 0);
     main.setAttribute("aria-busy", "true");
     try {
-      if (!name) throw new Error(`there is no view ${view}`);
       holder.append(page);
+      if (!name) throw new Error(`there is no view ${view}`);
       await AMR[name](page, rest, query);
     } catch (error) {
       if (mine === turn) page.append(h("section.card", h("h1", "This cannot be shown"), h("p.lead", error.message), h("p", h("a", { href: "#/" }, "Overview"))));

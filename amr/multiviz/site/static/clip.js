@@ -171,8 +171,7 @@
         shownFor = pair;
       }
       const best = strongestPairs(values, columns);
-      picked ??= parse() || [0, best[0][0]];
-      const [side, atom] = picked;
+      const [side, atom] = picked || parse() || [0, best[0][0]]; // until one is picked, the strongest pair's
       const across = side === 0 ? values.subarray(atom * columns, (atom + 1) * columns) : Float32Array.from({ length: map.v.shape[1] }, (_, a) => values[a * columns + atom]);
       views[side].show({ values: null, atoms, picked: atom });
       views[1 - side].show({ values: across, atoms, top, strength, unit: known.unit });

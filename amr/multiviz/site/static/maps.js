@@ -207,9 +207,18 @@
     const none = { element: h("div.gone", { role: "note" }, h("b", "No media. "), (media && media.why) || "This clip is not among those whose media were copied.", h("p.small", "The maps come from the store, and are the same without it.")),
       follow: () => {}, seek: null, toggle: () => {}, start: media?.start || 0, aspect: null };
     if (!media || !media.file) return none;
-    element = h(media.picture ? "video" : "audio", { src: media.file.split("/").map(encodeURIComponent).join("/"), preload: "auto", playsinline: true, loop: true, "aria-label": `Clip ${AMR.site.clips.id[i]}` });
+    const source = media.file.split("/").map(encodeURIComponent).join("/");
+    element = h(media.picture ? "video" : "audio", { preload: "auto", playsinline: true, loop: true, "aria-label": `Clip ${AMR.site.clips.id[i]}` });
     const failed = h("p.note.warn", { hidden: true }, "The browser cannot play this file; the maps are the same without it.");
     element.addEventListener("error", () => { failed.hidden = false; });
+    let whole = null;
+    if (location.protocol === "file:") element.src = source;
+    else { // at once and whole, because a browser cannot seek in what a server without ranges sends
+      fetch(source).then((answer) => (answer.ok ? answer.arrayBuffer() : Promise.reject(new Error(answer.statusText)))).then((bytes) => {
+        whole = URL.createObjectURL(new Blob([bytes], { type: media.picture ? "video/mp4" : "audio/mp4" }));
+        element.src = whole;
+      }).catch(() => { failed.hidden = false; });
+    }
     const button = h("button.btn.main", { type: "button", "aria-label": "Play", onclick: () => toggle() }, AMR.icon("play"), "Play");
     const toggle = () => { if (element.paused) element.play().catch(() => { failed.hidden = false; }); else element.pause(); };
     const sync = () => {
@@ -220,7 +229,7 @@
     };
     for (const name of ["play", "pause", "seeked", "loadedmetadata", "ended"]) element.addEventListener(name, sync);
     element.addEventListener("loadedmetadata", () => { if (element.videoWidth) element.style.setProperty("--aspect", `${element.videoWidth} / ${element.videoHeight}`); });
-    AMR.cleanup.push(() => { cancelAnimationFrame(frame); element.pause(); element.removeAttribute("src"); element.load(); });
+    AMR.cleanup.push(() => { cancelAnimationFrame(frame); element.pause(); element.removeAttribute("src"); element.load(); if (whole) URL.revokeObjectURL(whole); });
     const loop = h("input", { type: "checkbox", checked: true, onchange: () => { element.loop = loop.checked; } });
     const quiet = h("input", { type: "checkbox", onchange: () => { element.muted = quiet.checked; } });
     const speed = h("select", { "aria-label": "Speed", onchange: () => { element.playbackRate = Number(speed.value); } }, [0.1, 0.25, 0.5, 1].map((v) => h("option", { value: v, selected: v === 1 }, `${v}×`)));
