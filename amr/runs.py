@@ -1,7 +1,7 @@
 """Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
 
 runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
-checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for, and wandb/.
+checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for, card.md, and wandb/.
 """
 
 import errno
@@ -28,6 +28,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
+from amr.card import versions, write_card
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
@@ -177,7 +178,7 @@ class AmrCLI(LightningCLI):
         options: Namespace = self.config[self.config.subcommand]
         init: Namespace = self.config_init[self.config.subcommand]
         facts = self._facts()
-        folder = self._folder(options, facts)
+        folder = self.run_folder = self._folder(options, facts)
         if (folder / "run.json").is_file():  # W&B's run goes on, too
             facts["wandb_id"] = json.loads((folder / "run.json").read_text())["wandb_id"]
         facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
@@ -208,6 +209,23 @@ class AmrCLI(LightningCLI):
             # Lightning would train in bf16 instead.
             raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
         return trainer
+
+    def after_fit(self) -> None:
+        """Writes the model card, when all metrics are on disk."""
+        self._write_card()
+
+    def after_test(self) -> None:
+        """Brings the model card up to date."""
+        self._write_card()
+
+    def _write_card(self) -> None:
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.fast_dev_run or not (self.run_folder / "run.json").is_file():  # type: ignore[attr-defined]
+            return
+        try:
+            write_card(self.run_folder)
+        except UserError as error:  # the run itself has ended well
+            print(f"amr: no model card: {error}", file=sys.stderr)
 
     def _facts(self) -> dict[str, Any]:
         """What identifies the run, after a check that its parts fit together."""
@@ -303,7 +321,14 @@ class RunRecord(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_text(self.folder / "config.yaml", self.config)
-        write_text(self.folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
+        data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
+        facts = {
+            **self.facts,
+            "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
+            "versions": versions(),
+            **(data.census() if isinstance(data, ClipDataModule) else {}),
+        }
+        write_text(self.folder / "run.json", json.dumps(facts, indent=1) + "\n")
 
 
 def _listed(value: Any) -> list[Any]:

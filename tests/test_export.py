@@ -164,6 +164,7 @@ def test_the_readme_is_true(exported: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.chdir(exported)
     snippets = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), flags=re.DOTALL)
     assert len(snippets) == 2
+    assert (exported / "card.md").read_text().startswith("# Model card: Naive fusion on synthetic")
     for code in snippets:
         exec(code, {})  # noqa: S102
     first, second = capsys.readouterr().out.splitlines()

@@ -190,13 +190,33 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         }
         limit = 1 if self.missing == "skip" else len(self.modalities)
         skipped = {id for id, reasons in absent.items() if len(reasons) >= limit or STILL in reasons.values()}
-        why = describe_reasons(count_reasons(absent[c.id] for c in self.clips if c.id in skipped))
+        self._skipped = count_reasons(absent[c.id] for c in self.clips if c.id in skipped)
+        why = describe_reasons(self._skipped)
         if skipped and (self.trainer is None or self.trainer.is_global_zero):
             print(f"{self.name}: skipped {len(skipped)} of {len(self.clips)} clips ({why})", file=sys.stderr)
         usable = [clip for clip in self.clips if clip.id not in skipped]
         self._usable = {s: [c for c in usable if c.split in (s, "all")] for s in ("train", "val", "test")}
         if not self._usable["train"] and any(clip.split in ("train", "all") for clip in self.clips):
             raise UserError(f"{self.name}: no training clip can be used ({why}); see {self.store / 'report.csv'}")
+
+    def census(self) -> dict[str, Any]:
+        """What a run's record says of its data, in plain types: `split`, `listed`, `clips` and `skipped`.
+
+        `split` is how the splits were made, `clips` the usable ones of each, and `skipped` why others are not, by
+        modality and reason.
+        """
+        self.setup()
+        return {
+            "split": self.split_kind,
+            "listed": len(self.clips),
+            "clips": {split: len(clips) for split, clips in (self._usable or {}).items()},
+            "skipped": {" ".join(reason): count for reason, count in self._skipped.most_common()},
+        }
+
+    @property
+    def split_kind(self) -> str:
+        """How the splits were made, in a few words."""
+        return "as listed"
 
     def atoms(self, modality: str, blocks: Sequence[int] | None = None) -> "Atoms":
         """A modality's input in the pieces that an analysis explains; blocks: see the transforms' `atoms`."""

@@ -68,6 +68,19 @@ class CremaD(ClipDataModule):
             raise UserError(f"{self.root}: no AudioWAV/*.wav and no VideoFlash/*.flv")
         return sorted(ids)
 
+    @property
+    def split_kind(self) -> str:
+        """How the splits were made, in a few words."""
+        match self.split:
+            case "actor":
+                return f"by actor, nobody on two sides, 70, 10 and 20 %, split_seed {self.split_seed}"
+            case "ogm":
+                return (
+                    "the random train and test lists of OGM-GE, every actor on both sides; a tenth of train validates"
+                )
+            case _:
+                return "every clip in every split, so held-out numbers are of training clips"
+
     def _split_by_actor(self, ids: list[str]) -> dict[str, str]:
         actors = stable_order({id[:4] for id in ids}, self.split_seed)
         if len(actors) < 3:

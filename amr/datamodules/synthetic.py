@@ -100,6 +100,11 @@ class Synthetic(ClipDataModule):
                 clips.append(Clip(id, labels[label], split, dict.fromkeys(MODALITIES, Path(f"clips/{id}.mp4"))))
         return sorted(clips, key=lambda clip: clip.id), labels
 
+    @property
+    def split_kind(self) -> str:
+        """How the splits were made, in a few words."""
+        return "70, 15 and 15 % of each class, by a hash"
+
     def generate(self) -> None:
         """Make the files that are not there yet.
 

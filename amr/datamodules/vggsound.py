@@ -80,6 +80,12 @@ class VGGSound(ClipDataModule):
                 clips[i] = replace(clip, split="val")
         return clips, labels or sorted({clip.label for clip in clips})
 
+    @property
+    def split_kind(self) -> str:
+        """How the splits were made, in a few words."""
+        part = f"{self.val_fraction:g} of the training videos, split_seed {self.split_seed}, validate"
+        return f"the official test list; {part}"
+
     def locate(self, clip: Clip) -> Clip:
         """The clip with the files found for it; one that was not found gets its official name."""
         if self._found is None:
