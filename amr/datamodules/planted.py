@@ -89,7 +89,7 @@ class Planted:
             case "synergistic":
                 return {"audio": other, "video": (label - other) % self.classes}
 
-    def shows(self, index: int) -> frozenset[str]:  # all clips alike
+    def shows(self, index: int) -> frozenset[str]:
         """Modalities that tell the class by themselves."""
         return _TELLING[self.task]
 

@@ -1,7 +1,7 @@
 """Atoms: the pieces of one modality's input that are explained, and kept or replaced together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from amr.errors import UserError
+
+AXES = (("start_s", "end_s"), ("low_hz", "high_hz"), ("frame", "end_frame"), ("top", "bottom"), ("left", "right"))
+"""The keys of an atom's two ends along each axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,26 @@ class Atoms:
             raise UserError(f"atoms: made for inputs of shape {tuple(self.label.shape)}, got {tuple(values.shape[1:])}")
         zeros = values.new_zeros(len(values), len(self))
         return zeros.index_add(1, self.label.flatten().to(values.device), values.flatten(1))
+
+    def overlap(self, place: Mapping[str, float]) -> Tensor:
+        """Share of each atom's box that lies in a place: float64 (A,), 0 to 1.
+
+        Args:
+            place: A box in the units of `coordinates`. Axes that it leaves out do not count.
+
+        Raises:
+            UserError: The place has an axis that the atoms lack, half of one, or none.
+        """
+        axes = [(first, last) for first, last in AXES if first in place and last in place]
+        known = {key for axis in AXES for key in axis if key in self.coordinates[0]}
+        if not axes or set(place) != {key for axis in axes for key in axis} or not set(place) <= known:
+            raise UserError(f"atoms: a place has both ends of axes among {sorted(known)}, got {sorted(place)}")
+        share = torch.ones(len(self), dtype=torch.float64)
+        for first, last in axes:
+            start, end = (torch.tensor([c[key] for c in self.coordinates]).double() for key in (first, last))
+            inside = end.clamp(max=place[last]) - start.clamp(min=place[first])
+            share *= inside.clamp(min=0) / (end - start)
+        return share
 
 
 def spectrogram_atoms(

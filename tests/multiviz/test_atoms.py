@@ -95,3 +95,28 @@ def test_sum_adds_the_elements_of_each_atom() -> None:
 def test_impossible_atoms_are_refused(call: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_overlap_is_the_share_of_the_elements_that_lie_in_the_place() -> None:
+    atoms = video_atoms((4, 1, 12, 12), (3, 3), 2)  # atoms of 2 frames x 4 x 4 pixels
+    place = {"frame": 1, "end_frame": 3, "top": 2, "bottom": 9, "left": 4, "right": 12}
+    inside = torch.zeros(4, 1, 12, 12)
+    inside[1:3, :, 2:9, 4:12] = 1
+    expected = atoms.sum(inside[None])[0] / 32
+    assert torch.equal(atoms.overlap(place), expected.double())
+    flat = {key: value for key, value in place.items() if "frame" not in key}  # at any time
+    inside[:, :, 2:9, 4:12] = 1
+    assert torch.equal(atoms.overlap(flat), atoms.sum(inside[None])[0].double() / 32)
+    assert not atoms.overlap({"top": 20, "bottom": 30}).any()
+
+
+def test_overlap_in_seconds_and_hz() -> None:
+    atoms = spectrogram_atoms((4, 4), 2, 2, seconds=2.0, hz=[0, 100, 300, 700, 1500])
+    share = atoms.overlap({"start_s": 0.5, "end_s": 1.25, "low_hz": 150, "high_hz": 900})
+    assert share.tolist() == pytest.approx([0.5 * 0.5, 0.25 * 0.5, 0.5 * 0.5, 0.25 * 0.5])
+
+
+@pytest.mark.parametrize("place", [{}, {"top": 1}, {"start_s": 0, "end_s": 1}, {"top": 0, "bottom": 1, "size": 3}])
+def test_overlap_refuses_other_axes(place: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="both ends of axes among"):
+        video_atoms((1, 4, 4), (2, 2), 1).overlap(place)

@@ -28,11 +28,13 @@ from amr.multiviz.faithfulness import (
     insertion,
     interaction_sensitivity_n,
     max_sensitivity,
+    pointing_game,
     randomisation_test,
     sensitivity_n,
     spearman,
     stability,
     trust,
+    wilson,
 )
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, lime, occlusion
 from tests import toy
@@ -667,3 +669,36 @@ def test_refusals() -> None:
     for call, message in options:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_pointing_game() -> None:
+    counts = torch.zeros(3, 4, 5, dtype=torch.bool)
+    counts[0, 1, 2] = counts[1, :, 4] = counts[2, 3] = True
+    perfect = pointing_game(-2.0 * counts, counts)  # the sign does not matter
+    assert perfect.rate == 1
+    assert perfect.chance.tolist() == [1 / 20, 4 / 20, 5 / 20]
+    assert pointing_game((~counts).float(), counts).rate == 0
+    assert torch.equal(pointing_game(torch.zeros(3, 4, 5), counts).hits, perfect.chance)  # a constant map knows nothing
+    values = torch.randn(4000, 20, generator=torch.Generator().manual_seed(0))
+    random = pointing_game(values, counts[1].flatten().expand(4000, -1))
+    assert random.rate == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 4000) ** 0.5)
+    assert random.hits.unique().tolist() == [0, 1]
+
+
+def test_wilson_interval_solves_its_equation() -> None:
+    for rate, count in ((0.3, 20), (0.0, 7), (1.0, 50)):
+        for bound in wilson(rate, count):  # |rate - p| = z sqrt(p (1 - p) / n)
+            assert (rate - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / count, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "counts", "message"),
+    [
+        (torch.zeros(2, 3), torch.ones(2, 2, dtype=torch.bool), "a boolean for each value"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), "no atom that counts"),
+        (torch.full((2, 3), torch.nan), torch.ones(2, 3, dtype=torch.bool), "not finite"),
+    ],
+)
+def test_pointing_game_refuses(values: Tensor, counts: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pointing_game(values, counts)
