@@ -1,7 +1,7 @@
 import csv
 import math
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linprog  # type: ignore[import-untyped]
 
 from amr.datamodules import Clips, Synthetic
 from amr.datamodules.planted import TASKS, Planted, Task
@@ -54,6 +55,31 @@ def test_every_pair_of_cues_of_the_synergistic_task_comes_as_often() -> None:
     assert set(pairs) == set(product(range(3), repeat=2))
     assert max(abs(count - n / 9) for count in pairs.values()) < 4 * math.sqrt(n / 9)
     assert all(sum(recipe.cues(i).values()) % 3 == recipe.label(i) for i in range(100))
+
+
+def additive_logits_exist(cells: tuple[tuple[int, int], ...], classes: int) -> bool:
+    """Whether some a_c(u) + b_c(v) are largest for c = u + v mod C in all of the cells."""
+    rows = []
+    for u, v in cells:
+        right = (u + v) % classes
+        for wrong in set(range(classes)) - {right}:
+            row = np.zeros((2, classes, classes))
+            row[0, right, u], row[1, right, v], row[0, wrong, u], row[1, wrong, v] = -1, -1, 1, 1
+            rows.append(row.ravel())
+    return bool(linprog(np.zeros(rows[0].size), np.array(rows), -np.ones(len(rows)), bounds=(-100, 100)).status == 0)
+
+
+def test_what_additive_heads_make_of_the_synergistic_task() -> None:
+    cells = list(product(range(3), repeat=2))
+    assert not any(additive_logits_exist(some, 3) for count in (8, 9) for some in combinations(cells, count))
+    assert any(additive_logits_exist(some, 3) for some in combinations(cells, 7))
+    # Their cross-entropy is convex, and has no slope where all logits are equal: there is its minimum.
+    a, b = (torch.zeros(3, 3, requires_grad=True) for _ in range(2))
+    u, v = torch.tensor(cells).T
+    torch.nn.functional.cross_entropy(a[u] + b[v], (u + v) % 3).backward()  # type: ignore[no-untyped-call]
+    for leaf in (a, b):
+        assert leaf.grad is not None
+        assert leaf.grad.abs().max() < 1e-7
 
 
 def test_places_stay_inside_and_do_not_tell_the_class() -> None:
