@@ -8,6 +8,7 @@ units of work.
 
 import argparse
 import copy
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from amr.multiviz.faithfulness import pointing_game
 HERE = Path(__file__).parent
 BLOCKS = {"audio": (4, 4), "video": (1, 4, 4)}  # frequency x time; frames x rows x columns
 LEAST = 0.5  # of an atom that lies in the place, for it to count
-SAMPLES = 1000  # masks of joint LIME and SHAP, for 289 coefficients
+SAMPLES = 700  # masks of joint LIME and SHAP, for 289 coefficients
 CONTROL = "untrained"
 Maps = dict[str, Tensor]  # pair (N, A1, A2), or audio (N, A1) and video (N, A2)
 
@@ -73,21 +74,24 @@ def methods(model: FusionModel, inputs: dict[str, Tensor], data: Synthetic) -> d
     def pair(found: Tensor) -> Maps:
         return {"pair": found.as_subclass(Tensor)}
 
-    def dime(part: str) -> Maps:
-        found = {
-            side[0]: c.dime(model, {side[0]: inputs[side[0]]}, encodings, "predicted", side, mean, samples=512)
-            for side in sides
+    @functools.cache
+    def both_parts() -> dict[str, c.Dime]:
+        return {
+            m: c.dime(model, {m: inputs[m]}, encodings, "predicted", (m, a), mean, samples=256, repeats=1)
+            for m, a in atoms.items()
         }
-        return {m: getattr(one, part).values for m, one in found.items()}
+
+    def dime(part: str) -> Maps:
+        return {m: getattr(found, part).values for m, found in both_parts().items()}
 
     def joint(method: Callable[..., c.JointExplanation]) -> Maps:
         return pair(method(model, inputs, "predicted", *sides, mean, samples=SAMPLES, repeats=1).pairs.values)
 
-    based = {
+    based: dict[str, Callable[..., u.Importance]] = {
         "integrated_gradients": u.integrated_gradients,
         "occlusion": u.occlusion,
-        "lime": u.lime,
-        "kernel_shap": u.kernel_shap,
+        "lime": functools.partial(u.lime, repeats=1),
+        "kernel_shap": functools.partial(u.kernel_shap, repeats=1),
     }
     return {
         "ablation": lambda: pair(c.ablation(model, inputs, "predicted", *sides, mean)),
@@ -209,7 +213,8 @@ def run(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     accuracies: dict[str, float] = {}
     progress = None
-    for name in [*(f"s{seed}" for seed in options.seeds), CONTROL]:
+    names = [name for name in [*(f"s{seed}" for seed in options.seeds), CONTROL] if options.only in (None, name)]
+    for name in names:
         seed = options.seeds[0] if name == CONTROL else int(name[1:])
         checkpoint = train(seed, options.runs, options.data)
         data = _datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
@@ -232,7 +237,7 @@ def run(options: argparse.Namespace) -> None:
             places = [{k: v for k, v in data.place(id)[m].items() if "frame" not in k} for id in ids]
             counts[m] = torch.stack([data.atoms(m, BLOCKS[m]).overlap(place) >= LEAST for place in places])
         todo = methods(model, inputs, data)
-        progress = progress or Progress("point", len(todo) * (len(options.seeds) + 1), "maps")
+        progress = progress or Progress("point", len(todo) * len(names), "maps")
         for method, explain in todo.items():
             path = options.runs / "hits" / f"{name}-{method}-{len(ids)}.parquet"
             if not path.is_file():
@@ -240,7 +245,8 @@ def run(options: argparse.Namespace) -> None:
                     pq.write_table(pa.Table.from_pylist(list(score(explain(), counts, ids))), file)
             rows += [{"model": name, "method": method, **row} for row in pq.read_table(path).to_pylist()]
             progress.advance(1)
-    HERE.mkdir(exist_ok=True)
+    if options.only:
+        return
     pq.write_table(pa.Table.from_pylist(rows), HERE / "hits.parquet", compression="zstd")
     table, numbers = summarize(rows, accuracies)
     write_text(HERE / "table.md", table)
@@ -252,7 +258,8 @@ def run(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a model each (0 1 2)")
-    parser.add_argument("--clips", type=int, default=100, help="of the test split (100)")
+    parser.add_argument("--clips", type=int, default=60, help="of the test split (60)")
     parser.add_argument("--runs", type=Path, default=Path("runs/pointing"), help="for models and hits (runs/pointing)")
+    parser.add_argument("--only", help="one model, such as s1 or untrained, and no table: for several at once")
     parser.add_argument("--data", nargs=argparse.REMAINDER, default=[], help="options of the data, such as its root")
     run(parser.parse_args())
