@@ -1,6 +1,7 @@
 import csv
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_every_pair_of_cues_of_the_synergistic_task_comes_as_often() -> None:
     assert all(sum(recipe.cues(i).values()) % 3 == recipe.label(i) for i in range(100))
 
 
-def additive_logits_exist(cells: tuple[tuple[int, int], ...], classes: int) -> bool:
+def additive_logits_exist(cells: Sequence[Sequence[int]], classes: int) -> bool:
     """Whether some a_c(u) + b_c(v) are largest for c = u + v mod C in all of the cells."""
     rows = []
     for u, v in cells:

@@ -682,7 +682,7 @@ def test_pointing_game() -> None:
     values = torch.randn(4000, 20, generator=torch.Generator().manual_seed(0))
     random = pointing_game(values, counts[1].flatten().expand(4000, -1))
     assert random.rate == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 4000) ** 0.5)
-    assert random.hits.unique().tolist() == [0, 1]
+    assert set(random.hits.tolist()) == {0, 1}
 
 
 def test_wilson_interval_solves_its_equation() -> None:
