@@ -1,6 +1,7 @@
 """`measure` and its callback on runs: what is logged is what the functions say, and nothing is disturbed."""
 
 import csv
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
 from amr.analyze import _datamodule
+from amr.attribution import attribution_shares
 from amr.callbacks import Robustness
 from amr.cli import main
 from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import SEVERITIES
+from amr.encoders.base import Encoder
 from amr.errors import UserError
+from amr.fusion import Concat
 from amr.load import load_model
 from amr.metrics import modalities as use
 from amr.model import FusionModel
-from amr.robustness import Row, encode, measure, read_rows, write_rows
+from amr.robustness import Row, encode, evidence_rows, measure, read_rows, write_rows
+from tests.toy import Linear, Toy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FEW = {"resamples": 50, "train_clips": 20}
@@ -175,6 +181,75 @@ def test_the_unimodal_models(subject: tuple[FusionModel, ClipDataModule], tiny: 
         measure(model, data, unimodal={"smell": 0.5}, corruptions=False, **FEW)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="that of 'video' is a model of audio"):
         measure(model, data, unimodal={"video": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
+
+
+def test_dominance_by_what_is_really_there(subject: tuple[FusionModel, ClipDataModule]) -> None:
+    """The made clips' own cues; a second derivation of every number."""
+    model, data = subject
+    clean = encode(model, data, "train")
+    rows = by_name(evidence_rows(model, data, clean, resamples=50))
+    shares, evidence = attribution_shares(model.head, clean.encodings), data.evidence()
+    kinds = [evidence[id] for id in clean.ids]
+    with torch.no_grad():
+        right = (model.head(clean.encodings).argmax(1) == clean.labels).double()
+    for kind, label in (({"audio"}, "audio"), ({"audio", "video"}, "audio+video")):
+        group = torch.tensor([found == kind for found in kinds])
+        assert 0 < rows[f"evidence_{label}_acc"].clips == int(group.sum())
+        assert rows[f"evidence_{label}_acc"].value == pytest.approx(float(right[group].mean()))
+        for m, name in enumerate(model.modalities):
+            expected = float(shares[group, m].mean())
+            assert rows[f"evidence_{label}_share/{name}"].value == pytest.approx(expected, abs=1e-6)
+    if only := [found for found in kinds if found == {"video"}]:
+        inside, outside = (torch.tensor([found == {m} for found in kinds]) for m in ("audio", "video"))
+        follows = rows["evidence_follows/audio"]
+        assert follows.value == pytest.approx(float(shares[inside, 0].mean() - shares[outside, 0].mean()), abs=1e-6)
+        assert follows.clips == int(inside.sum()) + len(only)
+
+
+def test_tags_that_are_not_installed_are_left_out_with_a_line(
+    subject: tuple[FusionModel, ClipDataModule], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = subject
+
+    def absent(_: ClipDataModule) -> None:
+        raise UserError("VGGSounder's tags are not installed; pip install 'amr[vggsound]'")
+
+    monkeypatch.setattr(type(data), "evidence", absent)
+    assert evidence_rows(model, data, encode(model, data, "test")) == []
+    assert "left out, where each class is really there: VGGSounder's tags are not installed" in capsys.readouterr().err
+
+
+def test_any_modalities_and_clips_that_lack_one() -> None:
+    """A data module of another make: three modalities, no corruptions, a quarter of the clips without `video`."""
+    data = Toy(clips=40, modalities=("audio", "video", "touch"), lacking=True)
+    encoders: dict[str, Encoder] = {name: Linear() for name in data.inputs}
+    model = FusionModel(encoders, Concat(dict.fromkeys(encoders, 8), 3)).eval()
+    rows = by_name(measure(model, data, resamples=50))
+    assert rows["acc"].clips == 30
+    whole = [i for i in range(40) if i % 4]
+    with torch.no_grad():
+        logits = model({name: x[whole] for name, x in data.inputs.items()})
+    assert rows["acc"].value == pytest.approx(float((logits.argmax(1) == data.label[whole]).double().mean()))
+    assert {f"shapley/{name}" for name in encoders} | {"cooperation/audio+touch", "probe/touch"} <= rows.keys()
+    assert not any("corrupted" in name for name in rows)
+    total = sum(rows[f"shapley/{name}"].value for name in encoders)
+    none = {name: e.mean(0, keepdim=True) for name, e in encode(model, data, "train").encodings.items()}
+    with torch.no_grad():
+        blind = (model.head(none).argmax(1) == data.label[whole]).double().mean()
+    assert total == pytest.approx(rows["acc"].value - float(blind))
+
+
+def test_the_table_goes_to_wandb(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tables: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(WandbLogger, "log_table", lambda _, *args, **kw: tables.append((*args, kw)))
+    options = ["--robustness.test", "true", "--robustness.corruptions", "false", "--robustness.resamples", "20"]
+    copy = shutil.copytree(runs / "plain", tmp_path / "copy")
+    assert main(["test", "--ckpt_path", str(copy / "checkpoints/best.ckpt"), "--wandb", "offline", *options]) == 0
+    ((_, columns, data, _),) = [table for table in tables if table[0] == "test/robustness"]
+    rows = read_rows(copy / "robustness.parquet")
+    assert columns == ["measure", "modality", "corruption", "severity", "value", "low", "high", "clips"]
+    assert [Row(*line) for line in data] == rows
+    assert not any(row.severity for row in rows)
 
 
 def test_the_table_comes_back(tmp_path: Path) -> None:

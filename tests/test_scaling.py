@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from amr.cli import main
+from amr.robustness import read_rows
 from tests.conftest import REPOSITORY
 from tests.faults import callback, environment
 
@@ -90,6 +91,10 @@ def ranks(common: tuple[list[str], Path]) -> tuple[Path, list[list[int]]]:
     ):
         again = ["--ckpt_path", "last" if name == "signal" else str(folder / name / "checkpoints/last-good.ckpt")]
         commands += [[*two(command), *METHODS["amr"], "--name", name, *more] for more in ([fault], again)]
+    measure = ["test", "--ckpt_path", str(folder / "naive/checkpoints/best.ckpt"), "--robustness.test", "true"]
+    assert main([*measure, "--robustness.resamples", "20"]) == 0
+    (folder / "naive/robustness.parquet").rename(folder / "naive/robustness-1.parquet")
+    commands.append([*two(measure), "--robustness.resamples", "20"])
     (folder / "commands.json").write_text(json.dumps(commands))
     launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "-m", "tests.ranks", str(folder)]
     slurm = {"PATH": f"{make_scontrol(folder)}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
@@ -106,10 +111,20 @@ def test_two_processes_equal_one(ranks: tuple[Path, list[list[int]]], method: st
     assert_close(folder / method, folder / f"{method}-2")
 
 
+def test_two_processes_measure_robustness_as_one_does(ranks: tuple[Path, list[list[int]]]) -> None:
+    folder, statuses = ranks
+    assert [status[8:] for status in statuses] == [[0], [0]]
+    one, two = (read_rows(folder / f"naive/robustness{suffix}.parquet") for suffix in ("-1", ""))
+    assert [row.name for row in one] == [row.name for row in two]
+    for mine, theirs in zip(one, two, strict=True):
+        for key in ("value", "low", "high", "clips"):
+            assert getattr(mine, key) == pytest.approx(getattr(theirs, key), abs=1e-5), (mine.name, key)
+
+
 def test_what_one_rank_meets_stops_all(ranks: tuple[Path, list[list[int]]]) -> None:
     """At one step, with one line, and the resumed run ends as one that met nothing."""
     folder, statuses = ranks
-    assert [status[4:] for status in statuses] == [[138, 0, 2, 0], [0, 0, 0, 0]]  # the first rank speaks for all
+    assert [status[4:8] for status in statuses] == [[138, 0, 2, 0], [0, 0, 0, 0]]  # the first rank speaks for all
     lines = [line for line in (folder / "said").read_text().splitlines() if line.startswith("amr: ")]
     assert lines[0] == "amr: stopped by SIGUSR1 at epoch 0, step 3; go on with --ckpt_path last"
     assert lines[1] == "amr: job 4711 requeued"

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ import yaml
 
 from amr.cli import main
 from amr.datamodules import VGGSound
-from amr.datamodules.media import DecodeOptions
+from amr.datamodules.media import Clip, DecodeOptions
 from amr.datamodules.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.datamodules.vggsound import read_tags
 from amr.errors import UserError
 
 CLIPS = int(os.environ.get("AMR_TEST_VGGSOUND_CLIPS", 120))  # of the generated data set; a multiple of 20
@@ -353,3 +355,43 @@ def test_bad_arguments(row: Callable[..., VGGSound], tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     with pytest.raises(UserError, match=r"data.csv .*empty.csv: no rows"):
         VGGSound(tmp_path, csv="empty.csv")
+
+
+def test_vggsounders_tags_say_where_a_clips_own_class_is(tmp_path: Path) -> None:
+    rows = [
+        ("abc_000010", "dog barking", "A"),
+        ("abc_000010", "cat purring", "V"),  # another class than the clip's
+        ("-b_c_000000", "bird chirping, tweeting", "V"),
+        ("both_000030", "dog barking", "AV"),
+        ("other_000000", "cat purring", "AV"),
+        ("train_000000", "dog barking", "AV"),
+    ]
+    with (tmp_path / "tags.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video_id", "label", "modality", "background_music", "static_image", "voice_over"])
+        writer.writerows([*row, str(n % 2 == 0), "False", "False"] for n, row in enumerate(rows))
+    labels = {"abc_000010": "dog barking", "-b_c_000000": "bird chirping, tweeting", "both_000030": "dog barking"}
+    labels |= {"other_000000": "dog barking", "untagged_000000": "dog barking"}
+    found = read_tags([Clip(id, label, "test", {}) for id, label in labels.items()], tmp_path / "tags.csv")
+    assert found == {
+        "abc_000010": {"audio"},
+        "-b_c_000000": {"video"},
+        "both_000030": {"audio", "video"},
+        "other_000000": set(),
+    }
+
+
+def test_the_packages_tags_fit_the_official_list(shared_data: Path, tmp_path: Path) -> None:
+    """15,069 of the 15,446 test clips have tags, and of these 11,905 their own class."""
+    data = VGGSound(tmp_path, csv=str(shared_data / "vggsound_meta/test.csv"), store=tmp_path)
+    tags = read_tags(data.clips)
+    assert (len(data.clips), len(tags)) == (15446, 15069)
+    kinds = Counter("+".join(sorted(tag)) for tag in tags.values())
+    assert kinds == {"audio+video": 8481, "audio": 3035, "video": 389, "": 3164}
+    assert data.evidence() == {id: tag for id, tag in tags.items() if tag}
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vggsounder", None)
+    with pytest.raises(UserError, match=r"VGGSounder's tags are not installed; pip install 'amr\[vggsound\]'"):
+        read_tags([])
