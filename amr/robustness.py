@@ -241,30 +241,54 @@ def measure_encodings(
 
     shares = attribution(model, clean)
     attributed = attributed_rows(shares)
-    predicted = logits["mean"][-1].argmax(1)
-    score = logits["mean"].gather(2, predicted.expand(len(logits["mean"]), -1)[..., None])[..., 0]
-    count = len(names)
-    values = torch.stack([coalition_index(score, [m], count) for m in range(count)], dim=1)
-    parts = use.absolute_shares(values)
+    parts = {kind: use.absolute_shares(_shapley_of_predicted(found)) for kind, found in logits.items()}
+    centred = attribution(model, clean, means)
     drops = whole[:, None] - without["mean"].T
-    valued = attributed & (parts.sum(1) > 0)
+    valued = attributed & (parts["mean"].sum(1) > 0)
     for m, name in enumerate(names):
         table.mean("share", name, shares[:, m], attributed)
-        table.mean("shapley_share", name, parts[:, m], valued)
+        table.mean("share_centred", name, centred[:, m], attributed_rows(centred))
+        table.mean("shapley_share", name, parts["mean"][:, m], valued)
+        table.mean("shapley_share_zeros", name, parts["zeros"][:, m], parts["zeros"].sum(1) > 0)
     _agreement(
-        table, names, {"share": shares, "shapley": parts, "drop": drops}, valued, labels, logits["mean"].shape[2]
+        table,
+        names,
+        {"share": shares, "shapley": parts["mean"], "drop": drops},
+        valued,
+        labels,
+        logits["mean"].shape[2],
     )
     return table.rows
 
 
-def attribution(model: FusionModel, clips: Encoded) -> Tensor:
-    """Attribution shares of clips, (N, M) float64 on the CPU; only the head runs."""
+def attribution(model: FusionModel, clips: Encoded, centre: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Attribution shares of clips, (N, M) float64 on the CPU; only the head runs.
+
+    Args:
+        model: The model.
+        clips: The clips.
+        centre: What is taken off the encodings, (1, ...), before they are multiplied by the gradient: with the mean
+            encoding, only what differs from clip to clip is attributed. None: nothing, as dominance is defined.
+    """
     parts = []
+
+    def shifted(rest: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = model.head({m: e + centre[m].to(e) for m, e in rest.items()} if centre else rest)
+        return logits
+
     with undisturbed(model):
         for start in range(0, len(clips.ids), 1024):
             part = {m: e[start : start + 1024] for m, e in clips.encodings.items()}
-            parts.append(attribution_shares(model.head, part).double().cpu())
+            rest = {m: e - centre[m] for m, e in part.items()} if centre else part
+            parts.append(attribution_shares(shifted, rest).double().cpu())
     return torch.cat(parts)
+
+
+def _shapley_of_predicted(logits: Tensor) -> Tensor:
+    """Shapley values (N, M) in the predicted class's logit, from those of all coalitions (2^M, N, C)."""
+    predicted, count = logits[-1].argmax(1), (len(logits) - 1).bit_length()
+    score = logits.gather(2, predicted.expand(len(logits), -1)[..., None])[..., 0]
+    return torch.stack([coalition_index(score, [m], count) for m in range(count)], dim=1)
 
 
 def _agreement(

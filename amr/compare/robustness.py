@@ -155,7 +155,7 @@ def _dots(rows: Sequence[Row], kinds: Mapping[str, Key], title: str, unit: str) 
     if not any(len(found) > 1 for found in values):
         return None
     names = row_names(rows)
-    figure = new_figure(1.5 + 0.25 * len(rows))
+    figure = new_figure(1.4 + 0.3 * len(rows))
     axes = figure.subplots()
     marks: dict[str, Line2D] = {}
     for place, own in enumerate(values):
@@ -171,7 +171,7 @@ def _dots(rows: Sequence[Row], kinds: Mapping[str, Key], title: str, unit: str) 
                 (marks[kind],) = axes.plot([statistics.fmean(numbers)], [height], **look)
     axes.set_yticks(range(len(rows)), [shorten(name, 28) for name in names], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    figure.supxlabel(unit, fontsize=9)
+    axes.set_xlabel(unit, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=min(3, len(marks)), fontsize=9)
     mean: Callable[[list[float]], str] = lambda numbers: f"{100 * statistics.fmean(numbers):.1f}"  # noqa: E731

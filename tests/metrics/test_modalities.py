@@ -87,6 +87,17 @@ def test_an_additive_head_with_a_known_split() -> None:
     assert values["same_leader"] == 1
 
 
+def test_a_constant_part_of_an_encoding_has_a_share_but_no_use() -> None:
+    """b never changes: dominance and zeros see it, the mean does not, and nothing is lost without it."""
+    model = planted(lambda e: e["a"] + e["b"] - 3, "a", "b")
+    data = clips([1, 1, 0, 0], a=[1.0, 1.0, -1.0, -1.0], b=[3.0] * 4)
+    values = found(measure_encodings(model, data))
+    assert values["share/b"] == values["shapley_share_zeros/b"] == pytest.approx(3 / 4)
+    assert values["share_centred/b"] == values["shapley_share/b"] == values["drop_mean/b"] == 0
+    assert values["share_centred/a"] == values["shapley_share/a"] == 1
+    assert values["drop_zeros/b"] == 0.5
+
+
 def test_a_head_that_ignores_a_modality() -> None:
     model = planted(lambda e: e["a"] + 0 * e["b"], "a", "b")
     rows = measure_encodings(model, clips(LABELS, a=A, b=B), ZERO_MEAN)
