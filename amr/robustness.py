@@ -196,7 +196,7 @@ def measure_encodings(
     table = _Table(len(clean.ids), resamples, seed)
     means = {m: e.mean(0, keepdim=True) for m, e in (train or clean).encodings.items()}
     logits = {
-        kind: coalition_outputs(model, encodings, means if kind == "mean" else "zeros").double().cpu() for kind in MEANS
+        kind: coalition_outputs(model, encodings, means if kind == "mean" else "zeros").cpu().double() for kind in MEANS
     }
     labels = labels.cpu()
     correct = {kind: use.right(found, labels) for kind, found in logits.items()}

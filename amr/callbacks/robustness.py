@@ -116,13 +116,13 @@ class Robustness(pl.Callback):
         from amr.load import load_model
 
         assert isinstance(pl_module, FusionClassifier)
-        device = pl_module.device
+        like = next(pl_module.model.parameters())
         rows = measure(
             pl_module.model,
             trainer.datamodule,  # type: ignore[attr-defined]
             "test",
             clean=self._clean(pl_module),
-            unimodal={name: load_model(path).to(device) for name, path in self.unimodal.items()},
+            unimodal={name: load_model(path).to(like) for name, path in self.unimodal.items()},
             corruptions=self.corruptions,
             corruption_clips=self.corruption_clips,
             train_clips=self.train_clips,
