@@ -1,8 +1,8 @@
 """Every command and example in the documents runs as it stands there, on small stand-ins for the data.
 
 A page is one story: its blocks run in order in a folder of their own, which looks like a checkout. bash takes the `sh`
-blocks apart (variables, loops, continued lines), with commands that only note their arguments; `_RUN` then runs those in
-this process. Nothing slips through: an unknown command or language fails the page.
+blocks apart (variables, loops, continued lines), with commands that only note their arguments; `_RUN` then runs those
+in this process. Nothing slips through: an unknown command or language fails the page.
 """
 
 import ast
@@ -30,7 +30,7 @@ from tests.conftest import REPOSITORY
 from tests.datamodules.conftest import write_clip, write_csv
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-NAMES = [path.relative_to(REPOSITORY).as_posix() for path in PAGES]
+NAMES = {path: path.relative_to(REPOSITORY).as_posix() for path in PAGES}
 
 LIMITS = [  # added to a command that matches, so that it takes a second; its own arguments stay
     (
@@ -52,8 +52,8 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
 ]
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why
-    r"amr demo.*": "minutes; tests/test_cli.py has its parts",
-    r"amr fit .*--model\.encoders\.\w+\.weights (MViT|WAV2VEC2|ViT).*": "downloads weights; tests/encoders has the networks",
+    r"amr demo.*": "minutes; CI has its parts: fit, compare",
+    r"amr fit .*--model\.encoders\.\w+\.weights (MViT|WAV2VEC2|ViT).*": "downloads weights; tests/encoders",
     r"amr prepare .*--scheduler .*": "needs a Dask cluster; tests/datamodules/test_prepare_faults.py has one",
     r"torchrun .*": "several processes; tests/test_scaling.py has them",
     r"(srun|sbatch|dask) .*": "a cluster's own command",
@@ -78,7 +78,15 @@ audio_atoms = spectrogram_atoms((1, 16, 32), 2, 3, seconds=0.5, hz=(0, 8000))
 video_atoms = video_atoms((2, 1, 16, 16), (2, 2), 1)
 batch = {"inputs": inputs, "label": labels, "id": [f"clip{i}" for i in range(24)]}
 data = SimpleNamespace(test_dataloader=lambda: [batch])
-"""  # what a Python block on MultiViz's pages may take for granted
+"""  # what a page's Python blocks may take for granted
+GIVEN_ON = {
+    "docs/synthetic.md": """
+from amr.datamodules import Synthetic
+data = Synthetic("made", task="synergistic", clips=60)
+""",
+}
+
+RUNS_ON = {"docs/wandb.md": ("runs/naive", "runs/table1/naive-s0")}  # that are there before a page's first command
 
 
 @dataclass
@@ -101,7 +109,8 @@ def blocks_of(page: Path) -> list[Block]:
 def inline_commands(page: Path) -> list[str]:
     """Code within a sentence that is a whole command: it has an option."""
     prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [code for code in re.findall(r"`([^`]+)`", prose) if re.match(r"(amr|train\.py) .*--\w", code)]
+    found = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    return [code for code in found if re.match(r"(amr|train\.py) .*--\w", code)]
 
 
 # ------------------------------------------------------------------------------------------------------- the stand-ins
@@ -187,12 +196,14 @@ class Story:
     Attributes:
         folder: Where the page's commands run.
         world: The stand-ins.
-        names: Those of the page's Python blocks.
+        page: Its path in the repository.
+        names: Those of its Python blocks.
         variables: The shell's, as lines that set them.
     """
 
     folder: Path
     world: World
+    page: str = ""
     names: dict[str, Any] = field(default_factory=dict)
     variables: list[str] = field(default_factory=list)
 
@@ -233,7 +244,7 @@ class Story:
 
     def shell(self, text: str) -> None:
         commands = self.recorded("\n".join([*self.variables, _scripts_noted(text)]))
-        self.variables += re.findall(r"^\w+=.*$", text, re.MULTILINE)
+        self.variables += re.findall(r"^(?:export )?\w+=.*$", text, re.MULTILINE)
         assert commands, f"nothing is run by {text!r}"
         for command in commands:
             self.command(command)
@@ -253,14 +264,14 @@ class Story:
             tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         elif not self.names:
             self.trained("runs/naive")
-            exec(GIVEN, self.names)  # noqa: S102
+            exec(GIVEN_ON.get(self.page, GIVEN), self.names)  # noqa: S102
         exec(compile(tree, "example", "exec"), self.names)  # noqa: S102
 
     def yaml(self, text: str) -> None:
         first = text.splitlines()[0]
         name = first.removeprefix("# ") if first.startswith("# ") else "block.yaml"
         (self.folder / name).write_text(text)
-        if set(yaml.safe_load(text)) <= {"model", "trainer", "data"}:
+        if "data" not in yaml.safe_load(text):  # those are used by the page's commands
             amr(self, ["fit", "...", "--config", name, "--name", name.removesuffix(".yaml")], False)
 
     def trained(self, run: str) -> None:
@@ -268,6 +279,7 @@ class Story:
         if not (self.folder / run).exists():
             alone = run.removeprefix("runs/")
             shutil.copytree(self.world.folder / "runs" / (alone if alone in MODALITIES else "fused"), self.folder / run)
+            (self.folder / run / "wandb/offline-run-1").mkdir(parents=True)
 
 
 def _scripts_noted(text: str) -> str:
@@ -287,6 +299,8 @@ def amr(story: Story, arguments: list[str], parse_only: bool) -> None:
     if not parse_only:
         limits = " ".join(more for pattern, more in LIMITS if re.fullmatch(pattern, line))
         limits = limits.format(small=story.world.checkpoint).split()
+        if command == "fit" and "--name" not in rest:  # of two on a page, both are run
+            limits += ["--name", f"run{len(list(Path('runs').glob('run*')))}"]
         assert main([command, *rest, *limits]) == 0, shlex.join(["amr", *arguments])
     elif command in ("fit", "validate", "test", "predict", "prepare"):
         with pytest.raises(SystemExit) as end:
@@ -303,12 +317,12 @@ def torchrun(story: Story, arguments: list[str], parse_only: bool) -> None:
     amr(story, arguments[arguments.index("train.py") + 1 :], True)
 
 
-def make(story: Story, arguments: list[str], parse_only: bool) -> None:
+def make(_: Story, arguments: list[str], parse_only: bool) -> None:
     assert parse_only
     subprocess.run(["/usr/bin/make", "-n", *arguments], cwd=REPOSITORY, check=True, capture_output=True)
 
 
-def python(story: Story, arguments: list[str], parse_only: bool) -> None:
+def python(_: Story, arguments: list[str], parse_only: bool) -> None:
     assert parse_only
     assert arguments[0] == "-m"
     assert (REPOSITORY / f"{arguments[1].replace('.', '/')}.py").is_file(), arguments[1]
@@ -323,7 +337,7 @@ def wandb(story: Story, arguments: list[str], parse_only: bool) -> None:
         assert yaml.safe_load((story.folder / arguments[1]).read_text())["command"]
 
 
-def dask(story: Story, arguments: list[str], parse_only: bool) -> None:
+def dask(_: Story, arguments: list[str], parse_only: bool) -> None:
     from distributed.cli.dask_scheduler import main as scheduler
     from distributed.cli.dask_worker import main as worker
 
@@ -337,7 +351,7 @@ def srun(story: Story, arguments: list[str], parse_only: bool) -> None:
     _RUN[arguments[start]](story, arguments[start + 1 :], True)
 
 
-def pip(story: Story, arguments: list[str], parse_only: bool) -> None:
+def pip(_: Story, arguments: list[str], parse_only: bool) -> None:
     import tomllib
 
     assert parse_only
@@ -374,17 +388,22 @@ _RUN: Mapping[str, Callable[[Story, list[str], bool], None]] = {
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 def test_links_lead_somewhere(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 def test_files_named_in_text_exist(page: Path) -> None:
     for path in re.findall(r"\b(?:configs|benchmarks|docs|tests|examples)/[\w./-]*\w\.\w+", page.read_text()):
         assert any((folder / path).exists() for folder in (REPOSITORY, page.parent)), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
+def test_every_fence_belongs_to_a_block(page: Path) -> None:
+    assert len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) == 2 * len(blocks_of(page))
 
 
 @pytest.fixture
@@ -405,13 +424,12 @@ def story(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_commands(page: Path, request: pytest.FixtureRequest) -> None:
-    blocks, inline = blocks_of(page), inline_commands(page)
-    if not blocks and not inline:
-        return
-    story: Story = request.getfixturevalue("story")
-    for block in blocks:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page) or inline_commands(page)], ids=NAMES.get)
+def test_commands(page: Path, story: Story) -> None:
+    story.page = NAMES[page]
+    for run in RUNS_ON.get(story.page, ()):
+        story.trained(run)
+    for block in blocks_of(page):
         match block.language:
             case "sh":
                 story.shell(block.text)
@@ -422,8 +440,8 @@ def test_commands(page: Path, request: pytest.FixtureRequest) -> None:
             case "text":  # what a command prints
                 pass
             case _:
-                pytest.fail(f"{page}:{block.line}: a block in {block.language or 'no language'}: sh, python, yaml, text")
-    for line in inline:
+                pytest.fail(f"{page}:{block.line}: {block.language or 'no language'}; known are sh, python, yaml, text")
+    for line in inline_commands(page):
         for command in story.recorded(line.replace("train.py", "amr")):
             if "--help" not in command:
                 amr(story, command[1:], True)

@@ -1,0 +1,35 @@
+"""The documents' site opens and searches from disk, and asks nothing of the network."""
+
+from pathlib import Path
+
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from playwright.sync_api import Page
+
+from ..conftest import REPOSITORY
+
+
+def test_search_from_disk(page: Page, tmp_path: Path) -> None:
+    config = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+    config["plugins"] = [plugin for plugin in config["plugins"] if isinstance(plugin, str)]  # no API: it takes seconds
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "assets").symlink_to(REPOSITORY / "docs/assets")
+    (docs / "index.md").write_text("# Home\n\n| a | b |\n|---|---|\n" + f"| {'wide ' * 9}| {'table ' * 99}|\n")
+    (docs / "other.md").write_text("# Agreement\n\nKrippendorff's alpha, of raters.\n")
+    changes = {"docs_dir": str(docs), "site_dir": str(tmp_path / "site"), "nav": None}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump({**config, **changes}))
+    build(load_config(str(tmp_path / "mkdocs.yml")))
+
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto((tmp_path / "site/index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.click(".md-search__input")
+    page.keyboard.type("krippendorff")
+    page.locator(".md-search-result__item", has_text="Agreement").first.wait_for()
+    assert asked
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
