@@ -24,14 +24,21 @@ import pytest
 import torch
 import yaml
 
+from amr.benchmark import read_grid
 from amr.cli import main
+from amr.datamodules import ClipDataModule
 from amr.datamodules.media import MODALITIES
+from amr.parser import OneLineParser
 from tests.conftest import REPOSITORY
 from tests.datamodules.conftest import write_clip, write_csv
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 NAMES = {path: path.relative_to(REPOSITORY).as_posix() for path in PAGES}
 
+SMALL_ENCODERS = (  # in a ResNet's place; tests/encoders/test_model_configs.py has those
+    '--model.encoders {"audio":{"class_path":"amr.encoders.SmallCNN"},'
+    '"video":{"class_path":"amr.encoders.SmallFrameCNN","init_args":{"in_channels":3}}}'
+)
 LIMITS = [  # added to a command that matches, so that it takes a second; its own arguments stay
     (
         r"fit .*",
@@ -40,14 +47,14 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
         " --model.compile_encoders false --data.init_args.num_workers 0 --data.init_args.batch_size 2",
     ),
     (r"(fit|test) (?!.*--wandb).*", "--wandb disabled"),
-    (r"fit .*resnet18.*", "--data.init_args.video.size 32 --data.init_args.audio.seconds 0.3"),
+    (r"fit .*resnet18.*", f"--data.init_args.video.size 32 --data.init_args.audio.seconds 0.3 {SMALL_ENCODERS}"),
     (r"(fit|benchmark) .*synthetic.yaml.*", "--data.init_args.clips 60"),
     (r"(fit|prepare) .*--config configs/data.*", "--data.init_args.prepare_workers 0"),
     (r"prepare --data .*", "--data.prepare_workers 0"),
     (r"test .*", "--trainer.limit_test_batches 2"),
     (r"predict .*", "--trainer.limit_predict_batches 2"),
-    (r"analyze .*", "--clips 2 --samples 8 --ckpt {small}"),  # of a small model; a page's own may be a ResNet
-    (r"export .*", "--ckpt {small}"),
+    (r"analyze .*", "--clips 2 --samples 8 --ckpt SMALL"),  # of a small model; a page's own may be a ResNet
+    (r"export .*", "--ckpt SMALL"),
     (r"benchmark .*", "--dry_run --only naive --seeds 0"),
 ]
 
@@ -60,12 +67,12 @@ PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"wandb .*": "needs an account",
     r"pip install .*": "the network",
     r"make .*": "installs, or is the tests themselves",
-    r"python -m benchmarks\..*": "minutes; tests/test_speed.py has their parts",
+    r"python (-m benchmarks\.|docs/).*": "minutes; tests/test_speed.py has the benchmarks' parts",
     r"\S+\.sh( .*)?": "hours",
 }
 
 GIVEN = """
-from types import SimpleNamespace
+from pathlib import Path
 import torch
 from amr.load import load_model
 from amr.multiviz.atoms import spectrogram_atoms, video_atoms
@@ -76,8 +83,6 @@ encodings = {name: e.detach() for name, e in model.encode(inputs).items()}
 labels = predicted = torch.arange(24) % 4
 audio_atoms = spectrogram_atoms((1, 16, 32), 2, 3, seconds=0.5, hz=(0, 8000))
 video_atoms = video_atoms((2, 1, 16, 16), (2, 2), 1)
-batch = {"inputs": inputs, "label": labels, "id": [f"clip{i}" for i in range(24)]}
-data = SimpleNamespace(test_dataloader=lambda: [batch])
 """  # what a page's Python blocks may take for granted
 GIVEN_ON = {
     "docs/synthetic.md": """
@@ -132,6 +137,17 @@ class World:
     def checkpoint(self) -> Path:
         """Of a small model on small clips."""
         return self.folder / "runs/fused/checkpoints/best.ckpt"
+
+    def data(self) -> ClipDataModule:
+        """The small clips, prepared."""
+        parser = OneLineParser()
+        parser.add_argument("--config", action="config")
+        parser.add_subclass_arguments(ClipDataModule, "data")
+        module = parser.instantiate_classes(parser.parse_args(self.dots("prepare"))).data
+        assert isinstance(module, ClipDataModule)
+        module.prepare_data()
+        module.setup()
+        return module
 
     def dots(self, command: str) -> list[str]:
         """What `...` stands for after a command."""
@@ -216,7 +232,9 @@ class Story:
         shared = self.folder.parent / "shared/data"
         shared.mkdir(parents=True)
         (shared / "grid").symlink_to(self.world.folder / "grid")
-        for script in (REPOSITORY / "docs").rglob("*.sh"):  # copies: they write beside themselves
+        for script in (REPOSITORY / "docs").rglob("*"):  # copies: they write beside themselves
+            if script.suffix not in (".sh", ".py", ".yaml"):
+                continue
             target = self.folder / script.relative_to(REPOSITORY)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(script, target)
@@ -264,6 +282,7 @@ class Story:
             tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         elif not self.names:
             self.trained("runs/naive")
+            self.names["data"] = self.world.data()
             exec(GIVEN_ON.get(self.page, GIVEN), self.names)  # noqa: S102
         exec(compile(tree, "example", "exec"), self.names)  # noqa: S102
 
@@ -297,8 +316,8 @@ def amr(story: Story, arguments: list[str], parse_only: bool) -> None:
     for run in re.findall(r"\bruns/[\w+-]+(?=/checkpoints| |$)", line):
         story.trained(run)
     if not parse_only:
-        limits = " ".join(more for pattern, more in LIMITS if re.fullmatch(pattern, line))
-        limits = limits.format(small=story.world.checkpoint).split()
+        added = " ".join(more for pattern, more in LIMITS if re.fullmatch(pattern, line))
+        limits = added.replace("SMALL", str(story.world.checkpoint)).split()
         if command == "fit" and "--name" not in rest:  # of two on a page, both are run
             limits += ["--name", f"run{len(list(Path('runs').glob('run*')))}"]
         assert main([command, *rest, *limits]) == 0, shlex.join(["amr", *arguments])
@@ -324,8 +343,8 @@ def make(_: Story, arguments: list[str], parse_only: bool) -> None:
 
 def python(_: Story, arguments: list[str], parse_only: bool) -> None:
     assert parse_only
-    assert arguments[0] == "-m"
-    assert (REPOSITORY / f"{arguments[1].replace('.', '/')}.py").is_file(), arguments[1]
+    file = f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else arguments[0]
+    ast.parse((REPOSITORY / file).read_text())
 
 
 def wandb(story: Story, arguments: list[str], parse_only: bool) -> None:
@@ -364,12 +383,15 @@ def pip(_: Story, arguments: list[str], parse_only: bool) -> None:
 def script(story: Story, arguments: list[str], parse_only: bool) -> None:
     """Runs a study's script with commands that only note their arguments; each kind of them is then parsed."""
     assert parse_only
-    kinds = {}
+    kinds: dict[str, list[str]] = {}
     for command in story.recorded(shlex.join(["bash", *arguments]), system=True):
         kinds.setdefault(re.sub(r"\d+", "0", shlex.join(command)), command)
     for command in kinds.values():
-        if command[0] == "amr" and command[1] in ("fit", "prepare"):
-            amr(story, command[1:], True)
+        if command[:2] == ["amr", "benchmark"]:
+            _, rows = read_grid(Path(command[command.index("--config") + 1]))
+            assert main([*command[1:], "--dry_run", "--seeds", "0", "--only", rows[0].name]) == 0
+        else:
+            _RUN[command[0]](story, command[1:], True)
 
 
 _RUN: Mapping[str, Callable[[Story, list[str], bool], None]] = {
