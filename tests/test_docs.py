@@ -48,7 +48,7 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
     ),
     (r"(fit|test) (?!.*--wandb).*", "--wandb disabled"),
     (r"fit .*resnet18.*", f"--data.init_args.video.size 32 --data.init_args.audio.seconds 0.3 {SMALL_ENCODERS}"),
-    (r"(fit|benchmark) .*synthetic.yaml.*", "--data.init_args.clips 60"),
+    (r"(fit|benchmark) .*configs/data/synthetic.*", "--data.init_args.clips 60"),
     (r"(fit|prepare) .*--config configs/data.*", "--data.init_args.prepare_workers 0"),
     (r"prepare --data .*", "--data.prepare_workers 0"),
     (r"test .*", "--trainer.limit_test_batches 2"),
