@@ -204,7 +204,8 @@ def _culprit(model: "FusionModel", examples: "Mapping[str, Tensor]") -> str:
 def _save_onnx(program: "ExportedProgram", inputs: list[str], outputs: list[str], path: Path) -> None:
     import torch
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):  # which tell how they went about it
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         onnx = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False
