@@ -54,7 +54,7 @@ def alone(correct: Tensor) -> Tensor:
 
 
 def accuracy_shapley(correct: Correct) -> Tensor:
-    """Shapley value of each modality in the accuracy (Hu, Li, Zhou 2022, eq. 2), a part a clip: (N, M).
+    """Shapley value of each modality in the accuracy (Hu, Li, Zhou 2022), a part a clip: (N, M).
 
     The mean over clips of what a modality adds to the accuracy, averaged over the orders in which modalities come;
     the values add up to the accuracy with all of them minus that with none.
