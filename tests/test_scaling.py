@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from amr.cli import main
 from amr.robustness import read_rows
 from tests.conftest import REPOSITORY
 from tests.faults import callback, environment
+from tests.ranks import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,12 +31,6 @@ PLAIN = {
     "audio": {"class_path": "tests.ranks.Plain"},
     "video": {"class_path": "tests.ranks.Plain", "init_args": {"channels": 2}},
 }
-
-
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

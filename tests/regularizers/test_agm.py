@@ -20,6 +20,7 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Step
 from amr.regularizers.agm import AGM, attributed_logits, competition_ratios, modulation_factors, shapley_logits
 from amr.regularizers.ogm import OGM
+from tests.ranks import run_two_ranks
 from tests.regularizers.test_ogm import (
     Convolution,
     ConvolutionTokens,
@@ -29,7 +30,6 @@ from tests.regularizers.test_ogm import (
     hidden_concat,
     plain,
     probed,
-    run_two_ranks,
 )
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
@@ -377,7 +377,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final weights of each case, by one process and by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("ddp")
     train_cases(1, folder)
-    run_two_ranks("test_agm", folder)
+    run_two_ranks(train_cases, 2, folder)
     return folder
 
 

@@ -1,9 +1,6 @@
 """GGE: its targets, and what they do to the gradients of a real training."""
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -300,36 +298,33 @@ RANKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lacking": ({"bias": "video", "start_epoch": 1}, {"lacking": True}),
     "measured-lacking": ({"momentum": 1.0}, {"lacking": True}),
 }
-SCRIPT = """
-import sys, torch, pytorch_lightning as pl
-from tests.regularizers.test_gge import GGE, RANKS, Gated, Toy, build, everything
-world, out = int(sys.argv[1]), sys.argv[2]
-for case, (options, data) in RANKS.items():
-    model = build(fusion=Gated, extra=[GGE(**options)])
-    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
-    trainer.fit(model, Toy(batch_size=16, **data))
-    report = model.regularizers.report()
-    torch.save([everything(model), report], f"{out}/{case}-{world}-{trainer.global_rank}.pt")
-"""
+
+
+def train_cases(world: int, out: Path) -> None:
+    for case, (options, data) in RANKS.items():
+        model = build(fusion=Gated, extra=[GGE(**options)])
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, Toy(batch_size=16, **data))
+        report = model.regularizers.report()
+        torch.save([everything(model), report], out / f"{case}-{world}-{trainer.global_rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final state of each case, by one process and by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("gge")
-    (folder / "ddp.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    for world in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, str(folder / "ddp.py"), world, str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    train_cases(1, folder)
+    run_two_ranks(train_cases, 2, folder)
     return folder
 
 

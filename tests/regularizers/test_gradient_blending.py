@@ -4,9 +4,6 @@ import copy
 import hashlib
 import itertools
 import math
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
@@ -27,7 +24,7 @@ from amr.fusion import Concat, Gated, Late
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
 from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
-from tests.conftest import REPOSITORY
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -439,19 +436,6 @@ def test_names() -> None:
 
 # --------------------------------------------------------------------------------------------------------------- DDP
 
-DDP = """
-import sys, torch, pytorch_lightning as pl
-from tests.regularizers.test_gradient_blending import CASES, GradientBlending, Toy, build, everything
-world, out = int(sys.argv[1]), sys.argv[2]
-for case, (options, lacking) in CASES.items():
-    blending = GradientBlending(**options)
-    model = build(extra=[blending])
-    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=4,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
-    trainer.fit(model, Toy(clips=48, batch_size=12, lacking=lacking))
-    torch.save(everything(model, blending), f"{out}/{case}-{world}-{trainer.global_rank}.pt")
-"""
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "online": ({"super_epoch": 2, "held_out": 0.3}, False),
     "offline": ({"super_epoch": 2, "held_out": 0.3, "mode": "offline"}, True),
@@ -463,13 +447,28 @@ def everything(model: FusionClassifier, blending: GradientBlending) -> dict[str,
     return {**weights(model), **blending.state_dict()}
 
 
+def train_ranks(out: Path) -> None:
+    for case, (options, lacking) in CASES.items():
+        blending = GradientBlending(**options)
+        model = build(extra=[blending])
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=4,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, Toy(clips=48, batch_size=12, lacking=lacking))
+        torch.save(everything(model, blending), out / f"{case}-2-{trainer.global_rank}.pt")
+
+
 def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     """Although the ranks' parts are of different size: the heads, the measured losses and the weights, too."""
-    (tmp_path / "ddp.py").write_text(DDP)
-    command = [sys.executable, str(tmp_path / "ddp.py"), "2", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_ranks(train_ranks, tmp_path)
     for case, (options, lacking) in CASES.items():
         ranks = [torch.load(tmp_path / f"{case}-2-{rank}.pt", weights_only=True) for rank in range(2)]
         blending = GradientBlending(**options)

@@ -1,8 +1,5 @@
 """MMCosine: the cosines, what the wrapped head promises, and that training and evaluation use the same logits."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from amr.errors import UserError
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.regularizers import AMR, Regularizer, Step
 from amr.regularizers.mmcosine import CosineHead, MMCosine, cosine_logits
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -354,13 +352,6 @@ CASES: dict[str, dict[str, Any]] = {
     "sum-lacking": {"fusion": Sum, "lacking": True},
     "late-amr": {"fusion": Late, "amr": True},
 }
-DDP = """
-import sys, torch
-from tests.regularizers.test_mmcosine import CASES, train
-for case in CASES:
-    rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
-    torch.save(state, f"{sys.argv[1]}/{case}-{rank}.pt")
-"""
 
 
 def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
@@ -381,20 +372,17 @@ def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
     return trainer.global_rank, weights(model)
 
 
+def train_ranks(out: Path) -> None:
+    for case in CASES:
+        rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
+        torch.save(state, out / f"{case}-{rank}.pt")
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final weights of each case, by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "ddp.py").write_text(DDP)
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, str(folder / "ddp.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_ranks(train_ranks, folder)
     return folder
 
 

@@ -1,9 +1,6 @@
 """MMPareto: the geometry of two gradients, and what each parameter really gets in training."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import Regularizer, Step
 from amr.regularizers.mmpareto import MMPareto, combine, min_norm_weights
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -376,13 +374,6 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulate": 2},
     "later": {"start_epoch": 1},
 }
-DDP = """
-import sys, torch
-from tests.regularizers.test_mmpareto import CASES, train
-for case in CASES:
-    rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
-    torch.save(state, f"{sys.argv[1]}/{case}-{rank}.pt")
-"""
 
 
 def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
@@ -409,20 +400,17 @@ def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
     }
 
 
+def train_ranks(out: Path) -> None:
+    for case in CASES:
+        rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
+        torch.save(state, out / f"{case}-{rank}.pt")
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final weights of each case, by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "ddp.py").write_text(DDP)
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, str(folder / "ddp.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_ranks(train_ranks, folder)
     return folder
 
 

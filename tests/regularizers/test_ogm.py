@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -515,28 +513,12 @@ def train_cases(world: int, out: Path) -> None:
         torch.save(weights(model), out / f"{case}-{world}-{rank}.pt")
 
 
-DDP = """
-import sys, pathlib
-from tests.regularizers.{module} import train_cases
-train_cases(2, pathlib.Path(sys.argv[1]))
-"""
-
-
-def run_two_ranks(module: str, folder: Path) -> None:
-    script = folder / "ddp.py"
-    script.write_text(DDP.format(module=module))
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final weights of each case, by one process and by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("ddp")
     train_cases(1, folder)
-    run_two_ranks("test_ogm", folder)
+    run_two_ranks(train_cases, 2, folder)
     return folder
 
 

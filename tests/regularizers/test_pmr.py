@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +29,7 @@ from amr.regularizers.pmr import (
     prototype_log_probabilities,
     strengths,
 )
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -421,36 +419,33 @@ RANKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "lacking": ({"alpha": 2.0, "entropy_weight": 0.3, "entropy_epochs": 3}, {"lacking": True}),
 }
-SCRIPT = """
-import sys, torch, pytorch_lightning as pl
-from tests.regularizers.test_pmr import PMR, RANKS, Gated, Toy, build, everything
-world, out = int(sys.argv[1]), sys.argv[2]
-for case, (options, data) in RANKS.items():
-    model = build(fusion=Gated, extra=[PMR(**options)])
-    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=3,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
-    trainer.fit(model, Toy(batch_size=16, **data))
-    report = model.regularizers.report()
-    torch.save([everything(model), report], f"{out}/{case}-{world}-{trainer.global_rank}.pt")
-"""
+
+
+def train_cases(world: int, out: Path) -> None:
+    for case, (options, data) in RANKS.items():
+        model = build(fusion=Gated, extra=[PMR(**options)])
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            max_epochs=3,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, Toy(batch_size=16, **data))
+        report = model.regularizers.report()
+        torch.save([everything(model), report], out / f"{case}-{world}-{trainer.global_rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final state of each case, by one process and by each of two gloo ranks."""
     folder = tmp_path_factory.mktemp("pmr")
-    (folder / "ddp.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    for world in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, str(folder / "ddp.py"), world, str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    train_cases(1, folder)
+    run_two_ranks(train_cases, 2, folder)
     return folder
 
 

@@ -3,10 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
 from tests.conftest import REPOSITORY
+from tests.ranks import run_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -414,32 +411,29 @@ def test_teachers_of_the_command_line(tiny: list[str], tmp_path: Path, capsys: A
 
 # --------------------------------------------------------------------------------------------------------------- DDP
 
-DDP = """
-import sys, torch, pytorch_lightning as pl
-from tests.regularizers.test_umt import CASES, UMT, Toy, build, weights
-world, out, audio, video = int(sys.argv[1]), *sys.argv[2:]
-for case, lacking in CASES.items():
-    model = build(extra=[UMT({"audio": audio, "video": video}, 0.5, 0.5)])
-    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
-    trainer.fit(model, Toy(batch_size=16, lacking=lacking))
-    torch.save(weights(model), f"{out}/{case}-{world}-{trainer.global_rank}.pt")
-"""
 CASES = {"all": False, "lack": True}
 
 
-def launch(script: str, worlds: Sequence[str], folder: Path, *arguments: str) -> None:
-    (folder / "ddp.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for world in worlds:
-        command = [sys.executable, str(folder / "ddp.py"), world, str(folder), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+def train_ranks(out: Path, teachers: dict[str, str]) -> None:
+    for case, lacking in CASES.items():
+        model = build(extra=[UMT(teachers, 0.5, 0.5)])
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, Toy(batch_size=16, lacking=lacking))
+        torch.save(weights(model), out / f"{case}-2-{trainer.global_rank}.pt")
 
 
 def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path, teachers: dict[str, str]) -> None:
-    launch(DDP, "2", tmp_path, *pair(teachers).values())
+    run_two_ranks(train_ranks, tmp_path, pair(teachers))
     for case, lacking in CASES.items():
         ranks = [torch.load(tmp_path / f"{case}-2-{rank}.pt", weights_only=True) for rank in range(2)]
         alone = build(extra=[UMT(pair(teachers), 0.5, 0.5)])
