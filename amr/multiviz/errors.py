@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -20,6 +21,7 @@ from amr.multiviz.prediction import SparsePath, sparse_path
 Kind = Literal["perception", "interaction", "prediction", "unresolved"]
 Selection = Literal["errors", "entropy", "random"]
 FOLDS = 5
+PARTS = 3  # clips to learn errors from, to choose from, to test on
 RIDGE = (1.0, 0.1, 0.01, 0.001)  # λ of the refitted classifier, of which the best over all clips is taken
 
 
@@ -196,12 +198,12 @@ def _refitted(features: Tensor, labels: Tensor, refits: int, generator: torch.Ge
     return right[:, int(right.mean((0, 2)).argmax())].mean(0)
 
 
-def _folds(labels: Tensor, generator: torch.Generator) -> Tensor:
+def _folds(labels: Tensor, generator: torch.Generator, folds: int = FOLDS) -> Tensor:
     """A fold for each clip, (N,), at random, each class spread evenly."""
     order = torch.randperm(len(labels), generator=generator)
     order = order[labels[order].argsort(stable=True)]
     fold = torch.empty_like(labels)
-    fold[order] = torch.arange(len(labels)) % FOLDS
+    fold[order] = torch.arange(len(labels)) % folds
     return fold
 
 
@@ -238,7 +240,7 @@ def error_units(penultimate: Tensor, wrong: Tensor, *, lambdas: int = 15, seed: 
     Args:
         penultimate: Features, (N, D).
         wrong: Whether the model's prediction is wrong, (N,) bool.
-        lambdas: Number of penalties tried.
+        lambdas: Number of penalties tried, from the smallest at which no unit is used to a thirtieth of it.
         seed: Of the folds.
 
     Returns:
@@ -253,7 +255,9 @@ def error_units(penultimate: Tensor, wrong: Tensor, *, lambdas: int = 15, seed: 
     if min(errors, len(wrong) - errors) < FOLDS:
         raise UserError(f"wrong: {errors} of {len(wrong)}; at least {FOLDS} wrong and {FOLDS} right ones are needed")
     sizes, labels = penultimate.detach().abs(), wrong.long().to(penultimate.device)
-    path = sparse_path(sizes, labels, 1.0, lambdas, tol=1e-4)
+    # Beyond a thirtieth of the largest penalty nothing is sparse, errors are told apart by chance, and steps are slow.
+    top = sparse_path(sizes, labels, 1.0, 1, tol=1e-3).lambdas
+    path = sparse_path(sizes, labels, 1.0, top * torch.logspace(0, -1.5, lambdas, dtype=top.dtype).to(top), tol=1e-3)
     fold = _folds(labels.cpu(), torch.Generator().manual_seed(seed)).to(labels.device)
     scores = torch.zeros(lambdas, len(wrong), dtype=torch.float64, device=labels.device)
     for f in range(FOLDS):
@@ -307,3 +311,79 @@ def select_clips(
         case _:
             raise UserError(f"by: {by!r}; allowed are {', '.join(get_args(Selection))}")
     return score.argsort(descending=True, stable=True)[:budget].cpu()
+
+
+@dataclass(frozen=True)
+class SelectionTrial:
+    """What choosing clips one way, in one partition, was worth.
+
+    Attributes:
+        by: How they were chosen; "none" and "all" of the pool are what any choice lies between.
+        budget: How many.
+        seed: Of the partition.
+        accuracy: Of the refitted classifier on clips that it has not seen, in [0, 1].
+        errors_found: Share of the chosen clips that the model gets wrong, in [0, 1]; None if none was chosen.
+    """
+
+    by: Selection | Literal["none", "all"]
+    budget: int
+    seed: int
+    accuracy: float
+    errors_found: float | None
+
+
+def compare_selections(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    fitted: tuple[Tensor, Tensor] | None = None,
+    share: float = 0.25,
+    seeds: int = 5,
+    ridge: float = 0.01,
+) -> list[SelectionTrial]:
+    """Targeted selection against the least certain predictions and against chance, at the same budget.
+
+    Each seed parts the clips in three, wrong predictions and the classes evenly. On the first part `error_units` learns
+    where the model errs; from the second `select_clips` takes a share, each way; the third is what is tested on. What
+    is trained again is the last layer: a multinomial ridge classifier of the penultimate features (sklearn) of the
+    clips in `fitted`, the first part and the chosen ones. "none" and "all" choose nothing and the whole pool.
+
+    Args:
+        features: Penultimate features, (N, D), of clips that the model was not trained on.
+        logits: The model's, (N, C).
+        labels: Classes, (N,).
+        fitted: Features and labels of training clips.
+        share: Of the pool that may be chosen, in (0, 1).
+        seeds: Number of partitions, at least 1.
+        ridge: λ of the classifier, on standardised features, positive.
+
+    Returns:
+        A trial a seed and way.
+
+    Raises:
+        UserError: An option is out of its range, or a first part has fewer than 5 wrong or 5 right predictions.
+    """
+    if not 0 < share < 1 or seeds < 1 or not ridge > 0:
+        raise UserError(f"share must be in (0, 1), seeds at least 1 and ridge positive, got {share}, {seeds}, {ridge}")
+    features, logits, labels = (x.detach().cpu() for x in (features, logits, labels))
+    wrong, trials = logits.argmax(1) != labels, []
+    base = (features[:0], labels[:0]) if fitted is None else (fitted[0].detach().cpu(), fitted[1].cpu())
+    for seed in range(seeds):
+        part = _folds(labels + logits.shape[1] * (~wrong), torch.Generator().manual_seed(seed), PARTS)
+        known, pool, test = ((part == p).nonzero()[:, 0] for p in range(PARTS))
+        budget = max(round(share * len(pool)), 1)
+        predictor = error_units(features[known], wrong[known], lambdas=8, seed=seed)
+        chosen: dict[Selection | Literal["none", "all"], Tensor] = {"none": pool[:0], "all": pool}
+        for by in get_args(Selection):
+            taken = select_clips(logits[pool], budget, by, predictor=predictor, penultimate=features[pool], seed=seed)
+            chosen[by] = pool[taken]
+        for by, clips in chosen.items():
+            rows = torch.cat([known, clips])
+            x, y = torch.cat([base[0], features[rows]]), torch.cat([base[1], labels[rows]])
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (ridge * len(x)), max_iter=300))
+            answers = classifier.fit(x.double().numpy(), y.numpy()).predict(features[test].double().numpy())
+            found = float(wrong[clips].double().mean()) if len(clips) else None
+            accuracy = float(np.mean(answers == labels[test].numpy()))
+            trials.append(SelectionTrial(by, len(clips), seed, accuracy, found))
+    return trials

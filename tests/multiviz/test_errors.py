@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from amr.errors import UserError
 from amr.fusion import Concat
 from amr.model import FusionModel
-from amr.multiviz.errors import classify_errors, error_units, select_clips
+from amr.multiviz.errors import classify_errors, compare_selections, error_units, select_clips
 from tests.toy import Linear
 
 CLASSES, NAMES = 4, ("first", "second", "third")
@@ -203,3 +203,32 @@ def test_mistakes_are_named() -> None:
         select_clips(x, 4, "errors")
     with pytest.raises(UserError, match="allowed are errors, entropy, random"):
         select_clips(x, 4, "best")  # type: ignore[arg-type]
+
+
+def test_selections_are_compared_at_the_same_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(240, 6, generator=generator)
+    hidden = torch.rand(240, generator=generator) < 0.2  # a third class, which the model takes for one of the two
+    features[:, 5] = 4 * hidden
+    labels = torch.where(hidden, 2, (features[:, 0] > 0).long())
+    logits = torch.stack([-features[:, 0], features[:, 0], torch.full((240,), -9.0)], 1)
+    trials = compare_selections(features, logits, labels, seeds=3)
+    assert trials == compare_selections(features, logits, labels, seeds=3)
+    assert {trial.budget for trial in trials} == {0, 20, 80}
+    assert [trial.by for trial in trials[:5]] == ["none", "all", "errors", "entropy", "random"]
+    found = {by: [t.errors_found for t in trials if t.by == by] for by in ("errors", "random", "all")}
+    assert [t.errors_found for t in trials if t.by == "none"] == [None] * 3
+    pairs = zip(found["errors"], found["random"], strict=True)
+    assert all(a is not None and b is not None and a > 2 * b for a, b in pairs)
+    whole = [t.accuracy for t in trials if t.by == "all"]
+    assert sum(whole) > 3 * 0.9  # the third class is learned; without it 0.8 is the most
+    more = (features[:100], labels[:100])
+    assert compare_selections(features, logits, labels, seeds=1, fitted=more) != trials[:5]
+
+
+def test_comparisons_that_cannot_be_made_are_refused() -> None:
+    features, labels = torch.randn(60, 3), torch.arange(60) % 2
+    with pytest.raises(UserError, match="0 of 20; at least 5 wrong"):
+        compare_selections(features, torch.eye(2)[labels], labels)
+    with pytest.raises(UserError, match="share must be in"):
+        compare_selections(features, torch.eye(2)[labels], labels, share=1.0)
