@@ -77,7 +77,7 @@ def extreme_clips(
         raise UserError(f"k must be at least 1, got {k}")
     device = next(model.parameters()).device
     chosen = None if units is None else list(units)
-    most, least, clips, lacking = None, None, 0, 0
+    ranking, clips, lacking = None, 0, 0
     for batch in batches:
         labels, ids = batch["label"], np.array(batch["id"], dtype=object)
         present = batch.get("present")
@@ -90,20 +90,50 @@ def extreme_clips(
             inputs = {m: batch["inputs"][m][rows.to(batch["inputs"][m].device)].to(device) for m in model.modalities}
             features = model.penultimate(model.encode(inputs)).cpu()
         chosen = list(range(features.shape[1])) if chosen is None else chosen
-        if not all(0 <= unit < features.shape[1] for unit in chosen):
-            raise UserError(f"units: {chosen}; allowed are 0 to {features.shape[1] - 1}")
-        values = features[:, chosen].t()
-        if not bool(torch.isfinite(values).all()):
-            worst = ids[rows[~torch.isfinite(values).all(0)][0]]
-            raise UserError(f"units: an activation of the clip {worst!r} is not finite")
-        new = (np.tile(ids[rows.numpy()], (len(chosen), 1)), values.numpy(), labels.cpu()[rows].numpy())
-        most, least = _merged(most, new, k, -1), _merged(least, new, k, 1)
-    if chosen is None or most is None or least is None:
+        ranking = _ranked(ranking, features, ids[rows.numpy()], labels.cpu()[rows], chosen, k)
+    if chosen is None or ranking is None:
         raise UserError(f"batches: no clip has every modality; {lacking} lack one")
-    return ExtremeClips(chosen, _extremes(most), _extremes(least), clips, lacking)
+    return ExtremeClips(chosen, _extremes(ranking[0]), _extremes(ranking[1]), clips, lacking)
+
+
+def extreme_features(
+    features: Tensor, ids: Sequence[str], labels: Tensor, units: Sequence[int] | None = None, k: int = 10
+) -> ExtremeClips:
+    """`extreme_clips` of penultimate features that are known, as from cached encodings: nothing runs.
+
+    Args:
+        features: (N, D).
+        ids: Of the clips.
+        labels: Their classes, (N,).
+        units: As in `extreme_clips`.
+        k: As in `extreme_clips`.
+
+    Raises:
+        UserError: A unit does not exist, k is below 1, an activation is not finite, or there is no clip.
+    """
+    if k < 1 or not len(features):
+        raise UserError(f"k must be at least 1, got {k}" if k < 1 else "features: there is no clip")
+    chosen = list(range(features.shape[1])) if units is None else list(units)
+    most, least = _ranked(None, features.detach().cpu(), np.array(ids, dtype=object), labels.cpu(), chosen, k)
+    return ExtremeClips(chosen, _extremes(most), _extremes(least), len(features), 0)
 
 
 Ranking = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # ids, values, labels, each (U, K)
+
+
+def _ranked(
+    old: tuple[Ranking, Ranking] | None, features: Tensor, ids: NDArray[Any], labels: Tensor, units: list[int], k: int
+) -> tuple[Ranking, Ranking]:
+    """The most and the least activating of what was known and of further clips: features (N, D)."""
+    if not all(0 <= unit < features.shape[1] for unit in units):
+        raise UserError(f"units: {units}; allowed are 0 to {features.shape[1] - 1}")
+    values = features[:, units].t()
+    finite = torch.isfinite(values).all(0)
+    if not bool(finite.all()):
+        raise UserError(f"units: an activation of the clip {ids[~finite.numpy()][0]!r} is not finite")
+    new = (np.tile(ids, (len(units), 1)), values.numpy(), labels.numpy())
+    most, least = (None, None) if old is None else old
+    return _merged(most, new, k, -1), _merged(least, new, k, 1)
 
 
 def _merged(old: Ranking | None, new: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], k: int, sign: int) -> Ranking:

@@ -6,7 +6,7 @@ import torch
 from amr.errors import UserError
 from amr.fusion import Attention, Concat
 from amr.model import FusionModel
-from amr.multiviz.representation import extreme_clips
+from amr.multiviz.representation import extreme_clips, extreme_features
 from tests.toy import Linear, Tokens, Toy
 
 
@@ -94,3 +94,21 @@ def test_mistakes_are_named() -> None:
     toy.inputs["audio"][3] = torch.nan
     with pytest.raises(UserError, match="'clip3' is not finite"):
         extreme_clips(batches(toy, 8), net)
+
+
+def test_known_features_are_ranked_as_batches_are() -> None:
+    toy, net = Toy(clips=24), model()
+    whole = toy.collate(list(range(24)))
+    with torch.no_grad():
+        features = net.penultimate(net.encode(whole["inputs"]))
+    for units in (None, [3, 0]):
+        expected = extreme_clips(batches(toy, 7), net, units, k=4)
+        found = extreme_features(features, whole["id"], whole["label"], units, k=4)
+        assert found.units == expected.units
+        assert (found.most.ids, found.least.ids) == (expected.most.ids, expected.least.ids)
+        torch.testing.assert_close(found.least.values, expected.least.values)
+        assert torch.equal(found.most.labels, expected.most.labels)
+    with pytest.raises(UserError, match="allowed are 0 to 15"):
+        extreme_features(features, whole["id"], whole["label"], [16])
+    with pytest.raises(UserError, match="no clip"):
+        extreme_features(features[:0], [], whole["label"][:0])
