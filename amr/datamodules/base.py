@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from amr.multiviz.atoms import Atoms
 
 SPLITS = ("train", "val", "test", "all")
+COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained
 
 
 def stable_order(items: Iterable[str], seed: int) -> list[str]:
@@ -218,9 +219,14 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         """How the splits were made, in a few words."""
         return "as listed"
 
-    def atoms(self, modality: str, blocks: Sequence[int] | None = None) -> "Atoms":
-        """A modality's input in the pieces that an analysis explains; blocks: see the transforms' `atoms`."""
-        given = [] if blocks is None else [blocks]
+    def atoms(self, modality: str, *, coarse: bool = False) -> "Atoms":
+        """A modality's input in the pieces that an analysis explains; see the transforms' `atoms`.
+
+        Args:
+            modality: Which.
+            coarse: Take fewer, for methods with a coefficient for each pair of atoms.
+        """
+        given = [COARSE[modality]] if coarse else []
         if modality == "audio":
             return self.audio.atoms(self.decode.sample_rate, *given)
         return self.video.atoms(*given)
@@ -228,6 +234,24 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
     def picture(self, modality: str, x: Tensor, atoms: "Atoms") -> Picture:
         """A modality's input (of one clip) to look at."""
         return (self.audio if modality == "audio" else self.video).picture(x, atoms)
+
+    def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
+        """First and last second of the clip's media file that its input shows; None where that is not known.
+
+        An input that is longer than the clip goes beyond its end.
+        """
+        begin, kept = clip.start or 0.0, self._clip_store.get(clip.id)
+        sound = len(kept["audio"]) / self.decode.sample_rate if "audio" in kept else None
+        if modality == "audio":
+            if sound is None:
+                return None
+            if self.audio.crop == "random":  # the middle, but in training
+                begin += max(sound - self.audio.seconds, 0) / 2
+            return begin, begin + self.audio.seconds
+        if clip.end is not None:
+            return begin, clip.end
+        seconds = len(kept["video"]) / self.decode.fps if self.decode.fps and "video" in kept else sound
+        return None if seconds is None else (begin, begin + seconds)
 
     def clips_of(self, split: Literal["train", "val", "test"]) -> ClipDataset:
         """A split's usable clips, in the listing's order, without augmentation."""

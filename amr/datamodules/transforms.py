@@ -34,11 +34,14 @@ class Picture:
 
     Attributes:
         image: Grey (height, width), of any range, or colours (height, width, 3) in 0..1.
+        element: The element of the input that is shown at each place, of those of one channel that go together the
+            first: position in the flattened input, (height, width) int64.
         atom: The atom at each place, (height, width) int64.
         unit: What the axes mean, in a few words.
     """
 
     image: NDArray[np.float32]
+    element: NDArray[np.int64]
     atom: NDArray[np.int64]
     unit: str
 
@@ -180,14 +183,15 @@ class AudioTransform:
     def picture(self, x: Tensor, atoms: "Atoms") -> Picture:
         """An input (1, F, T) or (1, samples) to look at; low frequencies are at the bottom."""
         if self.kind == "waveform":
-            wave, label = x[0].float(), atoms.label[0]
+            wave = x[0].float()
             step = max(1, len(wave) // 512)
-            wave, label = wave[: len(wave) // step * step].reshape(-1, step).abs().amax(1), label[::step][: len(wave)]
+            wave = wave[: len(wave) // step * step].reshape(-1, step).abs().amax(1)
             rows = torch.linspace(1, -1, 64)[:, None]
             shown = (rows.abs() <= wave / wave.max().clamp_min(1e-9)).float()
-            return Picture(shown.numpy(), label[: shown.shape[1]].expand_as(shown).numpy(), f"{self.seconds:g} s")
-        unit = f"{self.seconds:g} s, 0 Hz at the bottom"
-        return Picture(x[0].flip(0).float().numpy(), atoms.label[0].flip(0).numpy(), unit)
+            element = (torch.arange(len(wave)) * step).expand(shown.shape)
+            return _picture(shown, element, atoms, f"{self.seconds:g} s")
+        element = torch.arange(x[0].numel()).reshape(x[0].shape).flip(0)
+        return _picture(x[0].flip(0).float(), element, atoms, f"{self.seconds:g} s, 0 Hz at the bottom")
 
     def _fit(self, wave: Tensor, length: int, train: bool) -> Tensor:
         if len(wave) > length:
@@ -426,9 +430,10 @@ class VideoTransform:
         blocks = atoms.grid[0]
         shown = [(2 * b + 1) * len(x) // (2 * blocks) for b in range(blocks)]
         pixels = torch.cat([(x[i].float().cpu() * std + mean).clamp(0, 1) for i in shown], dim=2)  # (C, H, blocks W)
-        label = torch.cat([atoms.label[i, 0] for i in shown], dim=1)
+        index = torch.arange(x.numel()).reshape(x.shape)
+        element = torch.cat([index[i, 0] for i in shown], dim=1)
         image = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-        return Picture(image.numpy(), label.numpy(), f"frames {', '.join(str(i) for i in shown)} of {len(x)}")
+        return _picture(image, element, atoms, f"frames {', '.join(str(i) for i in shown)} of {len(x)}")
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -438,6 +443,10 @@ class VideoTransform:
         within = torch.rand(self.frames) if train else torch.full((self.frames,), 0.5)
         places = (torch.arange(self.frames) + within) * (available / self.frames)
         return [min(int(place), available - 1) for place in places.tolist()]
+
+
+def _picture(image: Tensor, element: Tensor, atoms: "Atoms", unit: str) -> Picture:
+    return Picture(image.numpy(), element.numpy(), atoms.label.flatten()[element].numpy(), unit)
 
 
 def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
