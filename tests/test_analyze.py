@@ -1,6 +1,9 @@
 """`amr analyze` from the command line: what it writes, how it goes on, what it refuses."""
 
+import argparse
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +12,46 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from PIL import Image
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from amr import analyze
-from amr.analyze import STAGES, Analysis, _slug
+from amr.analyze import STAGES, add_arguments, maps, summary
+from amr.analyze.analysis import Analysis, datamodule
+from amr.analyze.files import read_arrays, slug
+from amr.analyze.summary import calibration
+from amr.attribution import attribution_shares
 from amr.cli import main
 from amr.load import load_model
-from amr.multiviz.crossmodal import modality_shapley
-from amr.multiviz.unimodal import occlusion
+from amr.multiviz import crossmodal as c
+from amr.multiviz import unimodal as u
+from amr.multiviz.base import Unit
+
+CLIPS = 3
+ATOMS = {"audio": (64, 16), "video": (32, 8)}  # fine and coarse, of the tiny clips
+TABLES = {
+    "predictions": {"id", "slug", "label", "predicted", "correct", "confidence", "top_classes", "top_probabilities"}
+    | {"share_audio", "share_video", "error_kind", "error_modality", "explained", "file_audio", "file_video"}
+    | {"start", "end", "problem"},
+    "prediction": {"lambda", "units", "accuracy", "kkt_residual"},
+    "units": {"class", "unit", "coefficient", "lambda"},
+    "representation": {"unit", "end", "rank", "id", "value", "label"},
+    "errors": {"id", "label", "predicted", "kind", "modality", "interaction_confidence", "prediction_confidence"}
+    | {"references", "perception_audio_confidence", "perception_video_confidence"},
+    "unimodal": {"id", "class", "stage", "unit", "modality", "method", "atoms", "atom", "value", "error"},
+    "crossmodal": {"id", "class", "unit", "first", "second", "method", "atoms", "first_atom", "second_atom"}
+    | {"value", "error"},
+    "modalities": {"id", "label", "predicted", "emap_predicted", "additive", "interaction"}
+    | {"shapley_audio", "shapley_video", "pair_audio_video"},
+    "trust": {"stage", "method", "modality", "first", "second", "atoms", "score", "low", "high", "score_name", "clips"}
+    | {"insertion_gain", "deletion_gain", "infidelity", "max_sensitivity", "stability", "top_overlap"}
+    | {"randomised_head", "randomised_encoder", "randomised_model", "warnings"},
+    "simulation": {"stage", "seed", "accuracy", "shuffled", "mean", "low", "high", "gain", "gain_low", "gain_high"}
+    | {"alpha", "clips", "classes"},
+    "selection": {"by", "budget", "seed", "accuracy", "errors_found"},
+}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("analyzed")
     run = ["--runs_dir", str(folder), "--name", "run", "--wandb", "disabled", "--trainer.max_epochs", "2"]
     assert main(["fit", *tiny, *run]) == 0
@@ -28,7 +59,9 @@ def checkpoint(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
-    return ["analyze", "--ckpt", str(checkpoint), "--out", str(out), "--clips", "3", "--samples", "16", *more]
+    split = ["--split", "train"]  # the tiny test split is too small for the simulated user
+    options = ["--clips", str(CLIPS), "--samples", "16", "--classes", "3", "--units", "2"]
+    return ["analyze", "--ckpt", str(checkpoint), "--out", str(out), *split, *options, *more]
 
 
 @pytest.fixture(scope="module")
@@ -38,96 +71,277 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def archives(whole: Path) -> list[dict[str, Any]]:
+    return [read_arrays(path) for path in sorted((whole / "clips").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def data(checkpoint: Path) -> Any:
+    found = datamodule(yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())["data"])
+    found.setup()
+    return found
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return found
 
 
-def test_every_analysis_is_written(whole: Path) -> None:
-    names = {path.name for path in whole.iterdir()}
-    tables = ["unimodal", "crossmodal", "modalities", "representation", "prediction", "units", "errors", "trust"]
-    assert {f"{name}.parquet" for name in tables} <= names
-    assert {"summary.md", "plan.json", "images", "encodings-test.pt"} <= names
-    assert "parts" not in names
-    found = rows(whole / "unimodal.parquet")
-    assert {row["modality"] for row in found} == {"audio", "video"}
-    assert len({row["id"] for row in found}) == 3
-    methods = {
-        "gradient",
-        "gradient_input",
-        "integrated_gradients",
-        "gradient_shap",
-        "occlusion",
-        "lime",
-        "kernel_shap",
-    }
-    assert methods <= {row["method"] for row in found}
-    assert {"start_s", "end_s", "low_hz", "high_hz"} == set(json.loads(found[0]["where"]))
-    pairs = {row["method"] for row in rows(whole / "crossmodal.parquet")}
-    assert pairs == {"ablation", "second_order", "joint_lime", "joint_shap", "dime_unimodal", "dime_multimodal"}
-    page = (whole / "summary.md").read_text()
-    assert all(part in page for part in ("Accuracy", "EMAP", "Errors", "insertion gain"))
+def one(data: Any, id: str) -> dict[str, torch.Tensor]:
+    dataset = data.clips_of("train")
+    place = next(i for i, clip in enumerate(dataset.clips) if clip.id == id)
+    return {m: x[None] for m, x in dataset[place]["inputs"].items()}
 
 
-def test_what_is_written_is_what_the_functions_say(whole: Path, checkpoint: Path) -> None:
-    model = load_model(checkpoint)
-    kept = torch.load(whole / "encodings-test.pt", weights_only=True)
-    found = rows(whole / "modalities.parquet")
-    chosen = [kept["ids"].index(row["id"]) for row in found]
-    encodings = {m: e[chosen] for m, e in kept["encodings"].items()}
-    expected = modality_shapley(model, encodings, "mean", "predicted")
-    np.testing.assert_allclose([[row["shapley_audio"], row["shapley_video"]] for row in found], expected, atol=1e-5)
-    config = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())
-    data = analyze._datamodule(config["data"])
-    data.setup()
-    dataset = data.clips_of("test")
-    place = next(i for i, clip in enumerate(dataset.clips) if clip.id == found[0]["id"])
-    inputs = {m: x[None] for m, x in dataset[place]["inputs"].items()}
-    values = occlusion(model, inputs, "video", "predicted", data.atoms("video")).values[0]
-    written = [
-        row["value"]
-        for row in rows(whole / "unimodal.parquet")
-        if (row["id"], row["modality"], row["method"]) == (found[0]["id"], "video", "occlusion")
+def test_every_file_is_as_it_is_documented(whole: Path) -> None:
+    for name, columns in TABLES.items():
+        assert set(pq.read_schema(whole / f"{name}.parquet").names) == columns, name
+    assert not (whole / "parts").exists()
+    atoms = json.loads((whole / "atoms.json").read_text())
+    assert {m: tuple(len(atoms[m][k]["coordinates"]) for k in ("fine", "coarse")) for m in atoms} == ATOMS
+    assert set(atoms["audio"]["fine"]["coordinates"][0]) == {"start_s", "end_s", "low_hz", "high_hz"}
+    overview = json.loads((whole / "summary.json").read_text())
+    assert overview["version"] == 1
+    assert overview["stages"] == list(STAGES)
+    assert overview["explained"] == CLIPS
+    assert [entry["epoch"] for entry in overview["history"]] == [0, 1]
+    assert {"train/acc", "val/acc", "val/dominance/audio"} <= set(overview["history"][-1])
+    assert sum(map(sum, overview["confusion"])) == overview["clips"] == len(rows(whole / "predictions.parquet"))
+    assert sum(overview["dominance"].values()) == pytest.approx(1)
+    documented = (Path(__file__).parents[1] / "docs/multiviz/files.md").read_text()
+    assert all(f"`{key}`" in documented for key in overview)
+
+
+def test_an_archive_holds_every_array_in_its_shape(archives: list[dict[str, Any]]) -> None:
+    assert len(archives) == CLIPS
+    for arrays in archives:
+        k, v = len(arrays["classes"]), len(arrays["units"])
+        assert arrays["classes"][0] == arrays["predicted"] == arrays["logits"].argmax()
+        assert arrays["label"] in arrays["classes"]
+        assert len(set(arrays["classes"].tolist())) == k == 3
+        for m, (fine, coarse) in ATOMS.items():
+            assert arrays[f"picture/{m}"].dtype == np.uint8
+            assert arrays[f"picture/{m}"].shape[:2] == arrays[f"fine/{m}"].shape == arrays[f"coarse/{m}"].shape
+            assert set(np.unique(arrays[f"fine/{m}"])) == set(range(fine))
+            assert arrays[f"coarse/{m}"].max() == coarse - 1
+            assert arrays[f"U/{m}/lime"].shape == arrays[f"U_error/{m}/lime"].shape == (k, fine)
+            assert arrays[f"D/{m}/dime_unimodal"].shape == arrays[f"D_error/{m}/dime_multimodal"].shape == (k, coarse)
+            assert arrays[f"R/{m}/occlusion"].shape == (v, fine)
+            first, last = arrays[f"window/{m}"]
+            assert last > first >= 0
+        assert arrays["C/audio/video/ablation"].shape == arrays["C/audio/video/second_order"].shape == (k, 64, 32)
+        assert arrays["C/audio/video/joint_lime"].shape == arrays["C_error/audio/video/joint_shap"].shape == (k, 16, 8)
+        assert arrays["RC/audio/video/ablation"].shape == (v, 16, 8)
+        assert not any(a.dtype.hasobject for a in arrays.values())
+        np.testing.assert_allclose(
+            arrays["additive"] + arrays["interaction"], arrays["logits"][arrays["classes"]], 1e-4
+        )
+    summary_methods = {name.split("/")[2] for name in archives[0] if name.startswith("U/")}
+    assert {"gradient", "gradient_shap", "grad_cam", "guided_backprop", "kernel_shap"} <= summary_methods
+
+
+def test_maps_are_what_the_functions_say(
+    archives: list[dict[str, Any]], whole: Path, checkpoint: Path, data: Any
+) -> None:
+    model, arrays = load_model(checkpoint), archives[1]
+    inputs = one(data, str(arrays["id"]))
+    atoms = {m: data.atoms(m) for m in ATOMS}
+    for k, label in enumerate(arrays["classes"].tolist()):
+        for m in ATOMS:
+            for name, method in (("occlusion", u.occlusion), ("integrated_gradients", u.integrated_gradients)):
+                values = method(model, inputs, m, label, atoms[m]).values[0]
+                np.testing.assert_allclose(arrays[f"U/{m}/{name}"][k], values, atol=2e-5)
+        pairs = c.ablation(model, inputs, label, ("audio", atoms["audio"]), ("video", atoms["video"]))[0]
+        np.testing.assert_allclose(arrays["C/audio/video/ablation"][k], pairs, atol=2e-5)
+        curved = c.second_order(model, inputs, label, ("audio", atoms["audio"]), ("video", atoms["video"]))[0]
+        np.testing.assert_allclose(arrays["C/audio/video/second_order"][k], curved, atol=2e-5)
+    unit = int(arrays["units"][0])
+    values = u.occlusion(model, inputs, "video", Unit(unit), atoms["video"]).values[0]
+    np.testing.assert_allclose(arrays["R/video/occlusion"][0], values, atol=2e-5)
+    kept = torch.load(whole / "encodings-train.pt", weights_only=True)
+    order = [kept["ids"].index(row["id"]) for row in rows(whole / "modalities.parquet")]
+    encodings = {m: e[order] for m, e in kept["encodings"].items()}
+    found = {str(a["id"]): a for a in archives}
+    expected = c.modality_shapley(model, encodings, "mean", "predicted")
+    projected = c.emap(model, encodings)
+    for n, row in enumerate(rows(whole / "modalities.parquet")):
+        np.testing.assert_allclose([row["shapley_audio"], row["shapley_video"]], expected[n], atol=1e-5)
+        np.testing.assert_allclose(found[row["id"]]["shapley"][0], expected[n], atol=1e-5)
+        classes = found[row["id"]]["classes"]
+        np.testing.assert_allclose(found[row["id"]]["additive"], projected[n][classes], atol=1e-5)
+    dime = c.dime(
+        model,
+        {"audio": torch.cat([one(data, kept["ids"][i])["audio"] for i in order])},
+        encodings,
+        "predicted",
+        ("audio", data.atoms("audio", coarse=True)),
+        samples=18,
+        repeats=2,
+    )
+    for n, i in enumerate(order):
+        np.testing.assert_allclose(
+            found[kept["ids"][i]]["D/audio/dime_unimodal"][0], dime.unimodal.values[n], atol=1e-4
+        )
+
+
+def test_parts_of_the_sparse_classifier_add_up(whole: Path, archives: list[dict[str, Any]], checkpoint: Path) -> None:
+    kept, sparse = torch.load(whole / "encodings-train.pt", weights_only=True), read_arrays(whole / "sparse.npz")
+    features = load_model(checkpoint).penultimate(kept["encodings"]).detach().double().numpy()
+    logits = (features - sparse["mean"]) / sparse["scale"] @ sparse["coefficients"].T + sparse["intercepts"]
+    for arrays in archives:
+        place = kept["ids"].index(str(arrays["id"]))
+        found = arrays["P/contributions"].sum(1) + arrays["P/intercepts"]
+        np.testing.assert_allclose(found, logits[place][arrays["classes"]], rtol=1e-4)
+        np.testing.assert_allclose(arrays["activations"], features[place][arrays["units"]], rtol=1e-6)
+    assert sorted({row["unit"] for row in rows(whole / "units.parquet")}) == archives[0]["P/units"].tolist()
+
+
+def test_clips_that_move_a_unit_have_maps_of_it(whole: Path, checkpoint: Path, data: Any) -> None:
+    used = {row["unit"] for row in rows(whole / "units.parquet")}
+    table = [row for row in rows(whole / "representation.parquet") if row["unit"] in used and row["rank"] < 4]
+    assert {slug(row["id"]) for row in table} == {path.stem for path in (whole / "extremes").iterdir()}
+    arrays = read_arrays(whole / "extremes" / f"{slug(table[0]['id'])}.npz")
+    k = arrays["units"].tolist().index(table[0]["unit"])
+    assert arrays["activations"][k] == pytest.approx(table[0]["value"])
+    inputs, unit = one(data, table[0]["id"]), Unit(table[0]["unit"])
+    values = u.occlusion(load_model(checkpoint), inputs, "audio", unit, data.atoms("audio")).values[0]
+    np.testing.assert_allclose(arrays["R/audio/occlusion"][k], values, atol=1e-5)
+
+
+def test_tables_hold_the_archives_numbers(whole: Path, archives: list[dict[str, Any]], data: Any) -> None:
+    single, double = rows(whole / "unimodal.parquet"), rows(whole / "crossmodal.parquet")
+    arrays = archives[2]
+    id, name = str(arrays["id"]), data.labels[arrays["classes"][1]]
+    picked = [
+        r for r in single if (r["id"], r["class"], r["modality"], r["method"]) == (id, name, "video", "kernel_shap")
     ]
-    np.testing.assert_allclose(written, values, atol=1e-5)
+    assert [r["atom"] for r in picked] == list(range(32))
+    np.testing.assert_array_equal([r["value"] for r in picked], arrays["U/video/kernel_shap"][1])
+    np.testing.assert_array_equal([r["error"] for r in picked], arrays["U_error/video/kernel_shap"][1])
+    assert all(r["error"] is None for r in single if r["method"] == "occlusion")
+    unit = int(arrays["units"][1])
+    local = [r["value"] for r in single if (r["id"], r["unit"], r["modality"], r["stage"]) == (id, unit, "audio", "R")]
+    np.testing.assert_array_equal(local, arrays["R/audio/occlusion"][1])
+    pairs = [r for r in double if (r["id"], r["class"], r["method"]) == (id, name, "joint_shap")]
+    assert (pairs[9]["first_atom"], pairs[9]["second_atom"], pairs[9]["atoms"]) == (1, 1, "coarse")
+    np.testing.assert_array_equal([r["value"] for r in pairs], arrays["C/audio/video/joint_shap"][1].ravel())
 
 
-def test_pictures_can_be_looked_at(whole: Path) -> None:
-    pictures = sorted((whole / "images").iterdir())
-    assert len(pictures) == 3
-    image = np.asarray(Image.open(pictures[0]).convert("RGB")).astype(int)
-    assert image.shape[1] > 1000
-    colourful = np.abs(image - image.mean(2, keepdims=True)).max(2) > 20  # maps are coloured, inputs here as well
-    assert colourful.mean() > 0.05
+def test_every_map_carries_its_score(whole: Path) -> None:
+    found = {
+        (r["stage"], r["method"], r["modality"] or (r["first"], r["second"])): r for r in rows(whole / "trust.parquet")
+    }
+    overview = json.loads((whole / "summary.json").read_text())
+    for method in overview["methods"]:
+        stage, name = method["stage"], method["method"]
+        keys: Iterator[Any] = iter(("audio", "video") if stage in "UDR" else [("audio", "video")])
+        if stage == "R" and name == "ablation":
+            continue
+        for key in keys:
+            key = (None, None) if stage == "P" else key
+            row = found[stage, "dime" if stage == "D" else name, key]
+            assert -1 <= row["score"] <= 1
+            assert row["score_name"]
+            assert isinstance(row["warnings"], list)
+            assert row["atoms"] == method["atoms"]
+    assert (
+        found["C", "ablation", ("audio", "video")]["score"] > 0.99
+        or found["C", "ablation", ("audio", "video")]["warnings"]
+    )
+    assert found["P", "sparse", (None, None)]["score"] == overview["sparse"]["agreement"]
+
+
+def test_predictions_are_the_models(whole: Path, checkpoint: Path, data: Any) -> None:
+    model, kept = load_model(checkpoint), torch.load(whole / "encodings-train.pt", weights_only=True)
+    probabilities = model.head(kept["encodings"]).softmax(1).detach()
+    shares = attribution_shares(model.head, kept["encodings"])
+    found = rows(whole / "predictions.parquet")
+    assert [row["id"] for row in found] == kept["ids"]
+    for i, row in enumerate(found):
+        assert row["predicted"] == data.labels[int(probabilities[i].argmax())] == row["top_classes"][0]
+        assert row["confidence"] == pytest.approx(float(probabilities[i].max()), abs=1e-5)
+        assert sum(row["top_probabilities"]) == pytest.approx(1, abs=1e-5)  # four classes
+        assert row["share_audio"] == pytest.approx(float(shares[i, 0]), abs=1e-5)
+        assert row["problem"] is None
+        assert (data.root / row["file_video"]).is_file()
+    assert {row["slug"] for row in found if row["explained"]} == {path.stem for path in (whole / "clips").iterdir()}
+    wrong = {row["id"]: (row["kind"], row["modality"]) for row in rows(whole / "errors.parquet")}
+    assert {row["id"]: (row["error_kind"], row["error_modality"]) for row in found if not row["correct"]} == wrong
+    assert all(row["error_kind"] is None for row in found if row["correct"])
+
+
+def test_a_clip_whose_media_is_gone_says_so(whole: Path, checkpoint: Path, data: Any) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    analysis = Analysis.open(parser.parse_args(command(checkpoint, whole)[1:]))
+    file = data.root / rows(whole / "predictions.parquet")[0]["file_video"]
+    hidden = file.with_suffix(".hidden")
+    file.rename(hidden)
+    try:
+        summary.write(analysis)
+    finally:
+        hidden.rename(file)
+    problems = [row["problem"] for row in rows(whole / "predictions.parquet")]
+    assert f"video: the file {file.relative_to(data.root)} is gone" in problems[0]
+    assert problems[1] is None
+
+
+def test_windows_say_what_an_input_shows(data: Any) -> None:
+    clip = data.clips_of("train").clips[0]
+    cut = dataclasses.replace(clip, start=2.0, end=5.0)
+    sound = len(data._clip_store.get(clip.id)["audio"]) / data.decode.sample_rate
+    assert sound > data.audio.seconds == 0.5
+    assert data.window("video", cut) == (2.0, 5.0)
+    assert data.window("audio", cut) == pytest.approx((2 + (sound - 0.5) / 2, 2 + (sound + 0.5) / 2))
+    assert data.window("video", clip) == pytest.approx((0.0, sound), abs=0.1)
+
+
+def test_calibration_equals_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (3 * torch.randn(200, 5, generator=generator)).softmax(1)
+    labels = torch.randint(5, (200,), generator=generator)
+    error, bins = calibration(probabilities, labels)
+    assert error == pytest.approx(float(multiclass_calibration_error(probabilities, labels, 5, 15)), abs=1e-6)
+    assert sum(each["clips"] for each in bins) == 200
+    assert bins[0]["accuracy"] is None  # no confidence below 1/5
 
 
 def test_it_goes_on_where_it_stopped(
     whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    draw = Analysis._draw
+    explain = maps.explain
 
-    def stop(self: Analysis, position: int, *args: Any) -> None:
+    def stop(analysis: Any, position: int) -> Any:
         calls.append(position)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        draw(self, position, *args)
+        return explain(analysis, position)
 
-    monkeypatch.setattr(Analysis, "_draw", stop)
+    monkeypatch.setattr(maps, "explain", stop)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        main(command(checkpoint, out))
-    assert len(list((out / "parts").iterdir())) == 2
-    assert main(command(checkpoint, out)) == 0
-    assert len(calls) == 4  # the third clip again, the first two not
-    for name in ("unimodal", "crossmodal", "modalities", "errors", "trust"):
-        assert (out / f"{name}.parquet").read_bytes() == (whole / f"{name}.parquet").read_bytes(), name
+        main(command(checkpoint, out, "--stages", "clips"))
+    assert len(list((out / "clips").iterdir())) == 1
+    assert not (out / "summary.json").exists()
+    assert main(command(checkpoint, out, "--stages", "clips")) == 0
+    assert calls == [calls[0], calls[1], calls[1], calls[3]]  # the second clip again, the first not
+    for name in ("unimodal", "crossmodal", "modalities", "units"):
+        assert pq.read_table(out / f"{name}.parquet").equals(pq.read_table(whole / f"{name}.parquet")), name
+    overview = json.loads((out / "summary.json").read_text())
+    assert overview["stages"] == ["prediction", "clips"]
+    assert {m["stage"] for m in overview["methods"]} == {"U", "C", "D", "R", "P"}
 
 
 def test_a_finished_analysis_is_left_alone(whole: Path, checkpoint: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in whole.glob("*.parquet")}
+    def written() -> dict[str, int]:
+        files = {path for path in whole.rglob("*.*") if path.name not in ("plan.json", "atoms.json", "summary.json")}
+        return {str(p): p.stat().st_mtime_ns for p in files if p.name != "predictions.parquet"}
+
+    before = written()
     assert main(command(checkpoint, whole)) == 0
-    assert {path.name: path.stat().st_mtime_ns for path in whole.glob("*.parquet")} == before
+    assert written() == before
 
 
 def test_one_modality(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,16 +349,30 @@ def test_one_modality(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     alone = ["--model.encoders", '{"audio": {"class_path": "amr.encoders.SmallCNN"}}']
     assert main(["fit", *tiny, *alone, "--data.init_args.modalities", "[audio]", *run]) == 0
     out = tmp_path / "out"
-    stages = ["--stages", "unimodal", "crossmodal", "errors"]
-    assert main(command(tmp_path / "a/checkpoints/best.ckpt", out, *stages)) == 0
+    assert main([*command(tmp_path / "a/checkpoints/best.ckpt", out), "--stages", "trust", "errors"]) == 0
     assert "one modality has nothing to interact with" in capsys.readouterr().err
     assert {row["modality"] for row in rows(out / "unimodal.parquet")} == {"audio"}
+    assert not (out / "crossmodal.parquet").exists()
+    overview = json.loads((out / "summary.json").read_text())
+    assert overview["emap"] is None
+    assert {row["stage"] for row in rows(out / "trust.parquet")} == {"U", "R", "P"}
+
+
+def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    few = ["--split", "test", "--clips", "2", "--stages", "simulation", "selection"]
+    assert main([*command(checkpoint, out), *few]) == 0
+    overview = json.loads((out / "summary.json").read_text())
+    assert overview["stages"] == ["prediction", "representation"]
+    assert any("no simulated user" in note for note in overview["notes"])
+    assert any("no selection of clips" in note for note in overview["notes"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--clips", "1"], "--clips=1: at least 2 are needed"),
+        (["--classes", "0"], "--classes=0: at least 1 are needed"),
         (["--clips", "2"], "it holds an analysis of another clips; name another folder"),
         (["--seed", "1", "--split", "val"], "it holds an analysis of another split, seed; name another folder"),
         (["--data", "nowhere.yaml"], "nowhere.yaml: no such file"),
@@ -158,7 +386,8 @@ def test_bad_input(whole: Path, checkpoint: Path, capsys: Any, arguments: list[s
 
 
 def test_names_of_files() -> None:
-    assert _slug("-abc_000030") == "-abc_000030"
-    assert _slug("../../etc") != _slug("../../etd")
-    assert "/" not in _slug("a/b")
-    assert "." not in _slug("../x")
+    assert slug("-abc_000030") == "-abc_000030"
+    assert slug("../../etc") != slug("../../etd")
+    assert "/" not in slug("a/b")
+    assert "." not in slug("../x")
+    assert slug("é").isascii()

@@ -9,7 +9,7 @@ import torch
 import yaml
 from pytorch_lightning.loggers import WandbLogger
 
-from amr.analyze import _datamodule
+from amr.analyze.analysis import datamodule
 from amr.callbacks import MultiVizCallback
 from amr.cli import main
 from amr.errors import UserError
@@ -63,7 +63,7 @@ def test_what_is_logged_is_what_the_functions_say(runs: dict[str, Path]) -> None
     found = rows(runs["explained"])
     assert [int(row["epoch"]) for row in found] == [1, 3]
 
-    data = _datamodule(yaml.safe_load((runs["explained"] / "config.yaml").read_text())["data"])
+    data = datamodule(yaml.safe_load((runs["explained"] / "config.yaml").read_text())["data"])
     data.setup()
     model = load_model(runs["explained"] / "checkpoints/last.ckpt")
     batches = list(data.val_dataloader())

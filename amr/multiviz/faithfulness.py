@@ -82,7 +82,7 @@ class Area:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % t-interval of the mean gain, over clips; infinite for one clip."""
-        return _interval(self.gain)
+        return mean_interval(self.gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -871,7 +871,7 @@ def _warnings(
                 mean = float(area.gain.mean())
                 found.append(f"{name}: not better than a random order (gain {mean:.3g}, 95 % {low:.3g} to {high:.3g})")
         mean_correlation = torch.stack([*correlations.values()]).mean(0)
-        low, high = _interval(mean_correlation)
+        low, high = mean_interval(mean_correlation)
         if low <= 0:
             mean = float(mean_correlation.mean())
             found.append(
@@ -982,7 +982,7 @@ def _rows(copies: int, count: int, batch: int, device: torch.device) -> Iterator
         yield rows // count, rows % count
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
+def mean_interval(values: Tensor) -> tuple[float, float]:
     """95 % t-interval of the mean of values (N,); infinite for one."""
     count = len(values)
     if count < 2:
