@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
-from amr.analyze import _datamodule
+from amr.analyze.analysis import datamodule
 from amr.attribution import attribution_shares
 from amr.callbacks import Robustness
 from amr.cli import main
@@ -45,7 +45,7 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(runs: Path) -> tuple[FusionModel, ClipDataModule]:
-    data = _datamodule(yaml.safe_load((runs / "plain/config.yaml").read_text())["data"])
+    data = datamodule(yaml.safe_load((runs / "plain/config.yaml").read_text())["data"])
     data.setup()
     return load_model(runs / "plain/checkpoints/best.ckpt"), data
 
