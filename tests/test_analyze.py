@@ -14,7 +14,7 @@ import torch
 import yaml
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from amr.analyze import STAGES, add_arguments, maps, summary
+from amr.analyze import STAGES, add_arguments, maps, stages, summary
 from amr.analyze.analysis import Analysis, datamodule
 from amr.analyze.files import read_arrays, slug
 from amr.analyze.summary import calibration
@@ -54,7 +54,8 @@ TABLES = {
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("analyzed")
     run = ["--runs_dir", str(folder), "--name", "run", "--wandb", "disabled", "--trainer.max_epochs", "2"]
-    assert main(["fit", *tiny, *run]) == 0
+    interacting = ["--model.fusion", "amr.fusion.Concat", "--model.fusion.hidden", "16"]
+    assert main(["fit", *tiny, *run, *interacting]) == 0
     return folder / "run/checkpoints/best.ckpt"
 
 
@@ -241,14 +242,16 @@ def test_every_map_carries_its_score(whole: Path) -> None:
         for key in keys:
             key = (None, None) if stage == "P" else key
             row = found[stage, "dime" if stage == "D" else name, key]
-            assert -1 <= row["score"] <= 1
             assert row["score_name"]
-            assert isinstance(row["warnings"], list)
             assert row["atoms"] == method["atoms"]
-    assert (
-        found["C", "ablation", ("audio", "video")]["score"] > 0.99
-        or found["C", "ablation", ("audio", "video")]["warnings"]
-    )
+            assert isinstance(row["warnings"], list)
+            if name == "second_order":  # zero in a network of ReLUs
+                assert row["score"] is None
+                assert "piecewise linear; use ablation" in row["warnings"][0]
+            else:
+                assert -1 <= row["low"] <= row["score"] <= row["high"]
+    assert found["C", "ablation", ("audio", "video")]["score"] > 0.3
+    assert found["D", "dime", "audio"]["score"] > 0.3
     assert found["P", "sparse", (None, None)]["score"] == overview["sparse"]["agreement"]
 
 
@@ -356,6 +359,24 @@ def test_one_modality(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     overview = json.loads((out / "summary.json").read_text())
     assert overview["emap"] is None
     assert {row["stage"] for row in rows(out / "trust.parquet")} == {"U", "R", "P"}
+
+
+def test_an_additive_head_has_no_interactions_to_score(tiny: list[str], tmp_path: Path) -> None:
+    run = ["--runs_dir", str(tmp_path), "--name", "a", "--wandb", "disabled", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tiny, *run]) == 0
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(command(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "out")[1:])
+    analysis = Analysis.open(options)
+    target = analysis.predicted[analysis.chosen]
+    arrays = [maps.explain(analysis, position) for position in analysis.chosen]
+    assert "do not interact" in str(arrays[0]["C_reason/audio/video/second_order"])
+    assert abs(arrays[0]["C/audio/video/ablation"]).max() < 1e-5 * abs(arrays[0]["logits"]).max()
+    np.testing.assert_allclose(arrays[0]["interaction"], 0, atol=1e-4)
+    row = stages.score_pairs(
+        analysis, analysis.inputs(analysis.chosen), ("audio", "video"), target, torch.zeros(CLIPS, 64, 32), ["why"]
+    )
+    assert (row["score"], row["warnings"]) == (None, ["why"])
 
 
 def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:

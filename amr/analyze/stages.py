@@ -190,7 +190,7 @@ def trust(analysis: Analysis) -> None:
             whole = kept(f"C/{first}/{second}/ablation")
             if float(whole.abs().max()) <= SILENT * float(analysis.logits[few].abs().max()):
                 reasons = [f"{first!r} and {second!r} do not interact in this score: there is nothing to find"]
-            score = partial(_pairs, analysis, inputs, (first, second), target, kept(name), reasons)
+            score = partial(score_pairs, analysis, inputs, (first, second), target, kept(name), reasons)
             add("C", name.rpartition("/")[2], {"first": first, "second": second}, score)
     analysis.each("trust", "maps", todo)
     rows = [row for part in todo for row in read_table(part)]
@@ -222,7 +222,7 @@ def _unimodal(analysis: Analysis, inputs: dict[str, Tensor], modality: str, targ
     }
 
 
-def _pairs(
+def score_pairs(
     analysis: Analysis,
     inputs: dict[str, Tensor],
     pair: tuple[str, str],
@@ -230,6 +230,7 @@ def _pairs(
     values: Tensor,
     reasons: list[str],
 ) -> Row:
+    """Score and warnings of a method's maps (clips, A1, A2); `reasons` say why there is nothing to score."""
     fine = values.shape[1:] == tuple(len(analysis.fine[m]) for m in pair)
     atoms = analysis.fine if fine else analysis.coarse
     about = {"atoms": "fine" if fine else "coarse"}
