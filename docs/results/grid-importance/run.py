@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from amr.analyze import _datamodule
+from amr.analyze.analysis import datamodule
 from amr.cli import main
 from amr.datamodules.work import Progress
 from amr.files import replacing, write_text
@@ -62,7 +62,7 @@ def train(name: str, seed: int, runs: Path, data: list[str]) -> Path:
 
 def explain(checkpoint: Path, out: Path, progress: Progress) -> None:
     """Writes a model's maps of all test clips, and, once, what the clips look like on average."""
-    data = _datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
+    data = datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
     data.prepare_data()
     data.setup()
     model, clips = load_model(checkpoint), data.clips_of("test")

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from amr.analyze import _datamodule
+from amr.analyze.analysis import datamodule
 from amr.cli import main
 from amr.datamodules import Synthetic
 from amr.datamodules.base import stable_order
@@ -217,7 +217,7 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         seed = options.seeds[0] if name == CONTROL else int(name[1:])
         checkpoint = train(seed, options.runs, options.data)
-        data = _datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
+        data = datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
         assert isinstance(data, Synthetic)
         data.prepare_data()
         data.setup()
