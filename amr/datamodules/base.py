@@ -219,14 +219,15 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         """How the splits were made, in a few words."""
         return "as listed"
 
-    def atoms(self, modality: str, *, coarse: bool = False) -> "Atoms":
-        """A modality's input in the pieces that an analysis explains; see the transforms' `atoms`.
+    def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> "Atoms":
+        """A modality's input in the pieces that an analysis explains.
 
         Args:
             modality: Which.
-            coarse: Take fewer, for methods with a coefficient for each pair of atoms.
+            blocks: How many along each axis; see the transforms' `atoms`.
+            coarse: Without `blocks`, take fewer, for methods with a coefficient for each pair of atoms.
         """
-        given = [COARSE[modality]] if coarse else []
+        given = [blocks] if blocks is not None else [COARSE[modality]] if coarse else []
         if modality == "audio":
             return self.audio.atoms(self.decode.sample_rate, *given)
         return self.video.atoms(*given)
