@@ -24,6 +24,7 @@ from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.base import Unit
+from amr.multiviz.faithfulness import interaction_sensitivity_n
 
 CLIPS = 3
 ATOMS = {"audio": (64, 16), "video": (32, 8)}  # fine and coarse, of the tiny clips
@@ -54,8 +55,7 @@ TABLES = {
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("analyzed")
     run = ["--runs_dir", str(folder), "--name", "run", "--wandb", "disabled", "--trainer.max_epochs", "2"]
-    interacting = ["--model.fusion", "amr.fusion.Concat", "--model.fusion.hidden", "16"]
-    assert main(["fit", *tiny, *run, *interacting]) == 0
+    assert main(["fit", *tiny, *run]) == 0
     return folder / "run/checkpoints/best.ckpt"
 
 
@@ -245,12 +245,14 @@ def test_every_map_carries_its_score(whole: Path) -> None:
             assert row["score_name"]
             assert row["atoms"] == method["atoms"]
             assert isinstance(row["warnings"], list)
-            if name == "second_order":  # zero in a network of ReLUs
+            if stage == "C":  # the head is additive
                 assert row["score"] is None
-                assert "piecewise linear; use ablation" in row["warnings"][0]
+                assert "do not interact" in row["warnings"][0]
+            elif row["score"] is None:  # in such a head a unit depends on one modality
+                assert stage == "R"
+                assert "do not depend on" in row["warnings"][0]
             else:
-                assert -1 <= row["low"] <= row["score"] <= row["high"]
-    assert found["C", "ablation", ("audio", "video")]["score"] > 0.3
+                assert -1 <= row["low"] <= row["score"] <= row["high"] <= 1
     assert found["D", "dime", "audio"]["score"] > 0.3
     assert found["P", "sparse", (None, None)]["score"] == overview["sparse"]["agreement"]
 
@@ -361,22 +363,29 @@ def test_one_modality(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert {row["stage"] for row in rows(out / "trust.parquet")} == {"U", "R", "P"}
 
 
-def test_an_additive_head_has_no_interactions_to_score(tiny: list[str], tmp_path: Path) -> None:
+def test_a_head_that_interacts(tiny: list[str], tmp_path: Path) -> None:
     run = ["--runs_dir", str(tmp_path), "--name", "a", "--wandb", "disabled", "--trainer.max_epochs", "1"]
-    assert main(["fit", *tiny, *run]) == 0
+    hidden = ["--model.fusion", "amr.fusion.Concat", "--model.fusion.hidden", "16"]
+    assert main(["fit", *tiny, *hidden, *run]) == 0
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args(command(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "out")[1:])
     analysis = Analysis.open(options)
     target = analysis.predicted[analysis.chosen]
     arrays = [maps.explain(analysis, position) for position in analysis.chosen]
-    assert "do not interact" in str(arrays[0]["C_reason/audio/video/second_order"])
-    assert abs(arrays[0]["C/audio/video/ablation"]).max() < 1e-5 * abs(arrays[0]["logits"]).max()
-    np.testing.assert_allclose(arrays[0]["interaction"], 0, atol=1e-4)
-    row = stages.score_pairs(
-        analysis, analysis.inputs(analysis.chosen), ("audio", "video"), target, torch.zeros(CLIPS, 64, 32), ["why"]
-    )
-    assert (row["score"], row["warnings"]) == (None, ["why"])
+    reason = str(arrays[0]["C_reason/audio/video/second_order"])
+    assert "piecewise linear; use ablation" in reason
+    assert not arrays[0]["C/audio/video/second_order"].any()
+    values = torch.stack([torch.from_numpy(a["C/audio/video/ablation"][0]) for a in arrays])
+    assert values.any()
+    inputs, pair = analysis.inputs(analysis.chosen), ("audio", "video")
+    sides = [(m, analysis.fine[m]) for m in pair]
+    scores = interaction_sensitivity_n(analysis.model, inputs, target, values, sides[0], sides[1], subsets=32)
+    row = stages.score_pairs(analysis, inputs, pair, target, values, [])
+    assert row["score"] == pytest.approx(float(torch.stack([*scores.values()]).mean()))
+    assert float(scores[1, 1].min()) > 0.999  # what a single pair brings is what the map says
+    none = stages.score_pairs(analysis, inputs, pair, target, torch.zeros_like(values), [reason])
+    assert (none["score"], none["warnings"]) == (None, [reason])
 
 
 def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The stages: each makes files that are not there yet, from the model, the cached encodings and earlier files."""
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -274,8 +275,9 @@ def _units(analysis: Analysis, inputs: dict[str, Tensor], modality: str, archive
 def _follows(scores: Any) -> Row:
     """The mean correlation over set sizes, and its interval over clips."""
     each = torch.stack([*scores.values()]).mean(0)
-    low, high = mean_interval(each)
-    return {"score": float(each.mean()), "low": _finite(low), "high": _finite(high), "score_name": FOLLOWS}
+    ends = (None if math.isinf(end) else min(max(end, -1.0), 1.0) for end in mean_interval(each))  # a correlation's
+    low, high = ends
+    return {"score": float(each.mean()), "low": low, "high": high, "score_name": FOLLOWS}
 
 
 def _doubts(row: Row) -> list[str]:
