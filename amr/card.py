@@ -12,12 +12,14 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amr import __version__
 from amr.compare.runs import Run, Source, printable, read_folder
-from amr.errors import UserError
 from amr.files import write_text
+
+if TYPE_CHECKING:
+    from amr.robustness import Row
 
 NAME = "card.md"
 MOST = 40  # rows of the table by class
@@ -111,7 +113,7 @@ def _factors(run: Run) -> str:
     )
 
 
-def _metrics(run: Run, robustness: Sequence[Mapping[str, Any]]) -> str:
+def _metrics(run: Run, robustness: "Sequence[Row]") -> str:
     lines = [
         "- acc: share of clips whose most probable class is right.",
         "- mAP: mean over classes of the average precision of their probabilities.",
@@ -126,7 +128,7 @@ def _metrics(run: Run, robustness: Sequence[Mapping[str, Any]]) -> str:
             "- acc\\_missing: accuracy where a modality's encoding is replaced by zeros, by the training clips' mean, "
             "or by another clip's; worst\\_missing: the lowest of them.",
             "- perceptual: part of the accuracy that goes when a modality is shuffled between clips.",
-            "- auc: accuracy under corruptions of a modality, the mean over five severities.",
+            "- auc: area under accuracy against the severity of a modality's corruptions, from 0 to 5, over 5.",
             "- ece: expected calibration error.",
         ]
     return "\n".join(lines)
@@ -149,7 +151,7 @@ def _data(run: Run, facts: Mapping[str, Any], splits: Iterable[str]) -> str:
     return " ".join(parts)
 
 
-def _numbers(run: Run, robustness: Sequence[Mapping[str, Any]]) -> str:
+def _numbers(run: Run, robustness: "Sequence[Row]") -> str:
     found = {SPLIT_NAMES[split]: run.numbers(split) for split in SOURCES}
     found = {split: numbers for split, numbers in found.items() if numbers}
     names = ["acc", "mAP", "loss", *(f"dominance/{m}" for m in run.modalities)]
@@ -176,11 +178,11 @@ def _numbers(run: Run, robustness: Sequence[Mapping[str, Any]]) -> str:
     if robustness:
         cells = [
             (
-                row["measure"],
-                row["modality"],
-                row["corruption"],
-                *(f"{row[key]:.4f}" for key in ("value", "low", "high")),
-                str(row["clips"]),
+                row.measure,
+                row.modality,
+                row.corruption,
+                *(f"{number:.4f}" for number in (row.value, row.low, row.high)),
+                str(row.clips),
             )
             for row in robustness
         ]
@@ -192,7 +194,7 @@ def _numbers(run: Run, robustness: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _caveats(run: Run, facts: Mapping[str, Any], robustness: Sequence[Mapping[str, Any]]) -> str:
+def _caveats(run: Run, facts: Mapping[str, Any], robustness: "Sequence[Row]") -> str:
     lines = []
     if "test/acc" not in run.test:
         lines.append("It was not tested: no number here is of the test split (`amr test` adds them).")
@@ -222,19 +224,14 @@ def _caveats(run: Run, facts: Mapping[str, Any], robustness: Sequence[Mapping[st
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _read_robustness(path: Path) -> list[dict[str, Any]]:
+def _read_robustness(path: Path) -> "list[Row]":
     """Rows of `SHOWN`, without those of single severities and corruptions."""
     if not path.is_file():
         return []
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from amr.robustness import read_rows
 
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: not a parquet file, or not a whole one ({str(error).splitlines()[0]})") from error
-    of_all = [row for row in rows if row["severity"] is None and row["corruption"] in ("", "mean")]
-    return sorted((row for row in of_all if row["measure"] in SHOWN), key=lambda row: SHOWN.index(row["measure"]))
+    of_all = [row for row in read_rows(path) if row.severity is None and row.corruption in ("", "mean")]
+    return sorted((row for row in of_all if row.measure in SHOWN), key=lambda row: SHOWN.index(row.measure))
 
 
 def _under(run: Run, method: str) -> dict[str, str]:

@@ -168,7 +168,7 @@ def test_a_card_that_cannot_be_written_spoils_no_run(cards: tuple[Path, str, str
     (run / "robustness.parquet").write_text("half")
     assert main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--wandb", "disabled"]) == 0
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("amr: "))
-    assert line.startswith(f"amr: no model card: {run}/robustness.parquet: not a parquet file")
+    assert line.startswith(f"amr: no model card: {run}/robustness.parquet: cannot be read")
 
 
 def test_every_data_module_says_how_it_splits(tmp_path: Path) -> None:
