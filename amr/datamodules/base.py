@@ -71,7 +71,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         prepare_workers: Processes that decode; None: one a core.
         decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
             the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.
-            auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise.
+            auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise and with in_memory.
         in_memory: Keep the clips in each loader process's memory, frames decoded, and transform a batch at a time; for
             small data sets, with num_workers=0. The inputs are the same up to rounding.
 
@@ -120,6 +120,8 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
         self.in_memory = in_memory
+        if in_memory and decode_on == "gpu":
+            raise UserError("data.decode_on is gpu; allowed with in_memory, which keeps frames, are auto and cpu")
         if in_memory and (audio.freq_mask or audio.time_mask):
             raise UserError("data.in_memory is true; it must be false with audio.freq_mask or audio.time_mask")
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
@@ -350,7 +352,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         )
         if self.decode_on == "gpu" and not cuda:
             raise UserError("data.decode_on is gpu, but the run is not on a CUDA device; allowed here are auto and cpu")
-        return cuda and self.decode_on != "cpu"
+        return cuda and self.decode_on != "cpu" and not self.in_memory
 
     def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
         if self._usable is None:
@@ -370,7 +372,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
         }
         kind: Callable[..., ClipDataset] = ClipDataset
-        if self.in_memory and not late:
+        if self.in_memory:
             batched: dict[str, Callable[..., Tensor]] = {
                 "audio": partial(self.audio.batch, sample_rate=rate),
                 "video": self.video.batch,

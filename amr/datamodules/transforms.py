@@ -331,6 +331,8 @@ class VideoTransform:
         data = torch.frombuffer(bytearray().join(jpegs), dtype=torch.uint8)
         chosen = ChosenFrames(data, [[len(jpeg) for jpeg in jpegs]], [View()])
         frames = [frame for clip in self._decode(chosen, torch.device("cpu")) for frame in clip]
+        if any(frame.shape != frames[0].shape for frame in frames):
+            raise ValueError("its frames differ in size")
         return torch.stack(frames)
 
     def batch(self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool) -> Tensor:

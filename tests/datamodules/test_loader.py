@@ -489,6 +489,16 @@ def test_in_memory_keeps_what_clips_lack(patchy: Path, tmp_path: Path) -> None:
     assert all(torch.equal(x["present"][m], y["present"][m]) for x, y in zip(a, b, strict=True) for m in x["present"])
 
 
+def test_in_memory_is_in_memory_on_a_gpu_too(in_memory: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for options, late in (({"in_memory": False}, True), ({}, False)):
+        module = in_memory(**options)
+        module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+        assert module._decodes_late() is late
+    with pytest.raises(UserError, match=r"data.decode_on is gpu; allowed with in_memory.* auto and cpu"):
+        in_memory(decode_on="gpu")
+
+
 def test_in_memory_has_no_masks(make_module: Make) -> None:
     with pytest.raises(UserError, match=r"data.in_memory is true; it must be false with audio.freq_mask"):
         make_module(in_memory=True)

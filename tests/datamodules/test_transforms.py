@@ -159,6 +159,8 @@ def test_frames_that_cannot_be_decoded(augment: Any) -> None:
             transform(files, train=True)
     with pytest.raises(ValueError, match="frames differ in size"):
         VideoTransform(frames=2)([*jpegs(1), *jpegs(1, height=30)], train=False)
+    with pytest.raises(ValueError, match="frames differ in size"):
+        VideoTransform(frames=1).decode([*jpegs(1), *jpegs(1, height=30)])
 
 
 def test_values() -> None:
