@@ -1,7 +1,8 @@
 """How a model uses its modalities, from cached encodings: pure functions of one number or one number a clip.
 
-Only the head runs. `Correct` tables hold whether each clip is right for every set of modalities that is kept, which is
-all that accuracy with a modality missing, its Shapley values, cooperation, utilisation and confusion are made of.
+Only the head runs. `Correct` tables, `right(coalition_outputs(...), labels)`, hold whether each clip is right for every
+set of modalities that is kept, which is all that accuracy with a modality missing, its Shapley values, cooperation,
+utilisation and confusion are made of.
 """
 
 from collections.abc import Mapping
@@ -11,30 +12,11 @@ from torch import Tensor
 
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
-from amr.multiviz.base import Baseline, head_rows, undisturbed
-from amr.multiviz.shapley import coalition_index, coalition_outputs
+from amr.multiviz.base import head_rows, undisturbed
+from amr.multiviz.shapley import coalition_index
 
 Correct = Tensor
 """(2^M, N) float64 of 0 and 1; bit m of the first index says whether modality m is kept."""
-
-
-def correct_by_coalition(
-    model: FusionModel, encodings: Mapping[str, Tensor], labels: Tensor, baseline: Baseline
-) -> Correct:
-    """Whether each clip is right with every set of modalities kept, the others having the baseline's encoding.
-
-    2^M · N head rows.
-
-    Args:
-        model: The model.
-        encodings: Encoding of each modality, (N, ...).
-        labels: (N,) int64.
-        baseline: What a missing modality's encoding becomes: zeros, a mean, another clip's.
-
-    Returns:
-        (2^M, N) float64 of 0 and 1.
-    """
-    return right(coalition_outputs(model, encodings, baseline), labels)
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:

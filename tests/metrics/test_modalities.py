@@ -14,6 +14,7 @@ from amr.encoders.base import Encoder
 from amr.fusion.base import Fusion
 from amr.metrics import modalities as use
 from amr.model import FusionModel
+from amr.multiviz.shapley import coalition_outputs
 from amr.robustness import Encoded, Row, measure_encodings
 
 
@@ -149,7 +150,7 @@ def test_three_modalities_by_hand() -> None:
     encodings = {name: torch.randn(40, 1, generator=generator) for name in "abc"}
     labels = torch.randint(2, (40,), generator=generator)
     model = planted(lambda e: e["a"] * e["b"] + e["c"] - 0.3 * e["a"], *"abc")
-    correct = use.correct_by_coalition(model, encodings, labels, "zeros")
+    correct = use.right(coalition_outputs(model, encodings, "zeros"), labels)
 
     def value(kept: set[str]) -> float:
         given = {name: e if name in kept else e * 0 for name, e in encodings.items()}
