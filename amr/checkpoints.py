@@ -33,16 +33,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raises `UserError` unless the file is a whole checkpoint of amr's; nothing in it is executed."""
+def check_checkpoint(path: Path, where: str = "") -> None:
+    """Raises `UserError` unless the file is a whole checkpoint of amr's; nothing in it is executed.
+
+    Args:
+        path: The file.
+        where: What the message begins with.
+    """
     if not path.is_file():
-        raise UserError(f"--ckpt_path: {path} does not exist")
+        raise UserError(f"{where}{path} does not exist")
     try:
         content = torch.load(path, weights_only=True, map_location="meta", mmap=True)
     except Exception as error:
-        raise UserError(f"--ckpt_path: {path} is not a checkpoint, or not a whole one") from error
+        raise UserError(f"{where}{path} is not a checkpoint, or not a whole one") from error
     if not isinstance(content, dict) or "amr" not in content:
-        raise UserError(f"--ckpt_path: {path} was not written by amr")
+        raise UserError(f"{where}{path} was not written by amr")
 
 
 def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = "") -> float:
@@ -60,10 +65,7 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
         UserError: If it is not such a checkpoint, or holds no validation accuracy above 0.
     """
     path = path.expanduser()
-    try:
-        check_checkpoint(path)
-    except UserError as error:
-        raise UserError(f"{where}{str(error).removeprefix('--ckpt_path: ')}") from error
+    check_checkpoint(path, where)
     content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     facts = content["amr"]
     if facts["modalities"] != [modality]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from amr import __version__
 from amr.errors import UserError
-from amr.files import write_bytes, write_text
+from amr.files import run_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     inputs = {name: inputs[name] for name in model.modalities}
     with torch.random.fork_rng(devices=[]):
         examples = {name: torch.randn(2, *described["shape"]) for name, described in inputs.items()}
+    folder = run_folder(options.ckpt)
+    labels = _labels(folder / "run.json")  # before the slow part
     files = export_model(model, examples, options.out, formats, encodings=options.encodings)
-    folder = options.ckpt.parent.parent
-    facts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
     described = {
         "amr": __version__,
         "checkpoint": options.ckpt.name,
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             for name, rest in inputs.items()
         },
         "outputs": _outputs(model, examples, options.encodings),
-        "labels": facts.get("labels"),
+        "labels": labels,
     }
     write_text(options.out / "preprocessing.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     if (folder / "card.md").is_file():
@@ -262,17 +262,32 @@ def _outputs(model: "FusionModel", examples: "Mapping[str, Tensor]", encodings: 
 
 
 def _data_section(options: argparse.Namespace) -> dict[str, Any]:
-    import yaml
+    from amr.compare.runs import read_yaml
 
-    path: Path = options.data or options.ckpt.parent.parent / "config.yaml"
+    path: Path = options.data or run_folder(options.ckpt) / "config.yaml"
     if not path.is_file():
         hint = "" if options.data else "; the checkpoint does not lie in a run's folder, so name its data with --data"
         raise UserError(f"{path}: no such file{hint}")
-    content = yaml.safe_load(path.read_text())
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
     section: dict[str, Any] = content["data"]
     return section
+
+
+def _labels(file: Path) -> list[str] | None:
+    """The classes, from run.json; None if it is not there.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if not file.is_file():
+        return None
+    try:
+        labels: list[str] | None = json.loads(file.read_text(encoding="utf-8")).get("labels")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a run's record ({_first_line(error)})") from error
+    return labels
 
 
 def _require_onnx() -> None:
@@ -332,6 +347,9 @@ print(outputs["probabilities"].argmax(1))
         else ""
     )
     blocks = "\n\n".join(code)
+    named = described["labels"] is not None
+    classes = ", and the classes in the order of the outputs" if named else ""
+    unnamed = "" if named else " The classes' names are not in it: they are in the run's folder, which was not there."
     return f"""# A model exported by amr {described["amr"]}
 
 {", ".join(f"`{file}`" for file in described["files"])}: encoders and head in eval mode, of `{described["checkpoint"]}`.
@@ -341,7 +359,7 @@ print(outputs["probabilities"].argmax(1))
 {rows}
 
 The batch may have any size. Every input must be there: clips that lack a modality need amr. How a file becomes an
-input, step by step, and the classes in the order of the outputs: [preprocessing.json](preprocessing.json).
+input, step by step{classes}: [preprocessing.json](preprocessing.json).{unnamed}
 
 | output | shape |
 |---|---|

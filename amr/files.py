@@ -69,3 +69,8 @@ def write_text(path: Path, text: str) -> None:
         UserError: The place cannot be written, or the disk is full.
     """
     write_bytes(path, text.encode())
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run in which a checkpoint lies, if it lies in one; the current folder may be within it."""
+    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent

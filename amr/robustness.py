@@ -99,13 +99,15 @@ class Encoded:
 
     @classmethod
     def of(cls, ids: Sequence[str], labels: Tensor, encodings: Mapping[str, Tensor]) -> "Encoded":
-        """Sorts by id and joins what several processes have."""
-        parts = gather_objects((list(ids), labels.cpu(), {m: e.cpu() for m, e in encodings.items()}))
+        """Sorts by id and joins what several processes have; one without clips may have no encodings either."""
+        found = gather_objects((list(ids), labels.cpu(), {m: e.cpu() for m, e in encodings.items()}))
+        if not (parts := [part for part in found if part[0]]):
+            return cls([], labels, {})
         every = [id for part in parts for id in part[0]]
         place = {id: i for i, id in enumerate(every)}  # a sampler of many ranks may repeat clips
         order = [place[id] for id in sorted(place)]
         device = labels.device
-        joined = {m: torch.cat([part[2][m] for part in parts])[order].to(device) for m in encodings}
+        joined = {m: torch.cat([part[2][m] for part in parts])[order].to(device) for m in parts[0][2]}
         return cls([every[i] for i in order], torch.cat([part[1] for part in parts])[order].to(device), joined)
 
     def part(self, rows: Sequence[int]) -> "Encoded":
@@ -159,8 +161,9 @@ def measure(
         The rows; a measure that is not defined (no clip of a kind, a correlation of constants) has none.
 
     Raises:
-        UserError: Fewer than two clips have every modality.
+        UserError: Fewer than two clips have every modality, or a unimodal model does not fit.
     """
+    check_unimodal(model, unimodal or {})
     if clean is None:
         clean = encode(model, data, split, None, seed=seed, context=context)
     if len(clean.ids) < 2:
@@ -351,8 +354,6 @@ def probe_rows(
     seed: int = 0,
 ) -> list[Row]:
     """What a linear classifier reads from each encoder alone, and how far that is from the unimodal model."""
-    if unknown := set(unimodal) - set(model.modalities):
-        raise UserError(f"unimodal: {sorted(unknown)[0]!r} is no modality; allowed are {', '.join(model.modalities)}")
     table = _Table(len(clean.ids), resamples, seed)
     for name in model.modalities:
         if bool((train.labels == train.labels[0]).all()):
@@ -361,8 +362,6 @@ def probe_rows(
         table.mean("probe", name, probed)
         best = unimodal.get(name)
         if isinstance(best, FusionModel):
-            if best.modalities != (name,):
-                raise UserError(f"unimodal: that of {name!r} is a model of {', '.join(best.modalities)}")
             own = encode(best, data, split, None, seed=seed, ids=clean.ids)
             with undisturbed(best), torch.no_grad():
                 alone = use.right(best.head(own.encodings), own.labels).cpu()
@@ -374,6 +373,19 @@ def probe_rows(
             gap = Interval(best - found.value, best - found.high, best - found.low)
             table.rows.append(Row("probe_gap", name, "", None, gap.value, gap.low, gap.high, len(clean.ids)))
     return table.rows
+
+
+def check_unimodal(model: FusionModel, unimodal: Mapping[str, FusionModel | float]) -> None:
+    """Raises `UserError` unless these are of single modalities of the model, and of as many classes."""
+    for name, best in unimodal.items():
+        where = f"robustness.unimodal.{name}"
+        if name not in model.modalities:
+            raise UserError(f"{where}: no such modality; allowed are {', '.join(model.modalities)}")
+        if isinstance(best, FusionModel) and best.modalities != (name,):
+            raise UserError(f"{where}: it is a model of {', '.join(best.modalities)}")
+        if isinstance(best, FusionModel) and best.head.num_classes != model.head.num_classes:
+            theirs, ours = best.head.num_classes, model.head.num_classes
+            raise UserError(f"{where}: it has {theirs} classes; needed are the model's {ours}")
 
 
 def evidence_rows(
@@ -539,10 +551,13 @@ def encode(
             encodings.append({m: _single(e) for m, e in encoded.items()})
             labels.append(batch["label"][keep])
             found += [batch["id"][i] for i in keep]
-    if not found:
+    own = {m: torch.cat([part[m] for part in encodings]) for m in model.modalities} if found else {}
+    none = torch.empty(0, dtype=torch.int64, device=next(model.parameters()).device)
+    # A process that has none must not stop here: the others would wait for it.
+    every = Encoded.of(found, torch.cat([none, *labels]), own)
+    if not every.ids:
         raise UserError(f"robustness: no clip of {split} has every modality")
-    joined = {m: torch.cat([part[m] for part in encodings]) for m in model.modalities}
-    return Encoded.of(found, torch.cat(labels), joined).some(most, seed)
+    return every.some(most, seed)
 
 
 def _batches(

@@ -34,7 +34,7 @@ from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.datamodules.work import dask_cluster
 from amr.errors import Stopped, UserError
-from amr.files import write_text
+from amr.files import run_folder, write_text
 from amr.parser import OneLineParser
 
 NOISE = (  # warnings that no user can act on
@@ -164,7 +164,7 @@ class AmrCLI(LightningCLI):
         options.weights_only = True  # our checkpoints hold nothing that would need more
         path = options.get("ckpt_path")
         if path is not None and not (path == "last" and self.config.subcommand == "fit"):
-            check_checkpoint(Path(path))
+            check_checkpoint(Path(path), "--ckpt_path: ")
         if self.config.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID") and options.wandb != "online":
             raise UserError(f"--wandb={options.wandb}: allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online")
         if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
@@ -256,8 +256,8 @@ class AmrCLI(LightningCLI):
     def _folder(self, options: Namespace, facts: dict[str, Any]) -> Path:
         """The run's folder: the checkpoint's, if it lies in one, else runs_dir/name."""
         path = options.get("ckpt_path")
-        if self.subcommand != "fit" and path and (Path(path).parent.parent / "run.json").is_file():
-            return Path(path).parent.parent
+        if self.subcommand != "fit" and path and (run_folder(Path(path)) / "run.json").is_file():
+            return run_folder(Path(path))
         name = options.name or _slug(f"{facts['dataset']}-{facts['method']}-s{facts['seed']}")
         if name != _slug(name):
             raise UserError(f"--name={name!r}: allowed are letters, digits and . _ + -")
@@ -342,7 +342,7 @@ def _last_checkpoint(folder: Path) -> str | None:
     if not last.is_file():
         print(f"{last} is not there yet: starting from the beginning")
         return None
-    check_checkpoint(last)
+    check_checkpoint(last, "--ckpt_path: ")
     return str(last)
 
 
@@ -361,7 +361,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
             path = argument.partition("=")[2]
         else:
             continue
-        config = Path(path).parent.parent / "config.yaml"
+        config = run_folder(Path(path)) / "config.yaml"
         if config.is_file():
             return [arguments[0], "--config", str(config), *arguments[1:]]
     return arguments

@@ -276,7 +276,7 @@ def test_missing_folder(tmp_path: Path, capsys: Any) -> None:
     check_refused(capsys, ["prepare", *data], "nowhere: no such folder")
 
 
-def test_wrong_checkpoints(runs: Path, tiny: list[str], capsys: Any) -> None:
+def test_wrong_checkpoints(runs: Path, tiny: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = ["--ckpt_path", str(runs / "amr/checkpoints/best.ckpt")]
     check_refused(
         capsys, ["test", *checkpoint, "--model.fusion.hidden", "4"], "of another architecture, it lacks model.head"
@@ -292,6 +292,8 @@ def test_wrong_checkpoints(runs: Path, tiny: list[str], capsys: Any) -> None:
     check_refused(capsys, [*other, *checkpoint], "holds a run already")
     check_refused(capsys, ["predict", *checkpoint, "--out", str(runs)], "is a folder; a file is needed")
     check_refused(capsys, ["test"], "--ckpt_path: test needs a checkpoint")
+    monkeypatch.chdir(runs / "amr/checkpoints")  # the run is found from within it
+    check_refused(capsys, ["predict", "--ckpt_path", "best.ckpt", "--out", str(runs)], "is a folder; a file is needed")
     check_refused(capsys, ["fitt"], "invalid choice: 'fitt'")
     check_refused(capsys, ["compare", str(runs / "nowhere")], "nowhere")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -215,12 +216,32 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_by_its_bare_name_and_one_far_from_its_run(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_only = ["--format", "torch", "--out"]
+    monkeypatch.chdir(run / "checkpoints")
+    assert main(["export", "--ckpt", "best.ckpt", *torch_only, str(tmp_path / "bare")]) == 0
+    assert json.loads((tmp_path / "bare/preprocessing.json").read_text())["labels"] == [f"class{k}" for k in range(4)]
+    assert "the classes in the order" in (exported / "README.md").read_text()
+    far = tmp_path / "far.ckpt"
+    shutil.copy(run / "checkpoints/best.ckpt", far)
+    config = str(run / "config.yaml")
+    assert main(["export", "--ckpt", str(far), "--data", config, *torch_only, str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/preprocessing.json").read_text())["labels"] is None
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "the classes in the order" not in readme
+    assert "The classes' names are not in it" in readme
+
+
 def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = str(run / "checkpoints/best.ckpt")
     toy = tmp_path / "toy.yaml"
     toy.write_text(yaml.safe_dump({"data": {"class_path": "tests.toy.Toy"}}))
     empty = tmp_path / "empty.yaml"
     empty.write_text("model: {}")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("data: [1\n x: {")
     alone = tmp_path / "alone.yaml"
     section = yaml.safe_load((run / "config.yaml").read_text())["data"]
     alone.write_text(
@@ -229,6 +250,7 @@ def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     cases = {
         "export knows the inputs of subclasses of ClipDataModule": ["--data", str(toy)],
         "has no `data` section": ["--data", str(empty)],
+        "broken.yaml: not YAML": ["--data", str(broken)],
         "no such file": ["--data", str(tmp_path / "none.yaml")],
         "the model has 'video'; there are 'audio'": ["--data", str(alone)],
         "invalid choice: 'tflite'": ["--format", "tflite"],
@@ -237,6 +259,16 @@ def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch
         assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out"), *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+    assert main(["export", "--ckpt", "nowhere.ckpt", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "amr: nowhere.ckpt does not exist\n"
+    half = tmp_path / "half"
+    (half / "checkpoints").mkdir(parents=True)
+    (half / "checkpoints/best.ckpt").symlink_to(checkpoint)
+    (half / "config.yaml").symlink_to(run / "config.yaml")
+    (half / "run.json").write_text("{")
+    assert main(["export", "--ckpt", str(half / "checkpoints/best.ckpt"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{half / 'run.json'}: not a run's record" in line
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -161,6 +161,30 @@ def test_a_corrupted_modality_is_the_only_one_that_changes(subject: tuple[Fusion
     assert rows["acc_corrupted/video/occlusion/4"].value == pytest.approx(right / len(dataset))
 
 
+def test_a_process_without_clips_takes_part(
+    subject: tuple[FusionModel, ClipDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two, where one clip is wanted: what it gives, and what both make of it."""
+    model, data = subject
+    alone = encode(model, data, "test", 1)
+    monkeypatch.setattr("amr.robustness.rank_and_world", lambda: (1, 2))
+    given = []
+
+    def gather(own: Any) -> list[Any]:
+        given.append(own[0])
+        return [(alone.ids, alone.labels, alone.encodings), own]
+
+    monkeypatch.setattr("amr.robustness.gather_objects", gather)
+    found = encode(model, data, "test", 1)
+    assert given == [[]]
+    assert found.ids == alone.ids
+    assert torch.equal(found.labels, alone.labels)
+    assert all(torch.equal(found.encodings[m], e) for m, e in alone.encodings.items())
+    monkeypatch.setattr("amr.robustness.gather_objects", lambda own: [own, own])
+    with pytest.raises(UserError, match="no clip of test has every modality"):
+        encode(model, data, "test", 1)
+
+
 def test_the_unimodal_models(subject: tuple[FusionModel, ClipDataModule], tiny: list[str], tmp_path: Path) -> None:
     model, data = subject
     options = ["--runs_dir", str(tmp_path), "--wandb", "disabled", "--name", "audio", "--trainer.max_epochs", "1"]
@@ -177,10 +201,22 @@ def test_the_unimodal_models(subject: tuple[FusionModel, ClipDataModule], tiny: 
         assert gap.low <= gap.value <= gap.high
     alone_rows = by_name(measure(teacher, data, corruption_clips=4, **FEW))  # type: ignore[arg-type]
     assert {row.measure for row in alone_rows.values()} == {"acc", "ece", "probe", "acc_corrupted", "auc"}
-    with pytest.raises(UserError, match="'smell' is no modality; allowed are audio, video"):
+    with pytest.raises(UserError, match="unimodal.smell: no such modality; allowed are audio, video"):
         measure(model, data, unimodal={"smell": 0.5}, corruptions=False, **FEW)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="that of 'video' is a model of audio"):
+    with pytest.raises(UserError, match="unimodal.video: it is a model of audio"):
         measure(model, data, unimodal={"video": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
+    teacher.head.num_classes += 1  # as of another data set
+    with pytest.raises(UserError, match=r"unimodal.audio: it has 5 classes; needed are the model's 4"):
+        measure(model, data, unimodal={"audio": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
+
+
+def test_a_wrong_unimodal_model_is_told_before_the_pass(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Robustness, "on_test_epoch_start", lambda *_: pytest.fail("the pass began"))
+    command = ["test", "--ckpt_path", str(runs / "plain/checkpoints/best.ckpt"), "--wandb", "disabled"]
+    assert main([*command, "--robustness.test", "true", "--robustness.unimodal.audio", "nowhere.ckpt"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "amr: robustness.unimodal.audio: nowhere.ckpt does not exist"
 
 
 def test_dominance_by_what_is_really_there(subject: tuple[FusionModel, ClipDataModule]) -> None:

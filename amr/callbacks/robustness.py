@@ -9,10 +9,11 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from amr.checkpoints import check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
-from amr.model import complete_rows
-from amr.robustness import SCHEMA, Encoded, Row, measure, measure_encodings, write_rows
+from amr.model import FusionModel, complete_rows
+from amr.robustness import SCHEMA, Encoded, Row, check_unimodal, measure, measure_encodings, write_rows
 
 
 class Robustness(pl.Callback):
@@ -59,6 +60,7 @@ class Robustness(pl.Callback):
         self.test, self.every_n_epochs, self.corruptions = test, every_n_epochs, corruptions
         self.corruption_clips, self.train_clips, self.unimodal = corruption_clips, train_clips, unimodal or {}
         self.resamples, self.seed, self.out = resamples, seed, out
+        self._unimodal: dict[str, FusionModel] = {}
         self._ids: list[str] = []
         self._labels: list[Tensor] = []
         self._encodings: list[dict[str, Tensor]] = []
@@ -66,6 +68,18 @@ class Robustness(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
         self._forget()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Loads the unimodal models: what is wrong with them is told before the split's pass."""
+        if not self.test:
+            return
+        from amr.load import load_model
+
+        assert isinstance(pl_module, FusionClassifier)
+        for name, path in self.unimodal.items():
+            check_checkpoint(path.expanduser(), f"robustness.unimodal.{name}: ")
+            self._unimodal[name] = load_model(path.expanduser()).to(pl_module.device)
+        check_unimodal(pl_module.model, self._unimodal)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
@@ -113,16 +127,13 @@ class Robustness(pl.Callback):
         """Measures everything, logs it and writes the file."""
         if not self.test:
             return
-        from amr.load import load_model
-
         assert isinstance(pl_module, FusionClassifier)
-        like = next(pl_module.model.parameters())
         rows = measure(
             pl_module.model,
             trainer.datamodule,  # type: ignore[attr-defined]
             "test",
             clean=self._clean(pl_module),
-            unimodal={name: load_model(path).to(like) for name, path in self.unimodal.items()},
+            unimodal=self._unimodal,
             corruptions=self.corruptions,
             corruption_clips=self.corruption_clips,
             train_clips=self.train_clips,

@@ -140,7 +140,7 @@ class UMT(Regularizer):
         try:
             teacher = load_model(path)
         except UserError as error:
-            reason = str(error).removeprefix("--ckpt_path: ").removeprefix(str(path)).lstrip(": ")
+            reason = str(error).removeprefix(str(path)).lstrip(": ")
             raise UserError(f"{where}: {reason}") from error
         if teacher.modalities != (name,):
             raise UserError(f"{where} is a model of {_list(teacher.modalities)}; needed is one of {name!r} alone")
