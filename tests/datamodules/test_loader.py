@@ -493,7 +493,8 @@ def test_in_memory_is_in_memory_on_a_gpu_too(in_memory: Make, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for options, late in (({"in_memory": False}, True), ({}, False)):
         module = in_memory(**options)
-        module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+        device = SimpleNamespace(root_device=torch.device("cuda"))
+        monkeypatch.setattr(module, "trainer", SimpleNamespace(strategy=device))
         assert module._decodes_late() is late
     with pytest.raises(UserError, match=r"data.decode_on is gpu; allowed with in_memory.* auto and cpu"):
         in_memory(decode_on="gpu")
