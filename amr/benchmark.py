@@ -500,6 +500,7 @@ class Grid:
             "seeds": sorted({cell.seed for cell in self.cells}),
             "cells": len(self.cells),
             "finished": len(records),
+            "runs": {cell.name: self.folder(cell).name for cell in self.records},
             "failed": {cell.name: reason for cell, reason in self.failed.items()},
             "hours": round(busy_seconds([(end - seconds, end) for seconds, end in ended]) / 3600, 3),
             "seconds_a_run": {"median": median(whole), "max": max(whole), "runs": len(whole)} if whole else None,

@@ -202,6 +202,10 @@ def test_one_failure_stops_only_what_it_would_have_taught(tmp_path: Path) -> Non
     facts = json.loads((tmp_path / "grid.json").read_text())
     assert (facts["cells"], facts["finished"]) == (6, 2)
     assert facts["seconds_a_run"] == {"median": 10, "max": 10, "runs": 2}
+    assert {name: run.rpartition("-")[0] for name, run in facts["runs"].items()} == {
+        "naive-s0": "naive-s0",
+        "naive-s1": "naive-s1",
+    }
 
     again = FakeGrid(cells_of(), tmp_path, {"naive": "raise"})
     again.run()
