@@ -155,7 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     out = RUNS / options.dataset
     facts = json.loads((out / "grid.json").read_text())
-    runs: dict[str, str] = facts["runs"]
+    (out / "measured").mkdir(exist_ok=True)
+    known = out / "measured" / f"grid-{options.grid}.json"  # the command may have had --only, or fewer seeds, before
+    runs: dict[str, str] = (json.loads(known.read_text()) if known.is_file() else {}) | facts["runs"]
+    write_bytes(known, json.dumps(runs).encode())
     held: dict[str, Held] = {}
     table: list[dict[str, Any]] = []
     progress = Progress(f"measure {options.dataset} {options.grid}", len(runs), "runs")
@@ -168,12 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if key not in held:
                 held = {key: Held(data_of(run))}  # one at a time: they fill memory
             rows = recorded(run) + measured(run, held[key], probe)
-            kept.parent.mkdir(exist_ok=True)
             write_bytes(kept, json.dumps(rows).encode())
         row, _, seed = name.rpartition("-s")
         about = {"dataset": options.dataset, "grid": options.grid, "row": row, "seed": int(seed)}
         table += [{**dict.fromkeys(SCHEMA.names), "modality": "", "corruption": "", **about, **line} for line in rows]
-        progress.advance()
+        progress.advance(1)
     RESULTS.mkdir(exist_ok=True)
     pq.write_table(
         pa.Table.from_pylist(table, SCHEMA), RESULTS / f"{options.dataset}-{options.grid}.parquet", compression="zstd"

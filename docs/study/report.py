@@ -104,6 +104,7 @@ class Results:
         for file in sorted(folder.glob("*.parquet")):
             for line in pq.read_table(file).to_pylist():
                 at = (line["dataset"], line["grid"], line["row"])
+                of_seed = self.values[at][line["seed"]]
                 if line["epoch"] is not None:
                     self.curves[*at, line["measure"]][line["seed"]][line["epoch"]] = line["value"]
                 elif line["severity"] is not None:
@@ -111,7 +112,7 @@ class Results:
                     self.curves[*at, name][line["seed"]][line["severity"]] = line["value"]
                 else:
                     key = (line["measure"], line["modality"], line["corruption"])
-                    self.values[at][line["seed"]][key] = line["value"]
+                    of_seed[key] = line["value"]
 
     def grids(self) -> list[tuple[str, str]]:
         """(data set, grid) of which there are runs, in the order of `DATASETS`."""
@@ -263,9 +264,18 @@ def slope(points: dict[float, float]) -> float:
 
 def spearman(points: dict[float, float]) -> float:
     """Rank correlation."""
-    if len(set(points.values())) < 2:
+    return rank_correlation(list(points.items()))
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Spearman's, ties sharing their mean rank; 0 of a constant."""
+    if any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
         return 0.0
-    return statistics.correlation(list(points), list(points.values()), method="ranked")
+    columns = [
+        [sum(y < x for y in column) + sum(y == x for y in column) / 2 for x in column]
+        for column in zip(*pairs, strict=True)
+    ]
+    return statistics.correlation(*columns)
 
 
 def options_table(results: Results, dataset: str) -> str:
@@ -343,7 +353,7 @@ def agreement_table(results: Results) -> str:
                 for r in rows
             ]
             pairs = [(a[seed], b[seed]) for a, b in runs for seed in a if seed in b]
-            over = statistics.correlation(*zip(*pairs, strict=True), method="ranked") if len(pairs) > 2 else None
+            over = rank_correlation(pairs) if len(pairs) > 2 else None
             body.append(
                 [
                     DATASETS[dataset],
