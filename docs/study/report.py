@@ -44,6 +44,7 @@ DATASETS = {
     "synthetic-video_only": "Synthetic, video only",
     "synthetic-redundant": "Synthetic, redundant",
     "synthetic-synergistic": "Synthetic, synergistic",
+    "crema-d": "CREMA-D",
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
 
@@ -63,6 +64,8 @@ MEASURES = (
     Measure("mAP", "test/mAP"),
     Measure("audio's share", "share", "audio"),
     Measure("audio's Shapley share", "shapley_share", "audio"),
+    Measure("audio's Shapley share, zeros", "shapley_share_zeros", "audio"),
+    Measure("audio's centred share", "share_centred", "audio"),
     Measure("accuracy without audio", "acc_missing_mean", "audio"),
     Measure("accuracy without video", "acc_missing_mean", "video"),
     Measure("worst missing", "worst_missing_mean"),
@@ -413,7 +416,7 @@ def plot_epochs(results: Results) -> Figure | None:
         return None
     columns = min(len(datasets), 4)
     rows = -(-len(datasets) // columns)
-    drawn, panels = figure(3.1 * columns, 2.7 * rows + 0.6, columns, rows, sharey=True)
+    drawn, panels = figure(max(3.1 * columns, 8), 2.7 * rows + 0.6, columns, rows, sharey=True)
     for panel, dataset in zip(panels, datasets, strict=False):
         for colour, name in zip(COLOURS, METHODS, strict=False):
             for plus, style in (("", "-"), ("+amr", "--")):

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The study, one grid after the other; each goes on where it was interrupted.
-#   docs/study/run.sh          all of it
-#   docs/study/run.sh dial     one part: tuning, methods, noise, dial, options, plain, synthetic, crema-d PATH
+#   docs/study/run.sh               all of it but for CREMA-D: some two hours on one core
+#   docs/study/run.sh dial          one part: tuning, methods, noise, knob, dial, options, plain, synthetic, synergistic
+#   docs/study/run.sh crema-d PATH  the main grid on CREMA-D, in a folder with AudioWAV and VideoFlash; wants a GPU
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 
-grid() {  # dataset, grid, data's configuration, seeds, further arguments
+grid() {  # data set, grid, data's configuration, seeds, further arguments
   local dataset=$1 grid=$2 data=$3 seeds=$4
   shift 4
   # shellcheck disable=SC2086  # seeds are several words
@@ -15,31 +16,45 @@ grid() {  # dataset, grid, data's configuration, seeds, further arguments
   python docs/study/measure.py "$dataset" "$grid"
 }
 
-letters=docs/study/letters.yaml synthetic=docs/study/synthetic.yaml core="naive naive+amr audio video"
-seeds="0 1 2 3 4"
+letters=docs/study/letters.yaml synthetic=docs/study/synthetic.yaml five="0 1 2 3 4"
+core=(--only naive naive+amr audio video)
+plain=(--data.init_args.audio.time_shift_ms=0 --data.init_args.video.augment=none --data.init_args.video.flip=false)
+short=(--trainer.max_epochs=10 --model.lr_scheduler.init_args.T_max=10)
+long=(--trainer.max_epochs=30 --model.lr_scheduler.init_args.T_max=30)
+synergistic=(--data.init_args.task=synergistic --data.init_args.classes=3 --data.init_args.clips=1600
+  --data.init_args.audio_snr_db=10 --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64)
+
 part() {
   case $1 in
-    tuning) grid letters tuning $letters 0 ;;
-    methods) grid letters methods $letters "$seeds" ;;
-    noise)
-      grid letters-10db methods $letters "$seeds" --data.init_args.audio.noise_snr_db=-10
-      for snr in 0 5; do
-        # shellcheck disable=SC2086
-        grid "letters-${snr}db" methods $letters "0 1 2" "--data.init_args.audio.noise_snr_db=-$snr" --only $core
-      done ;;
+    tuning)
+      grid letters tuning $letters 0
+      grid letters tuning $letters "$five" --only naive-lr0.025 naive-lr0.05 ;;
+    methods) grid letters methods $letters "$five" ;;
+    noise) grid letters-10db methods $letters "$five" --data.init_args.audio.noise_snr_db=-10 ;;
+    knob)
+      grid letters-5db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=-5 "${core[@]}"
+      grid letters-0db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=0 "${core[@]}" ;;
     dial) grid letters dial $letters "0 1 2" ;;
-    plain) # without augmentation
-      grid letters-plain dial $letters "0 1 2" --data.init_args.audio.time_shift_ms=0 \
-        --data.init_args.video.augment=none --data.init_args.video.flip=false ;;
     options) grid letters options $letters "0 1 2" ;;
+    plain)  # without augmentation
+      grid letters-plain dial $letters "0 1 2" "${plain[@]}" --only naive r0.1 r0.3 r0.5 r0.7 r0.9
+      grid letters-plain methods $letters "0 1 2" "${plain[@]}" "${core[@]}" ;;
     synthetic)
-      for task in redundant video_only audio_only synergistic; do
-        grid "synthetic-$task" methods $synthetic "$seeds" "--data.init_args.task=$task"
+      for task in redundant video_only audio_only; do
+        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}"
       done ;;
-    crema-d) grid crema-d crema-d configs/data/crema-d.yaml "$seeds" --data.init_args.root "$2" ;;
-    *) echo "parts: tuning methods noise dial options plain synthetic crema-d" >&2; exit 2 ;;
+    synergistic)
+      grid synthetic-synergistic methods $synthetic "$five" "${synergistic[@]}" "${long[@]}" --only naive naive+amr ;;
+    crema-d)
+      # shellcheck disable=SC2086
+      amr benchmark --config docs/study/crema-d.yaml --data configs/data/crema-d.yaml --data.init_args.root "$2" \
+        --seeds $five --out runs/study/crema-d --wandb disabled
+      python docs/study/measure.py crema-d methods ;;
+    *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
   esac
 }
 
-if [ $# -gt 0 ]; then part "$@"; else for one in tuning methods noise dial options plain synthetic; do part $one; done; fi
+if [ $# -gt 0 ]; then part "$@"; else
+  for one in tuning methods noise knob dial options plain synthetic synergistic; do part $one; done
+fi
 python docs/study/report.py
