@@ -29,9 +29,7 @@ from amr.datamodules.loader import collate_clips
 from amr.datamodules.work import Progress
 from amr.files import write_bytes
 from amr.load import load_model
-from amr.metrics.modalities import absolute_shares
 from amr.model import FusionModel
-from amr.multiviz.shapley import coalition_index, coalition_outputs
 from amr.parser import OneLineParser
 from amr.robustness import Encoded, corruption_rows, evidence_rows, measure_encodings, probe_rows
 
@@ -133,41 +131,7 @@ def measured(run: Path, data: Held, probe: bool) -> list[dict[str, Any]]:
     if probe:
         rows += probe_rows(model, data, "test", clean, train, {}, resamples=RESAMPLES)
     keys = ("measure", "modality", "corruption", "severity", "value")
-    return [{key: getattr(row, key) for key in keys} for row in rows] + explained(model, clean, train)
-
-
-def explained(model: FusionModel, clean: Encoded, train: Encoded) -> list[dict[str, Any]]:
-    """Two more accounts of how much a modality counts, to tell apart what a share is made of.
-
-    `share_centred`: gradient⊙(encoding - its training mean) in place of gradient⊙encoding, so that what is the same for
-    every clip does not count. `shapley_share_zeros`: Shapley shares of the predicted class's logit with zeros in place
-    of a missing modality's encoding, as gradient⊙input has it, where `shapley_share` puts the training mean.
-    """
-    if len(model.modalities) < 2:
-        return []
-    leaves = {m: e.clone().requires_grad_() for m, e in clean.encodings.items()}
-    logits = model.head(leaves)
-    top = logits.argmax(1, keepdim=True)
-    others = logits.scatter(1, top, -torch.inf).logsumexp(1)
-    gradients = torch.autograd.grad((logits.gather(1, top)[:, 0] - others).sum(), list(leaves.values()))  # log-odds
-    means = [e.mean(0) for e in train.encodings.values()]
-    norms = torch.stack(
-        [
-            (g * (e - mean)).flatten(1).norm(dim=1)
-            for g, e, mean in zip(gradients, clean.encodings.values(), means, strict=True)
-        ],
-        1,
-    )
-    outputs = coalition_outputs(model, clean.encodings, "zeros").double()
-    score = outputs.gather(2, outputs[-1].argmax(1).expand(len(outputs), -1)[..., None])[..., 0]
-    count = len(model.modalities)
-    parts = absolute_shares(torch.stack([coalition_index(score, [m], count) for m in range(count)], 1))
-    found = {"share_centred": (norms / norms.sum(1, keepdim=True)).mean(0), "shapley_share_zeros": parts.mean(0)}
-    return [
-        {"measure": name, "modality": m, "value": float(value)}
-        for name, values in found.items()
-        for m, value in zip(model.modalities, values, strict=True)
-    ]
+    return [{key: getattr(row, key) for key in keys} for row in rows]
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
