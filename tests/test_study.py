@@ -151,7 +151,10 @@ def test_measure(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert main(fit) == 0
     assert main(["test", "--ckpt_path", str(out / "runs/a/checkpoints/best.ckpt"), "--wandb", "disabled"]) == 0
-    facts = {"runs": {"naive-s3": "a"}, "machine": {}, "jobs": 1, "hours": 0, "seconds_a_run": None, "versions": []}
+    command = "amr benchmark --config docs/study/methods.yaml --data x"
+    facts = {"command": command, "runs": {"naive-s3": "a"}, "machine": {}}
+    (out / "cells").mkdir()
+    (out / "cells/x.json").write_text(json.dumps({"run": "a", "seconds": 12.5, "resumed": False}))
     (out / "grid.json").write_text(json.dumps(facts))
     assert measure.main(["letters", "methods"]) == 0
     rows = pq.read_table(tmp_path / "results/letters-methods.parquet").to_pylist()
@@ -162,10 +165,11 @@ def test_measure(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert value["acc", ""] == pytest.approx(value["test/acc", ""])
     assert value["share", "audio"] == pytest.approx(value["test/dominance/audio", ""], abs=1e-6)
     assert ("probe", "video") in value
+    assert value["seconds", ""] == 12.5
     spoilt = [row for row in rows if row["measure"] == "acc_corrupted"]
     assert len(spoilt) == 5 * (2 + 2 + 2)
     monkeypatch.setattr(measure, "load_model", lambda path: pytest.fail("measured twice"))
-    facts["runs"] = {}  # of a command with --only
+    facts |= {"command": command.replace("methods", "dial"), "runs": {"r0.1-s3": "b"}}  # of another grid
     (out / "grid.json").write_text(json.dumps(facts))
     assert measure.main(["letters", "methods"]) == 0
     assert pq.read_table(tmp_path / "results/letters-methods.parquet").to_pylist() == rows

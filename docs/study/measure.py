@@ -157,8 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = json.loads((out / "grid.json").read_text())
     (out / "measured").mkdir(exist_ok=True)
     known = out / "measured" / f"grid-{options.grid}.json"  # the command may have had --only, or fewer seeds, before
-    runs: dict[str, str] = (json.loads(known.read_text()) if known.is_file() else {}) | facts["runs"]
+    runs: dict[str, str] = json.loads(known.read_text()) if known.is_file() else {}
+    if not runs or any(f"/{name}.yaml " in facts["command"] for name in (options.grid, options.dataset)):
+        runs |= facts["runs"]
     write_bytes(known, json.dumps(runs).encode())
+    records = [json.loads(file.read_text()) for file in (out / "cells").glob("*.json")]
+    seconds = {record["run"]: record["seconds"] for record in records if not record["resumed"]}
     held: dict[str, Held] = {}
     table: list[dict[str, Any]] = []
     progress = Progress(f"measure {options.dataset} {options.grid}", len(runs), "runs")
@@ -172,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 held = {key: Held(data_of(run))}  # one at a time: they fill memory
             rows = recorded(run) + measured(run, held[key], probe)
             write_bytes(kept, json.dumps(rows).encode())
+        rows += [{"measure": "seconds", "value": seconds[folder]}] if folder in seconds else []
         row, _, seed = name.rpartition("-s")
         about = {"dataset": options.dataset, "grid": options.grid, "row": row, "seed": int(seed)}
         table += [{**dict.fromkeys(SCHEMA.names), "modality": "", "corruption": "", **about, **line} for line in rows]
@@ -180,8 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pq.write_table(
         pa.Table.from_pylist(table, SCHEMA), RESULTS / f"{options.dataset}-{options.grid}.parquet", compression="zstd"
     )
-    machine = {key: facts[key] for key in ("machine", "jobs", "hours", "seconds_a_run", "versions")}
-    (RESULTS / f"{options.dataset}-{options.grid}.json").write_text(f"{json.dumps(machine, indent=1)}\n")
+    write_bytes(RESULTS / "machine.json", f"{json.dumps(facts['machine'], indent=1)}\n".encode())
     return 0
 
 

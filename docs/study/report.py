@@ -5,6 +5,7 @@ t-intervals (`amr.compare.difference`).
 """
 
 import argparse
+import json
 import re
 import statistics
 import sys
@@ -100,6 +101,7 @@ class Results:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.values: dict[tuple[str, str, str], dict[int, dict[Key, float]]] = defaultdict(lambda: defaultdict(dict))
         self.curves: dict[tuple[str, str, str, str], dict[int, dict[int, float]]] = defaultdict(
             lambda: defaultdict(dict)
@@ -333,6 +335,23 @@ def knob_table(results: Results) -> str:
     )
 
 
+def time_table(results: Results) -> str:
+    """Seconds a run, start-up and test included; runs that several grids share count in each."""
+    body = []
+    for dataset, grid in results.grids():
+        rows = results.rows(dataset, grid)
+        seconds = [v for row in rows for v in results.of(dataset, grid, row, Measure("", "seconds")).values()]
+        if seconds:
+            cells = (len(seconds), statistics.median(seconds), max(seconds), sum(seconds) / 60)
+            body.append([DATASETS[dataset], grid, *(f"{cell:.0f}" for cell in cells)])
+    file = results.folder / "machine.json"
+    machine = json.loads(file.read_text()) if file.is_file() else {"cpu": "?", "cores": 0, "gpus": []}
+    about = f"{machine['cpu']}, {machine['cores']} processors, {', '.join(machine['gpus']) or 'no GPU'}."
+    return (
+        f"{markdown(['data', 'grid', 'runs', 'seconds a run, median', 'at most', 'minutes in all'], body)}\n\n{about}"
+    )
+
+
 def agreement_table(results: Results) -> str:
     """Does dominance by gradient⊙input agree with Shapley's share and the drop? Over clips, and over runs."""
     body = []
@@ -553,10 +572,9 @@ def plot_dial(results: Results, dataset: str) -> Figure | None:
                         zorder=3,
                         label=label,
                     )
-        panel.set(
-            xlabel="AMR's target; methods at their own share, %", ylabel="accuracy or area under it, %", title=text
-        )
+        panel.set(xlabel="AMR's target; a method's share, %", ylabel="accuracy or area under it, %", title=text)
         panel.legend(fontsize=7, frameon=False)
+        panel.set_xticks(range(10, 100, 20))
     return drawn
 
 
@@ -602,6 +620,7 @@ def pieces(results: Results) -> dict[str, str]:
         elif grid == "dial":
             parts[f"dial {dataset}"] = f"{dial_table(results, dataset)}\n\n{dial_slopes(results, dataset)}"
     parts["knob"], parts["agreement"] = knob_table(results), agreement_table(results)
+    parts["time"] = time_table(results)
     return parts
 
 
