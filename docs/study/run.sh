@@ -17,7 +17,7 @@ grid() {  # data set, grid, data's configuration, seeds, further arguments
 }
 
 letters=docs/study/letters.yaml synthetic=docs/study/synthetic.yaml five="0 1 2 3 4"
-core=(--only naive naive+amr audio video)
+pair=(--only naive naive+amr) few=(--only naive r0.1 r0.3 r0.5 r0.7 r0.9)
 plain=(--data.init_args.audio.time_shift_ms=0 --data.init_args.video.augment=none --data.init_args.video.flip=false)
 short=(--trainer.max_epochs=10 --model.lr_scheduler.init_args.T_max=10)
 long=(--trainer.max_epochs=30 --model.lr_scheduler.init_args.T_max=30)
@@ -32,19 +32,23 @@ part() {
     methods) grid letters methods $letters "$five" ;;
     noise) grid letters-10db methods $letters "$five" --data.init_args.audio.noise_snr_db=-10 ;;
     knob)
-      grid letters-5db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=-5 "${core[@]}"
-      grid letters-0db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=0 "${core[@]}" ;;
-    dial) grid letters dial $letters "0 1 2" ;;
+      grid letters-5db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=-5 "${pair[@]}"
+      grid letters-0db methods $letters "0 1 2" --data.init_args.audio.noise_snr_db=0 "${pair[@]}" ;;
+    dial)
+      grid letters dial $letters "0 1 2"
+      grid letters-10db dial $letters "0 1 2" --data.init_args.audio.noise_snr_db=-10 "${few[@]}" ;;
     options) grid letters options $letters "0 1 2" ;;
     plain)  # without augmentation
-      grid letters-plain dial $letters "0 1 2" "${plain[@]}" --only naive r0.1 r0.3 r0.5 r0.7 r0.9
-      grid letters-plain methods $letters "0 1 2" "${plain[@]}" "${core[@]}" ;;
+      grid letters-plain methods $letters "0 1 2" "${plain[@]}" "${pair[@]}" audio
+      grid letters-plain dial $letters "0 1 2" "${plain[@]}" "${few[@]}" ;;
     synthetic)
-      for task in redundant video_only audio_only; do
-        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}"
+      grid synthetic-redundant methods $synthetic "$five" --data.init_args.task=redundant "${short[@]}"
+      for task in video_only audio_only; do
+        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}" \
+          "${pair[@]}" umt umt+amr
       done ;;
     synergistic)
-      grid synthetic-synergistic methods $synthetic "$five" "${synergistic[@]}" "${long[@]}" --only naive naive+amr ;;
+      grid synthetic-synergistic methods $synthetic "0 1 2" "${synergistic[@]}" "${long[@]}" "${pair[@]}" ;;
     crema-d)
       # shellcheck disable=SC2086
       amr benchmark --config docs/study/crema-d.yaml --data configs/data/crema-d.yaml --data.init_args.root "$2" \
