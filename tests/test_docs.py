@@ -68,7 +68,7 @@ PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"pip install .*": "the network",
     r"make .*": "installs, or is the tests themselves",
     r"python (-m benchmarks\.|docs/).*": "minutes; tests/test_speed.py has the benchmarks' parts",
-    r"\S+\.sh( .*)?": "hours",
+    r"script .*": "hours",
 }
 
 GIVEN = """

@@ -42,13 +42,11 @@ part() {
       grid letters-plain methods $letters "0 1 2" "${plain[@]}" "${pair[@]}" audio
       grid letters-plain dial $letters "0 1 2" "${plain[@]}" "${few[@]}" ;;
     synthetic)
-      grid synthetic-redundant methods $synthetic "$five" --data.init_args.task=redundant "${short[@]}"
-      for task in video_only audio_only; do
-        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}" \
-          "${pair[@]}" umt umt+amr
+      for task in redundant video_only audio_only; do
+        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}"
       done ;;
     synergistic)
-      grid synthetic-synergistic methods $synthetic "0 1 2" "${synergistic[@]}" "${long[@]}" "${pair[@]}" ;;
+      grid synthetic-synergistic methods $synthetic "$five" "${synergistic[@]}" "${long[@]}" "${pair[@]}" ;;
     crema-d)
       # shellcheck disable=SC2086
       amr benchmark --config docs/study/crema-d.yaml --data configs/data/crema-d.yaml --data.init_args.root "$2" \
