@@ -26,9 +26,7 @@ synergistic=(--data.init_args.task=synergistic --data.init_args.classes=3 --data
 
 part() {
   case $1 in
-    tuning)
-      grid letters tuning $letters 0
-      grid letters tuning $letters "$five" --only naive-lr0.025 naive-lr0.05 ;;
+    tuning) grid letters tuning $letters 0 ;;
     methods) grid letters methods $letters "$five" ;;
     noise) grid letters-10db methods $letters "$five" --data.init_args.audio.noise_snr_db=-10 ;;
     knob)
@@ -42,11 +40,13 @@ part() {
       grid letters-plain methods $letters "0 1 2" "${plain[@]}" "${pair[@]}" audio
       grid letters-plain dial $letters "0 1 2" "${plain[@]}" "${few[@]}" ;;
     synthetic)
-      for task in redundant video_only audio_only; do
-        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}"
+      grid synthetic-redundant methods $synthetic "$five" --data.init_args.task=redundant "${short[@]}"
+      for task in video_only audio_only; do
+        grid "synthetic-$task" methods $synthetic "$five" "--data.init_args.task=$task" "${short[@]}" \
+          "${pair[@]}" umt umt+amr
       done ;;
     synergistic)
-      grid synthetic-synergistic methods $synthetic "$five" "${synergistic[@]}" "${long[@]}" "${pair[@]}" ;;
+      grid synthetic-synergistic methods $synthetic "0 1 2" "${synergistic[@]}" "${long[@]}" "${pair[@]}" ;;
     crema-d)
       # shellcheck disable=SC2086
       amr benchmark --config docs/study/crema-d.yaml --data configs/data/crema-d.yaml --data.init_args.root "$2" \
