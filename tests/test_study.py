@@ -79,7 +79,7 @@ def lines() -> list[dict[str, Any]]:
             found += [line(row, seed, "acc_missing_mean", 0.1 + share / 2, modality="video")]
             found += [line(row, seed, "val/dominance/audio", share, epoch=epoch) for epoch in range(3)]
             for severity in range(1, 6):
-                spoilt = {"modality": "audio", "corruption": "white", "severity": severity}
+                spoilt: dict[str, Any] = {"modality": "audio", "corruption": "white", "severity": severity}
                 found += [line(row, seed, "acc_corrupted", accuracy - 0.1 * severity, **spoilt)]
         for target in (0.1, 0.5, 0.9):
             found += [line(f"r{target}", seed, "share", target + 0.02 * seed, "dial", modality="audio")]
