@@ -181,12 +181,18 @@ AMR.address = {
     const text = new URLSearchParams(Object.entries(query).filter(([, v]) => v !== undefined && v !== null && v !== "")).toString();
     return `#/${parts.map((part) => encodeURIComponent(part)).join("/")}${text ? `?${text}` : ""}`;
   },
-  // Change what the address says of this view without leaving it.
+  // Change what the address says of this view without leaving it; not more often than a browser lets a page do so.
   note(query) {
-    const { view, rest } = AMR.address.read();
-    history.replaceState(null, "", AMR.address.make(view ? [view, ...rest] : [], query));
+    const { view, rest } = AMR.address.read(), path = location.hash.split("?")[0];
+    clearTimeout(AMR.address.timer);
+    AMR.address.pending = () => {
+      AMR.address.pending = null;
+      if (location.hash.split("?")[0] === path) history.replaceState(null, "", AMR.address.make(view ? [view, ...rest] : [], query));
+    };
+    AMR.address.timer = setTimeout(() => AMR.address.pending?.(), 150);
   },
 };
+addEventListener("pagehide", () => AMR.address.pending?.());
 
 // ------------------------------------------------------------------------------------------------- names given to units
 
