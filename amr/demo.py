@@ -1,10 +1,12 @@
-"""`amr demo`: the whole of it in a few minutes, from nothing: clips, two runs, the table and the page."""
+"""`amr demo`: the whole of it in a few minutes, from nothing: clips, two runs, the table, its page and the site."""
 
 import argparse
 import json
 from pathlib import Path
 
+from amr import analyze
 from amr.compare import compare
+from amr.multiviz.site import write_site
 from amr.runs import prepare
 from amr.runs import run as run_command
 
@@ -15,10 +17,11 @@ ENCODERS = {
     "video": {"class_path": "amr.encoders.SmallFrameCNN"},
 }
 EPOCHS = 10
+ANALYSIS = {"clips": 12, "samples": 96, "units": 4}  # few, so that it takes a minute a model
 
 
 def demo(out: Path, picture: Path | None = None) -> str:
-    """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, and compares the two.
+    """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, compares and explains the two.
 
     In the clips, sound tells the class 95 times in 100 and the picture 60 times, so naive fusion leans on sound. What
     is there already is not made again: an interrupted demo goes on.
@@ -54,10 +57,25 @@ def demo(out: Path, picture: Path | None = None) -> str:
         print(f"\n{name}: {EPOCHS} epochs", flush=True)
         resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
         run_command(["fit", *data, *training, *method, "--name", name, *resume])
-    return compare([out / "runs"], out / "report.html", picture)
+    table = compare([out / "runs"], out / "report.html", picture)
+    analyses = [_analyze(out, name) for name in ("naive", "amr")]
+    write_site(analyses, out / "site")
+    return table
+
+
+def _analyze(out: Path, name: str) -> Path:
+    """Explains a run's best checkpoint; returns the folder."""
+    folder = out / "analyses" / name
+    print(f"\n{name}: what its decisions rest on", flush=True)
+    parser = argparse.ArgumentParser()
+    analyze.add_arguments(parser)
+    given = {"ckpt": out / "runs" / name / "checkpoints" / "best.ckpt", "out": folder, **ANALYSIS}
+    analyze.run(parser.parse_args([part for key, value in given.items() for part in (f"--{key}", str(value))]))
+    return folder
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    print(f"\n{demo(options.out, options.picture)}\n\nPage: {options.out / 'report.html'}")
+    table = demo(options.out, options.picture)
+    print(f"\n{table}\n\nPage: {options.out / 'report.html'}\nSite: {options.out / 'site' / 'index.html'}")
     return 0

@@ -82,7 +82,7 @@
       redraw.push(() => {
         const one = AMR.valuesOf(run, data, m, method, k);
         if (one) view.show({ ...one, strength }); else view.show({ values: null });
-        says.replaceChildren(one ? AMR.says(run, { stage: one.stage, method, modality: m, of: `of the ${one.unit} of ${run.labels[data.classes[k]]}`, top: AMR.top(one.values) }) : h("p.note", "This method has no map of this modality."), one ? AMR.strongest(run, m, one) : "");
+        says.replaceChildren(one ? AMR.says(run, { stage: one.stage, method, modality: m, of: `for ${run.labels[data.classes[k]]}`, top: AMR.top(one.values) }) : h("p.note", "This method has no map of this modality."), one ? AMR.strongest(run, m, one) : "");
       });
       return h("div", view.element, says);
     });
@@ -164,10 +164,10 @@
     function draw() {
       const [k, strength] = now();
       const names = pair.split("/"), map = data.C[pair][method], known = run.methods.find((one) => one.stage === "C" && one.method === method);
-      const values = AMR.row(map.v, k), columns = map.v.shape[2], top = AMR.top(values) || 1, atoms = known.atoms || "fine";
+      const values = AMR.row(map.v, k), columns = map.v.shape[2], least = Math.max(1e-3 * AMR.top(data.logits), 1e-9), faint = AMR.top(values) < least && known.unit === "logit", top = faint ? least : AMR.top(values) || 1, atoms = known.atoms || "fine";
       if (shownFor !== pair) {
         views = names.map((m, side) => AMR.mapView({ run, modality: m, data, title: m, atoms, pick: (atom) => pick(side, atom), tall: 170 }));
-        sides.replaceChildren(...views.map((view) => view.element));
+        sides.replaceChildren(h("div", views[0].element, says), h("div", views[1].element, h("h3", { style: { margin: "14px 0 4px" } }, "Strongest pairs"), list));
         shownFor = pair;
       }
       const best = strongestPairs(values, columns);
@@ -177,15 +177,14 @@
       views[1 - side].show({ values: across, atoms, top, strength, unit: known.unit });
       about.replaceChildren(h("b", `${names[side]}, ${AMR.where(run, names[side], atoms, atom)}`), ` is picked; the map over ${names[1 - side]} is what it interacts with there. Pick another block or patch in either.`);
       list.replaceChildren(...best.map(([a, b, v]) => h("button", { type: "button", onclick: () => pick(0, a) }, h("span.tab", { style: { "font-weight": "600" } }, AMR.signed(v, 3)), h("span", `${names[0]} ${AMR.where(run, names[0], atoms, a)} × ${names[1]} ${AMR.where(run, names[1], atoms, b)}`))));
-      says.replaceChildren(AMR.says(run, { stage: "C", method, pair: names, of: `for the ${known.unit} of ${run.labels[data.classes[k]]}`, top, reason: map.why }));
+      says.replaceChildren(AMR.says(run, { stage: "C", method, pair: names, of: `for ${run.labels[data.classes[k]]}`, top, reason: map.why || (faint ? `No pair reaches a thousandth of this class's logit (the largest has ${AMR.number(AMR.top(values))}): what there is may be rounding, and is not drawn larger.` : null) }));
     }
     const chooser = h("div.field");
     const fill = () => chooser.replaceChildren(...AMR.select("Method", methods().map((one) => [one.method, one.title]), method, (v) => { method = v; state.cross = v; state.atom = undefined; picked = null; note(); draw(); }).childNodes);
     fill();
     redraw.push(draw);
     return h("section.card.w12", h("header", h("h2", "Interaction"), h("span.end.head", pairs.length > 1 ? AMR.select("Of", pairs.map((p) => [p, p.replace("/", " × ")]), pair, (v) => { pair = v; state.pair = v; state.atom = undefined; picked = null; method = methods()[0].method; fill(); note(); draw(); }) : null, chooser),
-      h("p", "What two modalities do together that neither does alone: positive where the pair speaks for the class more than its parts.")), about, h("div", { style: { height: "10px" } }), sides, says,
-      h("details", { open: true }, h("summary", "Strongest pairs"), list));
+      h("p", "What two modalities do together that neither does alone: positive where the pair speaks for the class more than its parts.")), about, h("div", { style: { height: "10px" } }), sides);
   }
 
   // ---- P: classes and units of the sparse classifier

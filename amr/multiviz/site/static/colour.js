@@ -80,15 +80,15 @@
   };
 
   // The scale of a signed map.
-  AMR.legend = (top, unit, less = "against", more = "for") => {
+  AMR.legend = (top, unit, signed = true) => {
     const canvas = h("canvas.ramp", { width: 129, height: 1, "aria-hidden": "true" });
     const context = canvas.getContext("2d"), image = context.createImageData(129, 1);
     for (let v = 0; v < 129; v++) {
-      const value = (v - 64) / 64, hue = value > 0 ? FOR : AGAINST, chroma = CHROMA * Math.abs(value);
+      const value = signed ? (v - 64) / 64 : v / 128, hue = value > 0 ? FOR : AGAINST, chroma = CHROMA * Math.abs(value);
       image.data.set([...rgb(0.68, chroma * Math.cos(hue), chroma * Math.sin(hue)), 255], 4 * v);
     }
     context.putImageData(image, 0, 0);
-    return h("div.legend", h("span", `${less} −${AMR.number(top)}`), canvas, h("span", `+${AMR.number(top)} ${more}`), h("span.quiet", unit));
+    return h("div.legend", h("span", signed ? `against −${AMR.number(top)}` : "0"), canvas, h("span", signed ? `+${AMR.number(top)} for` : AMR.number(top)), h("span.quiet", unit));
   };
 
   const CIVIDIS = "00224e00255400285b002b62002e6a0030700533711235701a386f213b6e273e6e2d416d32436d36466c3b496c3f4c6c444f6c48526c4c556c50576c545a6d575d6d5b606e5e636f62656f656870696b716c6e727071737374757777767a7a787e7d788280798683798a86788e8978928c78958f779992779d9576a19975a59c74a99f73ada272b1a570b6a96fbaac6dbfb06bc3b369c7b767ccba64d0be62d4c15fd9c55cddc858e1cc55e6d051ead34cefd748f3db42f8df3cfde334fee838";

@@ -33,7 +33,7 @@
         const values = runs.map((one, n) => shared.length ? AMR.valuesOf(one, data[n], m, method, data[n].classes.indexOf(target)) : null);
         const top = Math.max(...values.map((one) => (one ? AMR.top(one.values) : 0))), own = values[r] ? AMR.top(values[r].values) : 1;
         if (values[r]) view.show({ ...values[r], strength, top: (common ? top : own) || 1 }); else view.show({ values: null });
-        says.replaceChildren(values[r] ? AMR.says(run, { stage: values[r].stage, method, modality: m, of: `of the ${values[r].unit} of ${run.labels[target]}`, top: common ? top : own }) : "");
+        says.replaceChildren(values[r] ? AMR.says(run, { stage: values[r].stage, method, modality: m, of: `for ${run.labels[target]}`, top: common ? top : own }) : "");
       }));
       const swatch = h("i.swatch", { style: { background: `var(--r${r})` } });
       told.push(h("b", swatch.cloneNode(), run.name), h("div", h("div.told", h(right ? "span.chip.good" : "span.chip.bad", AMR.icon(right ? "check" : "cross"), `predicted: ${run.labels[column.predicted[i]]}`), h("span.quiet.tab", `confidence ${AMR.percent(column.confidence[i])}`)),

@@ -170,6 +170,7 @@ AMR.wilson = (k, n) => {
 // --------------------------------------------------------------------------------------------------------- the address
 
 AMR.address = {
+  written: -Infinity,
   read() {
     const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
     const parts = path.split("/").filter(Boolean).map((part) => {
@@ -187,9 +188,11 @@ AMR.address = {
     clearTimeout(AMR.address.timer);
     AMR.address.pending = () => {
       AMR.address.pending = null;
+      AMR.address.written = performance.now();
       if (location.hash.split("?")[0] === path) history.replaceState(null, "", AMR.address.make(view ? [view, ...rest] : [], query));
     };
-    AMR.address.timer = setTimeout(() => AMR.address.pending?.(), 150);
+    if (performance.now() - AMR.address.written > 150) AMR.address.pending();
+    else AMR.address.timer = setTimeout(() => AMR.address.pending?.(), 150);
   },
 };
 addEventListener("pagehide", () => AMR.address.pending?.());

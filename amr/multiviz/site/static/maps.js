@@ -49,7 +49,7 @@
       };
       if (kind === "frames") {
         const at = run.atoms[modality].fine.coordinates[view.part * (grid.slice(1).reduce((a, b) => a * b, 1))];
-        view.box = h("div.frame", events, view.canvas, h("small", tall === 84 ? String((at.frame + at.end_frame - 1) >> 1) : `frame ${(at.frame + at.end_frame - 1) >> 1}`));
+        view.box = h("div.frame", events, view.canvas, h("small", tall === 84 ? String((at.frame + at.end_frame) >> 1) : `frame ${(at.frame + at.end_frame) >> 1}`));
       } else {
         view.box = h(`div.canvas.${kind}`, events, view.canvas);
         if (tall) view.box.style.setProperty("--tall", `${tall}px`);
@@ -190,10 +190,10 @@
     const scored = stage === "D" ? "dime" : method, at = stage === "RC" ? "C" : stage;
     const trust = (run.trust || []).find((row) => row.stage === at && row.method === scored && (pair ? row.first === pair[0] && row.second === pair[1] : row.modality === modality));
     return h("div.says",
-      top === null ? null : AMR.legend(top, known.unit),
+      top === null ? null : AMR.legend(top, known.unit, known.signed !== false),
       h("p", h("b", known.title), `, ${of}. ${known.about}`, known.atoms === "coarse" ? " It speaks of coarse blocks." : ""),
       reason ? h("p.flag", reason) : null,
-      h("p", h("b", "Faithfulness "), trust ? [AMR.number(trust.score), Number.isFinite(trust.low) ? ` [${AMR.number(trust.low)}, ${AMR.number(trust.high)}]` : "", ` on ${AMR.plural(trust.clips, "clip")}`] : "was not measured for this kind of map."),
+      h("p", h("b", "Faithfulness "), trust && !Number.isFinite(trust.score) ? `could not be measured on ${AMR.plural(trust.clips, "clip")}.` : trust ? [AMR.number(trust.score), Number.isFinite(trust.low) ? ` [${AMR.number(trust.low)}, ${AMR.number(trust.high)}]` : "", ` on ${AMR.plural(trust.clips, "clip")}`] : "was not measured for this kind of map."),
       trust ? trust.warnings.map((text) => h("p.flag", text)) : null,
       known.caution || trust ? h("details", h("summary", "When not to trust it"), known.caution ? h("p", known.caution) : null, trust ? h("p", `The score is ${trust.score_name}; 95 % interval over clips.`) : null) : null);
   };

@@ -65,7 +65,7 @@
         await extreme(cell, run, r, one.unit, id, value);
       }));
       const method = localMethod(run);
-      if (holder.childElementCount && method) holder.after(h("div.sides", run.modalities.map((m) => h("div", h("p.label", { style: { "margin-top": "12px" } }, `Maps over ${m}; each has its own scale`), AMR.says(run, { stage: "R", method: method.method, modality: m, of: `of the activation of unit ${one.unit}` })))));
+      if (holder.childElementCount && method) holder.after(h("div.sides", run.modalities.map((m) => h("div", h("p.label", { style: { "margin-top": "12px" } }, `Maps over ${m}; each has its own scale`), AMR.says(run, { stage: "R", method: method.method, modality: m, of: `for unit ${one.unit}` })))));
       const others = known.filter((clip, n) => !shown(clip, n));
       if (others.length) holder.after(h("p.small.others", h("span.quiet", holder.childElementCount ? "then " : ""), others.map(([id, value], n) => [n ? ", " : "", named(run, r, id), h("span.quiet", ` ${AMR.number(value)}`)])));
     }
@@ -85,7 +85,7 @@
       const map = data.R[m]?.[method], known = methods.find((one) => one.method === method);
       const values = map ? AMR.row(map.v, u) : null;
       view.show({ values, atoms: known.atoms || "fine", unit: known.unit });
-      says.replaceChildren(map ? AMR.says(run, { stage: "R", method, modality: m, of: `of the activation of unit ${unit}`, top: AMR.top(values) }) : h("p.note", "No map of this modality."));
+      says.replaceChildren(map ? AMR.says(run, { stage: "R", method, modality: m, of: `for unit ${unit}`, top: AMR.top(values) }) : h("p.note", "No map of this modality."));
     });
     views.forEach(({ view }) => player.follow(view));
     AMR.keys = { ...AMR.keys, " ": () => player.toggle() };
