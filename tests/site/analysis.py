@@ -489,7 +489,7 @@ def _methods() -> list[dict[str, Any]]:
             {"stage": "R", "method": m, "title": titles[m], "atoms": "fine", **row, "unit": "activation"}
             for m in METHODS[:2]
         ),
-        {"stage": "RC", "method": "ablation", "title": "Ablation", "atoms": "coarse", **row, "unit": "activation"},
+        {"stage": "R", "method": "ablation", "title": "Ablation", "atoms": "coarse", **row, "unit": "activation"},
         {"stage": "P", "method": "sparse", "title": "Sparse classifier", "atoms": None, **row},
     ]
 

@@ -101,17 +101,17 @@
     });
     const shares = clips.runs[r].shares.subarray(i * run.modalities.length, (i + 1) * run.modalities.length), facts = h("dl.facts");
     redraw.push(() => {
-      const rows = [];
-      if (data.shapley) run.modalities.forEach((m, n) => rows.push([`Shapley value of ${m}`, AMR.signed(AMR.row(data.shapley, k)[n])]));
-      if (data.pairs) for (let a = 0; a < run.modalities.length; a++) for (let b = a + 1; b < run.modalities.length; b++) rows.push([`Interaction of ${run.modalities[a]} and ${run.modalities[b]}`, AMR.signed(AMR.row(data.pairs, k, a)[b])]);
-      if (data.additive) rows.push(["Additive part (EMAP)", AMR.signed(data.additive[k])], ["Rest: what both do together", AMR.signed(data.interaction[k])]);
+      const rows = [], fixed = (x) => AMR.signed(Math.round(100 * x) / 100);
+      if (data.shapley) run.modalities.forEach((m, n) => rows.push([`Shapley value of ${m}`, fixed(AMR.row(data.shapley, k)[n])]));
+      if (data.pairs) for (let a = 0; a < run.modalities.length; a++) for (let b = a + 1; b < run.modalities.length; b++) rows.push([`Interaction of ${run.modalities[a]} and ${run.modalities[b]}`, fixed(AMR.row(data.pairs, k, a)[b])]);
+      if (data.additive) rows.push(["Additive part (EMAP)", fixed(data.additive[k])], ["Rest: what both do together", fixed(data.interaction[k])]);
       facts.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", name), h("dd", value)]));
     });
     const decision = h("section.card.w4.stay", h("header", h("h2", "Decision"), h("p", "A click on a class aims every map at it.")), h("div", rows),
       run.modalities.length > 1 ? [h("p.label", { style: { margin: "14px 0 5px" } }, "Shares of the decision"), AMR.shares(run.modalities, shares), h("p.label", { style: { margin: "16px 0 5px" } }, "Whole modalities, in logits of the class"), facts] : null,
       runs.length > 1 ? h("p.note", h("a", { href: AMR.address.make(["compare", slug], {}) }, "This clip in both models")) : null);
 
-    main.append(h("div.grid", watch, decision, interactions(run, data, state, note, redraw, () => [k, strength]), graph(run, r, data, slug, redraw, () => k, aim)));
+    main.append(h("div.grid", watch, decision, interactions(run, data, state, note, redraw, () => [k, strength, run.labels[data.classes[k]]]), graph(run, r, data, slug, redraw, () => k, aim)));
     redraw.forEach((one) => one());
   };
 
@@ -138,20 +138,22 @@
       order.map((a) => [AMR.where(run, modality, atoms, a), AMR.signed(values[a], 3), ...(errors ? [AMR.number(errors[a], 3)] : [])]), { numeric: [1, 2], hidden: true }));
   };
 
-  // ---- C: what an atom of one modality interacts with in another
-  function interactions(run, data, state, note, redraw, now) {
-    const pairs = Object.keys(data.C || {});
+  // ---- C: what an atom of one modality interacts with in another, for a class or, with stage RC, for a unit
+  AMR.interactions = interactions;
+  function interactions(run, data, state, note, redraw, now, stage = "C") {
+    const maps = data[stage] || {}, pairs = Object.keys(maps), listed = stage === "RC" ? "R" : stage;
+    if (!pairs.length && stage === "RC") return null;
     if (!pairs.length) return run.modalities.length > 1 ? null : AMR.card("w12", "Interaction", null, h("p.quiet", "The model has one modality, which has nothing to interact with."));
     let pair = pairs.includes(state.pair) ? state.pair : pairs[0];
-    const methods = () => run.methods.filter((one) => one.stage === "C" && data.C[pair][one.method]);
-    let method = methods().some((one) => one.method === state.cross) ? state.cross : (methods().find((one) => !data.C[pair][one.method].why) || methods()[0]).method;
+    const methods = () => run.methods.filter((one) => one.stage === listed && maps[pair][one.method]);
+    let method = methods().some((one) => one.method === state.cross) ? state.cross : (methods().find((one) => !maps[pair][one.method].why) || methods()[0]).method;
     let picked = null; // [side, atom]
     const about = h("p.small.quiet", { role: "status" }), says = h("div"), sides = h("div.sides"), list = h("div.pairs");
     let views = [], shownFor = "";
 
     const parse = () => {
       const [side, atom] = (state.atom || "").split(":");
-      const n = pair.split("/").indexOf(side), map = data.C[pair][method].v;
+      const n = pair.split("/").indexOf(side), map = maps[pair][method].v;
       return n >= 0 && Number(atom) < map.shape[n + 1] ? [n, Number(atom)] : null;
     };
     const strongestPairs = (values, columns) => Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 6).map((at) => [Math.floor(at / columns), at % columns, values[at]]);
@@ -162,9 +164,9 @@
       draw();
     };
     function draw() {
-      const [k, strength] = now();
-      const names = pair.split("/"), map = data.C[pair][method], known = run.methods.find((one) => one.stage === "C" && one.method === method);
-      const values = AMR.row(map.v, k), columns = map.v.shape[2], least = Math.max(1e-3 * AMR.top(data.logits), 1e-9), faint = AMR.top(values) < least && known.unit === "logit", top = faint ? least : AMR.top(values) || 1, atoms = known.atoms || "fine";
+      const [k, strength, whose] = now();
+      const names = pair.split("/"), map = maps[pair][method], known = run.methods.find((one) => one.stage === listed && one.method === method);
+      const values = AMR.row(map.v, k), columns = map.v.shape[2], size = stage === "RC" ? Math.abs(data.activations[k]) : AMR.top(data.logits), least = Math.max(1e-3 * size, 1e-9), faint = AMR.top(values) < least && ["logit", "activation"].includes(known.unit), top = faint ? least : AMR.top(values) || 1, atoms = known.atoms || "fine";
       if (shownFor !== pair) {
         views = names.map((m, side) => AMR.mapView({ run, modality: m, data, title: m, atoms, pick: (atom) => pick(side, atom), tall: 170 }));
         sides.replaceChildren(h("div", views[0].element, says), h("div", views[1].element, h("h3", { style: { margin: "14px 0 4px" } }, "Strongest pairs"), list));
@@ -176,15 +178,17 @@
       views[side].show({ values: null, atoms, picked: atom });
       views[1 - side].show({ values: across, atoms, top, strength, unit: known.unit });
       about.replaceChildren(h("b", `${names[side]}, ${AMR.where(run, names[side], atoms, atom)}`), ` is picked; the map over ${names[1 - side]} is what it interacts with there. Pick another block or patch in either.`);
-      list.replaceChildren(...best.map(([a, b, v]) => h("button", { type: "button", onclick: () => pick(0, a) }, h("span.tab", { style: { "font-weight": "600" } }, AMR.signed(v, 3)), h("span", `${names[0]} ${AMR.where(run, names[0], atoms, a)} × ${names[1]} ${AMR.where(run, names[1], atoms, b)}`))));
-      says.replaceChildren(AMR.says(run, { stage: "C", method, pair: names, of: `for ${run.labels[data.classes[k]]}`, top, reason: map.why || (faint ? `No pair reaches a thousandth of this class's logit (the largest has ${AMR.number(AMR.top(values))}): what there is may be rounding, and is not drawn larger.` : null) }));
+      const part = (m, atom) => `${m} ${AMR.where(run, m, atoms, atom)}`;
+      list.replaceChildren(...(faint ? [h("p.small.quiet", "None that is more than rounding.")] : best.map(([a, b, v]) =>
+        h("button", { type: "button", onclick: () => pick(0, a) }, h("b.tab", AMR.signed(v, 3)), h("span", `${part(names[0], a)} × ${part(names[1], b)}`)))));
+      says.replaceChildren(AMR.says(run, { stage, method, pair: names, of: `for ${whose}`, top, reason: map.why || (faint ? `No pair reaches a thousandth of the ${known.unit} (the largest has ${AMR.number(AMR.top(values))}): what there is may be rounding, and is not drawn larger.` : null) }));
     }
     const chooser = h("div.field");
     const fill = () => chooser.replaceChildren(...AMR.select("Method", methods().map((one) => [one.method, one.title]), method, (v) => { method = v; state.cross = v; state.atom = undefined; picked = null; note(); draw(); }).childNodes);
     fill();
     redraw.push(draw);
     return h("section.card.w12", h("header", h("h2", "Interaction"), h("span.end.head", pairs.length > 1 ? AMR.select("Of", pairs.map((p) => [p, p.replace("/", " × ")]), pair, (v) => { pair = v; state.pair = v; state.atom = undefined; picked = null; method = methods()[0].method; fill(); note(); draw(); }) : null, chooser),
-      h("p", "What two modalities do together that neither does alone: positive where the pair speaks for the class more than its parts.")), about, h("div", { style: { height: "10px" } }), sides);
+      h("p", `What two modalities do together that neither does alone: positive where the pair speaks for ${stage === "RC" ? "the unit" : "the class"} more than its parts.`)), about, h("div", { style: { height: "10px" } }), sides);
   }
 
   // ---- P: classes and units of the sparse classifier

@@ -186,11 +186,11 @@
 
   // What a map says of itself: what it is, its unit, how faithful it is, and when not to trust it.
   AMR.says = (run, { stage, method, modality = null, pair = null, of, top = null, reason = null }) => {
-    const known = run.methods.find((one) => one.method === method && one.stage === stage) || { title: method, about: "", caution: "", unit: "" };
-    const scored = stage === "D" ? "dime" : method, at = stage === "RC" ? "C" : stage;
-    const trust = (run.trust || []).find((row) => row.stage === at && row.method === scored && (pair ? row.first === pair[0] && row.second === pair[1] : row.modality === modality));
+    const known = run.methods.find((one) => one.method === method && one.stage === (stage === "RC" ? "R" : stage)) || { title: method, about: "", caution: "", unit: "" };
+    const scored = stage === "D" ? "dime" : method;
+    const trust = (run.trust || []).find((row) => row.stage === stage && row.method === scored && (pair ? row.first === pair[0] && row.second === pair[1] : row.modality === modality));
     return h("div.says",
-      top === null ? null : AMR.legend(top, known.unit, known.signed !== false),
+      top === null ? null : top === 0 ? h("p", "Every value of this map is 0.") : AMR.legend(top, known.unit, known.signed !== false),
       h("p", h("b", known.title), `, ${of}. ${known.about}`, known.atoms === "coarse" ? " It speaks of coarse blocks." : ""),
       reason ? h("p.flag", reason) : null,
       h("p", h("b", "Faithfulness "), trust && !Number.isFinite(trust.score) ? `could not be measured on ${AMR.plural(trust.clips, "clip")}.` : trust ? [AMR.number(trust.score), Number.isFinite(trust.low) ? ` [${AMR.number(trust.low)}, ${AMR.number(trust.high)}]` : "", ` on ${AMR.plural(trust.clips, "clip")}`] : "was not measured for this kind of map."),

@@ -2,7 +2,7 @@
 "use strict";
 
 AMR.TEXT = {
-  stages: { U: "One modality", D: "DIME", C: "Interaction", R: "Unit", RC: "Unit, interaction", P: "Sparse classifier" },
+  stages: { U: "One modality", D: "DIME", C: "Interaction", R: "Unit", P: "Sparse classifier" },
   errors: {
     perception: "is repaired when this modality's encoding is replaced by that of a clip that is classified right",
     interaction: "is repaired when the modalities are paired anew",

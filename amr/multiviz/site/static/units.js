@@ -71,7 +71,7 @@
     }
   };
 
-  const localMethod = (run) => run.methods.find((one) => one.stage === "R");
+  const localMethod = (run) => run.methods.find((one) => one.stage === "R" && one.atoms !== "coarse");
 
   // R, local: what in this clip moves the unit.
   async function local(run, r, unit, query) {
@@ -90,9 +90,12 @@
     views.forEach(({ view }) => player.follow(view));
     AMR.keys = { ...AMR.keys, " ": () => player.toggle() };
     draw();
+    const later = [], state = { ...query };
+    const together = AMR.interactions(run, data, state, () => AMR.address.note(state), later, () => [u, 0.75, `unit ${unit}`], "RC");
+    later.forEach((one) => one());
     return h("div.grid", h("section.card.w12", h("header", h("h2", `In clip ${data.id}`), h("span.chip", `activation ${AMR.number(data.activations[u])}`),
-      h("span.end", AMR.select("Method", methods.map((one) => [one.method, one.title]), method, (v) => { method = v; AMR.address.note({ ...query, method }); draw(); })), h("p", "What in this clip moves the unit up or down.")),
-      h("div.watch", player.element, h("div.stage", views.map(({ view, says }) => h("div", view.element, says))))));
+      h("span.end", AMR.select("Method", methods.map((one) => [one.method, one.title]), method, (v) => { method = v; state.method = method; AMR.address.note(state); draw(); })), h("p", "What in this clip moves the unit up or down.")),
+      h("div.watch", player.element, h("div.stage", views.map(({ view, says }) => h("div", view.element, says))))), together);
   }
 
   // R, global: one of the clips at the ends.
