@@ -1,7 +1,7 @@
 """The site of `amr analyze`: time to write a clip, bytes a clip, and how long the list of clips takes to filter.
 
-A made-up analysis (tests/site/analysis.py) of 5,000 clips, all listed and some explained, with 64 atoms a modality, four
-classes, nine kinds of maps and six units a clip. The browser is Debian's Chromium; a keystroke is an input event in the
+A made-up analysis (tests/site/analysis.py) of 5,000 clips, some of them explained, with 64 atoms a modality, four
+classes, ten kinds of maps and six units a clip. The browser is Debian's Chromium; a keystroke is an input event in the
 search field, timed in the page up to the layout of the new rows, and up to the frame after it. Prints a table and one
 JSON line.
 
@@ -90,7 +90,7 @@ def _browser(site: Path) -> tuple[list[float], list[float], float, int]:
         page.wait_for_selector(".row")
         opened = 1000 * (time.perf_counter() - start)
         texts = [TYPED[:n] for n in range(1, len(TYPED) + 1)]
-        texts += texts[-2::-1] + [""]
+        texts += [*texts[-2::-1], ""]
         found = [page.evaluate(KEYSTROKE, text) for text in texts * 3]
         browser.close()
     return [one[0] for one in found], [one[1] for one in found], opened, max(one[3] for one in found)

@@ -57,12 +57,14 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{key}={getattr(options, key)}: at least {least} are needed{why}")
     from amr.analyze import stages, summary
     from amr.analyze.analysis import Analysis
+    from amr.multiviz.site import write_site
 
     analysis = Analysis.open(options)
     for stage in STAGES:
         if any(stage == wanted or stage in STAGES[wanted] for wanted in options.stages):
             getattr(stages, stage)(analysis)
     summary.write(analysis)
-    # The site is written here: it reads nothing but the folder.
+    write_site([analysis.out], analysis.out / "site")
     print(f"{analysis.out}: done; docs/multiviz/files.md says what each file holds")
+    print(f"{analysis.out / 'site' / 'index.html'}: open it in a browser")
     return 0

@@ -21,7 +21,8 @@ ENCODERS = {
     "audio": {"class_path": "amr.encoders.SmallCNN", "init_args": {"width": 4, "out_dim": 8}},
     "video": {"class_path": "amr.encoders.SmallFrameCNN", "init_args": {"frames": 4, "width": 4, "out_dim": 8}},
 }
-ANALYZE = ["--clips", "6", "--samples", "16", "--units", "3", "--stages", "prediction", "representation", "errors"]
+ANALYZE = ["--samples", "8", "--units", "2", "--classes", "2"]
+ANALYZE += ["--stages", "prediction", "representation", "errors", "clips"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and sklearn's of few clips
 
@@ -54,7 +55,9 @@ def analyses(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         },
     }
     trainer = {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False}
-    (folder / "run.yaml").write_text(yaml.safe_dump({"data": data, "model": {"encoders": ENCODERS}, "trainer": trainer}))
+    (folder / "run.yaml").write_text(
+        yaml.safe_dump({"data": data, "model": {"encoders": ENCODERS}, "trainer": trainer})
+    )
     found = {}
     for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):
         run = ["--name", name, "--runs_dir", str(folder / "runs"), "--wandb", "disabled"]
@@ -64,7 +67,8 @@ def analyses(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     (folder / "clips" / gone["file"]).unlink()
     for name, out in found.items():
         checkpoint = folder / "runs" / name / "checkpoints/best.ckpt"
-        assert main(["analyze", "--ckpt", str(checkpoint), "--out", str(out), *ANALYZE, "clips"]) == 0
+        few = {"naive": "6", "amr": "2"}[name]
+        assert main(["analyze", "--ckpt", str(checkpoint), "--out", str(out), "--clips", few, *ANALYZE]) == 0
     found["gone"] = Path(gone["id"])
     return found
 
@@ -155,7 +159,7 @@ def test_analyze_goes_on(analyses: dict[str, Path], tmp_path: Path, monkeypatch:
     out = tmp_path / "again"
     shutil.copytree(analyses["naive"], out, ignore=shutil.ignore_patterns("site"))
     checkpoint = analyses["naive"].parent / "runs/naive/checkpoints/best.ckpt"
-    command = ["analyze", "--ckpt", str(checkpoint), "--out", str(out), *ANALYZE, "clips"]
+    command = ["analyze", "--ckpt", str(checkpoint), "--out", str(out), "--clips", "6", *ANALYZE]
     calls: list[Path] = []
     cut = write.cut  # type: ignore[attr-defined]
 

@@ -14,7 +14,7 @@ import numpy as np
 from amr.datamodules.cut import cut, probe
 from amr.datamodules.work import Progress
 from amr.errors import UserError
-from amr.files import write_bytes, write_text
+from amr.files import write_bytes
 from amr.multiviz.site.pack import script
 from amr.multiviz.site.source import Source
 
@@ -63,7 +63,7 @@ def write_site(analyses: Sequence[Path], out: Path) -> None:
             "runs": [source.columns(clips) for source in sources],
         },
     }
-    write_bytes(out / "data" / "index.js", script("index", index))
+    _replace(out / "data" / "index.js", script("index", index))
 
 
 def _check_pair(one: Source, other: Source) -> None:
@@ -94,11 +94,11 @@ def _begin(sources: Sequence[Source], out: Path) -> None:
                 shutil.rmtree(out / folder, ignore_errors=True)
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: it holds something that is not a site of amr; name another folder")
-    write_text(marker, json.dumps(wanted) + "\n")
+    _replace(marker, f"{json.dumps(wanted)}\n".encode())
     for file in sorted(STATIC.rglob("*")):
         if file.is_file():
             name = file.relative_to(STATIC)
-            write_bytes(out / (name if name.name == "index.html" else "static" / name), file.read_bytes())
+            _replace(out / (name if name.name == "index.html" else "static" / name), file.read_bytes())
 
 
 def _media(source: Source, out: Path) -> dict[str, dict[str, Any]]:
@@ -123,11 +123,7 @@ def _clips(source: Source, number: int, out: Path) -> set[str]:
     """Scripts of an analysis, and thumbnails of its explained clips; returns the slugs that have one."""
     thumbs: set[str] = set()
     pictured = source.pictured()
-    _unless_newer(
-        out / f"data/{number}/units.js",
-        lambda: script(f"{number}/units", source.units()),
-        source.folder / "summary.json",
-    )
+    _replace(out / f"data/{number}/units.js", script(f"{number}/units", source.units()))
     ends = set(source.extremes)
     todo = [(row["slug"], "clips") for row in source.rows.values() if row["explained"]]
     todo += [(row["slug"], "extremes") for row in source.rows.values() if row["slug"] in ends]
@@ -158,6 +154,11 @@ def _thumbnail(npz: Path, modality: str, blocks: int) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _replace(target: Path, content: bytes) -> None:
+    if not target.is_file() or target.read_bytes() != content:
+        write_bytes(target, content)
 
 
 def _unless_newer(target: Path, content: Callable[[], bytes], *sources: Path) -> None:
