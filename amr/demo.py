@@ -17,7 +17,8 @@ ENCODERS = {
     "video": {"class_path": "amr.encoders.SmallFrameCNN"},
 }
 EPOCHS = 10
-ANALYSIS = {"clips": 12, "samples": 96, "units": 4}  # few, so that it takes a minute a model
+ANALYSIS = {"clips": 8, "samples": 64, "units": 4, "classes": 2}  # few, and the stages that the site cannot do without
+STAGES = ("prediction", "representation", "errors", "clips", "trust")
 
 
 def demo(out: Path, picture: Path | None = None) -> str:
@@ -70,7 +71,8 @@ def _analyze(out: Path, name: str) -> Path:
     parser = argparse.ArgumentParser()
     analyze.add_arguments(parser)
     given = {"ckpt": out / "runs" / name / "checkpoints" / "best.ckpt", "out": folder, **ANALYSIS}
-    analyze.run(parser.parse_args([part for key, value in given.items() for part in (f"--{key}", str(value))]))
+    few = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    analyze.run(parser.parse_args([*few, "--stages", *STAGES]))
     return folder
 
 
