@@ -156,7 +156,8 @@ AMR.number = (x, digits = 2) => {
   return text.replace("-", "−");
 };
 AMR.signed = (x, digits = 2) => (x > 0 ? "+" : "") + AMR.number(x, digits);
-AMR.plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("s") ? "es" : "s"}`;
+const GROUPED = new Intl.NumberFormat("en");
+AMR.plural = (n, word) => `${GROUPED.format(n)} ${word}${n === 1 ? "" : word.endsWith("s") ? "es" : "s"}`;
 AMR.seconds = (t) => (Number.isFinite(t) ? `${t.toFixed(2)} s` : "–");
 AMR.hertz = (f) => (f >= 1000 ? `${(f / 1000).toFixed(f >= 10000 ? 0 : 1)} kHz` : `${Math.round(f)} Hz`);
 
