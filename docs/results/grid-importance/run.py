@@ -2,7 +2,7 @@
 
     python docs/results/grid-importance/run.py
 
-About ten minutes on one idle core. Interrupted, it goes on where it stopped: a run, and 20 clips of a model, are its
+A quarter of an hour on one idle core. Interrupted, it goes on where it stopped: a run, and 20 clips of a model, are its
 units of work.
 """
 
@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 
 from amr.analyze.analysis import datamodule
 from amr.cli import main
+from amr.datamodules.base import stable_order
 from amr.datamodules.work import Progress
 from amr.files import replacing, write_text
 from amr.load import load_model
@@ -37,7 +38,7 @@ COLOURS = {"naive": "#0072B2", "amr": "#D55E00"}
 METHODS = ("integrated_gradients", "occlusion", "lime")
 # A modality and its blocks: frequency x time, or frames x rows x columns.
 PIECES = {"sound": ("audio", (1, 16)), "frames": ("video", (16, 1, 1)), "face": ("video", (1, 7, 8))}
-SAMPLES = {"sound": 64, "frames": 64, "face": 160}  # LIME's masks
+SAMPLES = {"sound": 48, "frames": 48, "face": 96}  # LIME's masks
 BATCH = 20  # clips
 SECONDS = 0.64
 Row = dict[str, Any]
@@ -60,13 +61,14 @@ def train(name: str, seed: int, runs: Path, data: list[str]) -> Path:
     return run / "checkpoints" / "best.ckpt"
 
 
-def explain(checkpoint: Path, out: Path, progress: Progress) -> None:
-    """Writes a model's maps of all test clips, and, once, what the clips look like on average."""
+def explain(checkpoint: Path, out: Path, count: int, progress: Progress) -> None:
+    """Writes a model's maps of test clips, and, once, what the clips look like on average."""
     data = datamodule(yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())["data"])
     data.prepare_data()
     data.setup()
     model, clips = load_model(checkpoint), data.clips_of("test")
-    every = default_collate([clips[i] for i in range(len(clips))])
+    at = {clip.id: i for i, clip in enumerate(clips.clips)}
+    every = default_collate([clips[at[id]] for id in stable_order(at, 0)[:count]])
     look = out / "look.npz"
     if not look.is_file():
         audio, video = every["inputs"]["audio"], every["inputs"]["video"][:, :, 0]
@@ -82,7 +84,7 @@ def explain(checkpoint: Path, out: Path, progress: Progress) -> None:
     with torch.no_grad():
         predicted = model(every["inputs"]).argmax(1)
     atoms = {piece: data.atoms(m, blocks) for piece, (m, blocks) in PIECES.items()}
-    for start in range(0, len(clips), BATCH):
+    for start in range(0, count, BATCH):
         path = out / f"{checkpoint.parent.parent.name}-{start:04d}.parquet"
         if not path.is_file():
             part = slice(start, start + BATCH)
@@ -156,7 +158,7 @@ def draw_time(maps: Maps, look: Any, path: Path) -> None:
     """Importance over time, of sound and of the frames, by method."""
     figure = Figure(figsize=(12, 6.2), dpi=100, layout="constrained")
     axes: Any = figure.subplots(2, len(METHODS), sharex=True, sharey="row")
-    references = {"sound": ("mean level (no scale)", look["level"]), "frames": ("mean motion (no scale)", look["when"])}
+    references = {"sound": ("mean level", look["level"]), "frames": ("mean motion", look["when"])}
     for row, piece in zip(axes, ("sound", "frames"), strict=True):
         for axis, method in zip(row, METHODS, strict=True):
             count = PIECES[piece][1][1 if piece == "sound" else 0]
@@ -180,8 +182,11 @@ def draw_time(maps: Maps, look: Any, path: Path) -> None:
         row[0].set_ylabel("share of importance (%)")
     for axis in axes[1]:
         axis.set_xlabel("time in the clip (s)")
-    axes[0, 0].legend(fontsize=8, loc="upper left")
-    axes[1, 0].legend(fontsize=8, loc="upper left")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    labels = [
+        "mean level (above) or motion (below) of the clips, no scale" if "mean" in text else text for text in labels
+    ]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle("Test clips, mean and 95 % interval; dotted: evenly spread", fontsize=11)
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
 
@@ -212,7 +217,7 @@ def draw_right_and_wrong(maps: Maps, path: Path) -> None:
 def draw_face(maps: Maps, look: Any, path: Path) -> None:
     """Heat maps over the mean frame: methods across, models and right or wrong down; and the motion itself."""
     rows = [(model, right) for model in TRAINED for right in (True, False)]
-    figure = Figure(figsize=(12, 7.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 8.4), dpi=100, layout="constrained")
     axes: Any = figure.subplots(len(rows), len(METHODS) + 1)
     height, width = look["frame"].shape
     _, blocks_y, blocks_x = PIECES["face"][1]
@@ -242,7 +247,7 @@ def draw_face(maps: Maps, look: Any, path: Path) -> None:
         axis.set_xlabel("pixels", fontsize=7)
     for axis in axes[:, 0]:
         axis.set_ylabel("pixels", fontsize=7)
-    bar = figure.colorbar(image, ax=axes[:, :-1], shrink=0.6, location="bottom")
+    bar = figure.colorbar(image, ax=axes[:, :-1], shrink=0.6, aspect=40, location="bottom")
     bar.set_label(f"share of the video's importance (%); evenly spread: {100 / (blocks_x * blocks_y):.1f}")
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
 
@@ -271,7 +276,7 @@ def table(maps: Maps, accuracy: dict[str, list[float]]) -> str:
                     f"{parts['face'][:, mouth.ravel()].sum(1).mean():.1f} %",
                 ]
                 lines.append(f"| {NAMES[model]} | {method} | {which}, {len(centre)} | {' | '.join(cells)} |")
-    lines += ["", "Test accuracy: " + "; ".join(f"{NAMES[m]} {', '.join(f'{100 * a:.1f}' for a in v)} %"
+    lines += ["", "Accuracy on these clips: " + "; ".join(f"{NAMES[m]} {', '.join(f'{100 * a:.1f}' for a in v)} %"
                                                 for m, v in accuracy.items()) + "."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -282,9 +287,9 @@ def run(options: argparse.Namespace) -> None:
     out = options.runs / "maps"
     todo = [(name, seed) for seed in options.seeds for name in TRAINED if options.only in (None, f"{name}-s{seed}")]
     checkpoints = {key: train(*key, options.runs, options.data) for key in todo}
-    progress = Progress("explain", 10 * len(todo), f"batches of {BATCH} clips")
+    progress = Progress("explain", options.clips // BATCH * len(todo), f"batches of {BATCH} clips")
     for checkpoint in checkpoints.values():
-        explain(checkpoint, out, progress)
+        explain(checkpoint, out, options.clips, progress)
     if options.only:
         return
     rows = [
@@ -315,6 +320,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a model of each kind each (0 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs/grid-importance"), help="for models and maps")
+    parser.add_argument("--clips", type=int, default=120, help="of the test split, a multiple of 20 (120)")
     parser.add_argument("--only", help="one model, such as amr-s1, and no drawing: for several at once")
     parser.add_argument("--data", nargs=argparse.REMAINDER, default=[], help="options of the data, such as its root")
     run(parser.parse_args())

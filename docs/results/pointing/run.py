@@ -169,13 +169,12 @@ def summarize(rows: list[dict[str, Any]], accuracies: dict[str, float]) -> tuple
             cells[where] = f"{100 * table.mean():.1f}"
             if method != "chance":
                 cells[where] += f" [{100 * low:.1f}, {100 * high:.1f}]"
-            numbers.append(
-                {"method": method, "where": where, "rate": table.mean(), "low": low, "high": high, "chance": chance}
-            )
+            control = float(np.mean([r[key] for r in mine if r["model"] == CONTROL]))
+            found = {"rate": table.mean(), "low": low, "high": high, "chance": chance, "control": control}
+            numbers.append({"method": method, "where": where, **found})
             if where == "pair" and method != "chance":
                 cells["models"] = ", ".join(f"{100 * part.mean():.0f}" for part in table)
-                control = [r["hit"] for r in mine if r["model"] == CONTROL]
-                cells["control"] = f"{100 * np.mean(control):.1f}" if control else "–"
+                cells["control"] = f"{100 * control:.1f}"
         lines.append(
             f"| {method} | {cells['pair']} | {cells['audio']} | {cells['video']} "
             f"| {cells.get('models', '')} | {cells.get('control', '')} |"
@@ -196,11 +195,15 @@ def draw(numbers: list[dict[str, Any]], path: Path) -> None:
             cross = n["method"] in CROSS
             axis.errorbar(rate, y, xerr=[[below], [above]], fmt="o" if cross else "s", capsize=3,
                           color="#0072B2" if cross else "#D55E00")  # fmt: skip
+            axis.plot(100 * n["control"], y, "x", color="0.45")
         axis.axvline(100 * shown[0]["chance"], color="black", linestyle=":", linewidth=1)
         axis.set(title=title, xlabel="hits (% of clips)", xlim=(-2, 102), yticks=range(len(shown)))
         axis.set_yticklabels([n["method"].replace("_", " ") for n in shown])
         axis.grid(axis="x", alpha=0.3)
-    figure.suptitle("Pointing game: blue, cross-modal methods; orange, unimodal ones; dotted, chance", fontsize=11)
+    figure.suptitle(
+        "Blue: cross-modal methods; orange: unimodal ones; grey crosses: an untrained model; dotted: chance",
+        fontsize=11,
+    )
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
 
 
