@@ -230,11 +230,12 @@ def draw_face(maps: Maps, look: Any, path: Path) -> None:
     top = max(values.max() for values in found.values())
     for line, (model, right) in zip(axes, rows, strict=True):
         for axis, method in zip(line, METHODS, strict=False):
-            axis.imshow(look["frame"], cmap="gray", extent=(0, width, height, 0))
             image = axis.imshow(
-                found[model, right, method][label], cmap="viridis", vmin=0, vmax=top, alpha=0.55,
-                extent=(0, width, height, 0), interpolation="nearest",
-            )  # fmt: skip
+                found[model, right, method][label], cmap="viridis", vmin=0, vmax=top, extent=(0, width, height, 0)
+            )
+            # Contours of the mean frame: a grey picture below or above would change the colours.
+            x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+            axis.contour(x, y, look["frame"], levels=6, colors="white", linewidths=0.7, alpha=0.7)
             axis.set_title(f"{NAMES[model]}, {'right' if right else 'wrong'}: {method.replace('_', ' ')}", fontsize=8)
     for axis, (title, key) in zip(axes[:, -1], (("mean frame", "frame"), ("mean motion |Δ|", "motion")), strict=False):
         axis.imshow(look[key], cmap="gray" if key == "frame" else "viridis", extent=(0, width, height, 0))
@@ -252,16 +253,18 @@ def draw_face(maps: Maps, look: Any, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
 
 
-def table(maps: Maps, accuracy: dict[str, list[float]]) -> str:
+def table(maps: Maps, accuracy: dict[str, list[float]], motion: np.ndarray[Any, Any]) -> str:
     """What the plots say, in numbers."""
     sound, (_, ny, nx) = PIECES["sound"][1][1], PIECES["face"][1]
-    mouth = np.zeros((ny, nx), bool)
-    mouth[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4] = True
-    lines = [
-        "| model | method | clips | centre of sound (s) | sound: share of the best quarter | centre of frames (s) "
-    ]
-    lines[0] += f"| face: share of the middle ({int(mouth.sum())} of {mouth.size} patches) |"
-    lines += ["|---|---|---|---:|---:|---:|---:|"]
+    height, width = motion.shape
+    label = (np.arange(height) * ny // height)[:, None] * nx + np.arange(width) * nx // width
+    moves = np.array([motion[label == patch].mean() for patch in range(ny * nx)])
+    lively = np.argsort(moves)[-len(moves) // 4 :]
+    corners = [0, nx - 1, (ny - 1) * nx, ny * nx - 1]
+    columns = ["model", "method", "clips", "centre of sound (s)", "sound: its best quarter", "centre of frames (s)"]
+    columns += ["face: the quarter that moves most", "face: the 4 corners"]
+    lines = [f"| {' | '.join(columns)} |"]
+    lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
     middle = (np.arange(sound) + 0.5) * SECONDS / sound
     for model in TRAINED:
         for method in METHODS:
@@ -273,11 +276,18 @@ def table(maps: Maps, accuracy: dict[str, list[float]]) -> str:
                     f"{centre.mean():.3f} ± {centre.std():.3f}",
                     f"{best:.1f} %",
                     f"{(parts['frames'] @ middle / 100).mean():.3f}",
-                    f"{parts['face'][:, mouth.ravel()].sum(1).mean():.1f} %",
+                    f"{parts['face'][:, lively].sum(1).mean():.1f} %",
+                    f"{parts['face'][:, corners].sum(1).mean():.1f} %",
                 ]
                 lines.append(f"| {NAMES[model]} | {method} | {which}, {len(centre)} | {' | '.join(cells)} |")
-    lines += ["", "Accuracy on these clips: " + "; ".join(f"{NAMES[m]} {', '.join(f'{100 * a:.1f}' for a in v)} %"
-                                                for m, v in accuracy.items()) + "."]  # fmt: skip
+    lines += ["", "| model | seed | method | accuracy | face: the quarter that moves most | face: the 4 corners |"]
+    lines += ["|---|---:|---|---:|---:|---:|"]
+    for model in TRAINED:
+        for seed, right in zip(maps.seeds, accuracy[model], strict=True):
+            for method in METHODS:
+                face = maps.shares(model, method, "face")[maps.seeds.index(seed)].mean(0)
+                cells = [f"{100 * right:.1f} %", f"{face[lively].sum():.1f} %", f"{face[corners].sum():.1f} %"]
+                lines.append(f"| {NAMES[model]} | {seed} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -311,7 +321,7 @@ def run(options: argparse.Namespace) -> None:
     draw_time(maps, look, HERE / "time.png")
     draw_right_and_wrong(maps, HERE / "right-and-wrong.png")
     draw_face(maps, look, HERE / "face.png")
-    text = table(maps, accuracy)
+    text = table(maps, accuracy, look["motion"])
     write_text(HERE / "table.md", text)
     print(text)
 
