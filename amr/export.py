@@ -58,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from amr.datamodules.preprocessing import preprocessing
-    from amr.load import load_model
+    from amr.load import data_section, load_model
 
     model = load_model(options.ckpt)
-    inputs = preprocessing(_data_section(options))
+    inputs = preprocessing(data_section(options.ckpt, options.data))
     if lacking := [name for name in model.modalities if name not in inputs]:
         raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
     inputs = {name: inputs[name] for name in model.modalities}
@@ -259,20 +259,6 @@ def _outputs(model: "FusionModel", examples: "Mapping[str, Tensor]", encodings: 
             encoded = model.encode(examples)
         outputs |= {f"encoding_{name}": {"shape": ["batch", *e.shape[1:]]} for name, e in encoded.items()}
     return outputs
-
-
-def _data_section(options: argparse.Namespace) -> dict[str, Any]:
-    from amr.compare.runs import read_yaml
-
-    path: Path = options.data or run_folder(options.ckpt) / "config.yaml"
-    if not path.is_file():
-        hint = "" if options.data else "; the checkpoint does not lie in a run's folder, so name its data with --data"
-        raise UserError(f"{path}: no such file{hint}")
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-        raise UserError(f"{path}: it has no `data` section")
-    section: dict[str, Any] = content["data"]
-    return section
 
 
 def _labels(file: Path) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""A model back from its checkpoint alone."""
+"""A model back from its checkpoint alone, and the description of its data."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from amr.checkpoints import check_checkpoint, check_same_architecture
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
+from amr.files import run_folder
 from amr.model import FusionModel
 from amr.parser import OneLineParser
 
@@ -45,6 +46,29 @@ def load_model(path: str | Path) -> FusionModel:
         raise UserError(f"{path}: {error}") from error
     model.load_state_dict(weights)
     return model.eval()
+
+
+def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
+    """The `data` section that describes a checkpoint's data.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: A configuration with a `data` section; None for the run's own.
+
+    Raises:
+        UserError: The file is not there, cannot be read, or has no such section.
+    """
+    from amr.compare.runs import read_yaml  # its package draws plots, and matplotlib takes a second to import
+
+    path = config or run_folder(checkpoint) / "config.yaml"
+    if not path.is_file():
+        hint = "" if config else "; the checkpoint does not lie in a run's folder, so name its data with --data"
+        raise UserError(f"{path}: no such file{hint}")
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise UserError(f"{path}: it has no `data` section")
+    section: dict[str, Any] = content["data"]
+    return section
 
 
 def _build(facts: dict[str, Any]) -> FusionModel:

@@ -406,6 +406,7 @@ def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:
         (["--clips", "2"], "it holds an analysis of another clips; name another folder"),
         (["--seed", "1", "--split", "val"], "it holds an analysis of another split, seed; name another folder"),
         (["--data", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--data", __file__], "test_analyze.py: not YAML"),
         (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--stages", "x"], f"invalid choice: 'x' (choose from {', '.join(map(repr, STAGES))})"),
     ],

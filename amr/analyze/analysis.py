@@ -20,7 +20,7 @@ from amr.datamodules.base import stable_order
 from amr.datamodules.work import Progress
 from amr.errors import UserError
 from amr.files import replacing, write_bytes, write_text
-from amr.load import load_model
+from amr.load import data_section, load_model
 from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
@@ -92,7 +92,7 @@ class Analysis:
     def open(cls, options: argparse.Namespace) -> "Analysis":
         """Builds everything, and refuses a folder with another analysis."""
         model = load_model(options.ckpt).to("cuda" if torch.cuda.is_available() else "cpu")
-        section = data_section(options)
+        section = data_section(options.ckpt, options.data)
         keys = ("split", "clips", "classes", "units", "seed", "samples")
         plan = {
             "checkpoint": hashlib.sha256(options.ckpt.read_bytes()).hexdigest(),
@@ -247,20 +247,6 @@ def last_convolution(encoder: nn.Module) -> nn.Module:
     """What Grad-CAM looks at, as its authors do; without one the encoder itself, which it refuses."""
     layers: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     return layers[-1] if layers else encoder
-
-
-def data_section(options: argparse.Namespace) -> Any:
-    """The `data` section of the configuration given, or of the run's own."""
-    import yaml
-
-    path = options.data or options.ckpt.parent.parent / "config.yaml"
-    if not path.is_file():
-        hint = "" if options.data else "; the checkpoint does not lie in a run's folder, so name its data with --data"
-        raise UserError(f"{path}: no such file{hint}")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"{path}: it has no `data` section")
-    return content["data"]
 
 
 def datamodule(section: Any) -> ClipDataModule:
