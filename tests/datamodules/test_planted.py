@@ -26,7 +26,7 @@ def make(root: Path, task: Task = "synergistic", **kwargs: Any) -> Synthetic:
     return Synthetic(root, store=root / "store", **{**defaults, **kwargs})
 
 
-def best_accuracy(task: Task, seen: tuple[str, ...], classes: int, count: int = 6000) -> float:
+def best_accuracy(task: Task, seen: tuple[str, ...], classes: int, count: int = 2000) -> float:
     """Of the classifier that knows how often each class comes with the cues that it sees."""
     recipe = Planted(classes, 0, task, 0.0, 30.0)
     table = Counter((tuple(recipe.cues(i)[m] for m in seen), recipe.label(i)) for i in range(count))
