@@ -8,6 +8,7 @@ in this process. Nothing slips through: an unknown command or language fails the
 import ast
 import csv
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -60,6 +61,7 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"amr demo.*": "minutes; CI has its parts: fit, compare",
+    r"amr site .*with-amr.*": "a second analysis; tests/site/test_grid.py makes two",
     r"amr fit .*--model\.encoders\.\w+\.weights (MViT|WAV2VEC2|ViT).*": "downloads weights; tests/encoders",
     r"amr prepare .*--scheduler .*": "needs a Dask cluster; tests/datamodules/test_prepare_faults.py has one",
     r"torchrun .*": "several processes; tests/test_scaling.py has them",
@@ -229,6 +231,9 @@ class Story:
         for name in ("PATH", "clips.csv", "stores"):  # what one page has decoded serves the next
             (self.folder / name).symlink_to(self.world.folder / name)
         _copy(self.world.folder / "media/0.mp4", self.folder / "media/0.mp4")  # no clip may lie outside its root
+        for name in "AB":  # what two people have exported from the site
+            export = {"format": "amr-concepts-1", "checkpoint": "", "names": {"1": "plosive", "2": f"name {name}"}}
+            (self.folder / f"{name}.json").write_text(json.dumps(export))
         shared = self.folder.parent / "shared/data"
         shared.mkdir(parents=True)
         (shared / "grid").symlink_to(self.world.folder / "grid")

@@ -152,7 +152,7 @@ AMR.percent = (x, digits = 1) => (Number.isFinite(x) ? `${(100 * x).toFixed(digi
 AMR.number = (x, digits = 2) => {
   if (!Number.isFinite(x)) return "–";
   const size = Math.abs(x);
-  const text = size !== 0 && (size < 0.001 || size >= 1e5) ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : digits);
+  const text = size !== 0 && (size < 0.001 || size >= 1e5) ? x.toExponential(1) : size !== 0 && size < 0.1 && digits === 2 ? x.toPrecision(2) : x.toFixed(size >= 100 ? 0 : digits);
   return text.replace("-", "−");
 };
 AMR.signed = (x, digits = 2) => (x > 0 ? "+" : "") + AMR.number(x, digits);
