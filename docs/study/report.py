@@ -285,7 +285,7 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
 
 def options_table(results: Results, dataset: str) -> str:
     """Each option against AMR as it is."""
-    measures = [named(name) for name in ("accuracy", "audio's share", *SHOWN[4:])]
+    measures = [named(name) for name in ("accuracy", *SHOWN[2:])]
     body = []
     for row in results.rows(dataset, "options"):
         if row in MODALITIES:
@@ -295,8 +295,8 @@ def options_table(results: Results, dataset: str) -> str:
             body.insert(0, [row, *(spread(values.values()) for values in own), str(len(own[0]))])
         else:
             cells = [
-                spread(own[1].values())
-                if m.title == "audio's share"
+                spread(values.values())
+                if m.title in ("audio's share", "audio's Shapley share")
                 else paired(values, results.of(dataset, "options", "amr", m))
                 for m, values in zip(measures, own, strict=True)
             ]
