@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import wandb
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -78,9 +77,9 @@ def _run(arguments: Sequence[str]) -> None:
             AmrCLI(arguments)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
-        except wandb.Error as error:  # no API key, no such entity, no connection
+        except _wandb_error() as error:  # no API key, no such entity, no connection
             hint = "; --wandb offline keeps the record here, for wandb sync"
-            raise UserError(f"--wandb: {error}{hint if isinstance(error, wandb.errors.CommError) else ''}") from error
+            raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
         except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -280,6 +279,8 @@ class AmrCLI(LightningCLI):
     def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
         if options.wandb != "disabled":
+            import wandb  # half a second, which `fit --help` and a run without it need not spend
+
             # A server that does not answer is refused after 20 s, not 90.
             os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
             if options.wandb == "offline":  # crash reports, too, stay here
@@ -382,8 +383,21 @@ def _requeue() -> None:
     print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
 
 
+def _wandb_error() -> type[Exception] | tuple[()]:
+    """What W&B raises; nothing where it is not in use."""
+    if "wandb" not in sys.modules:
+        return ()
+    import wandb
+
+    return wandb.Error
+
+
 def _finish_wandb() -> None:
     """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
     if wandb.run is None:
         return
     if isinstance(sys.exception(), Stopped):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -62,9 +61,11 @@ class WandbSetup(pl.Callback):
         if not trainer.is_global_zero or not rows:
             return
         columns = ["epoch", "class", "clips", "acc", *(f"dominance/{name}" for name in self.facts["modalities"])]
-        wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(rows))  # it would cut 300 classes off after 33 epochs
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
+                import wandb
+
+                wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(rows))  # it would cut 300 classes off
                 logger.log_table("per_class_epochs", columns=columns, data=rows)
 
     def state_dict(self) -> dict[str, Any]:
