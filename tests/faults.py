@@ -122,7 +122,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**own, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
 
 
-def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path) -> Any:
+def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path, **more: str) -> Any:
     """Runs chains of commands, each command in a process of its own, forked from one that has imported everything.
 
     Returns:
@@ -130,7 +130,10 @@ def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path) -> Any:
     """
     (folder / "chains.json").write_text(json.dumps(chains))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", str(folder)], env=environment(), cwd=REPOSITORY, capture_output=True
+        [sys.executable, "-m", "tests.faults", str(folder)],
+        env=environment(**more),
+        cwd=REPOSITORY,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     return json.loads((folder / "outcomes.json").read_text())

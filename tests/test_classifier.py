@@ -587,17 +587,10 @@ def test_methods_run_in_order_whatever_the_order_given() -> None:
 # --------------------------------------------------------------------------------------------------------------- DDP
 
 DDP = """
-import atexit, sys, torch, pytorch_lightning as pl
-from tests.test_classifier import CASES, AMR, Gated, ModalityDropout, Toy, build, weights
-world, out = int(sys.argv[1]), sys.argv[2]
+import atexit, pathlib, sys, torch
+from tests.test_classifier import train_cases
 atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))  # the last of all to run
-for case, (options, lacking) in CASES.items():
-    model = build(fusion=Gated, amr=AMR(**options))
-    trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False)
-    trainer.fit(model, Toy(batch_size=16, lacking=lacking))
-    torch.save(weights(model), f"{out}/{case}-{world}-{trainer.global_rank}.pt")
+train_cases(2, pathlib.Path(sys.argv[1]))
 """
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "batch": ({"momentum": 0.5}, False),
@@ -608,6 +601,24 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+def train_cases(world: int, out: Path) -> None:
+    for case, (options, lacking) in CASES.items():
+        model = build(fusion=Gated, amr=AMR(**options))
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, Toy(batch_size=16, lacking=lacking))
+        torch.save(weights(model), out / f"{case}-{world}-{trainer.global_rank}.pt")
+
+
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Final weights of each case, by one process and by each of two gloo ranks."""
@@ -615,16 +626,11 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = folder / "ddp.py"
     script.write_text(DDP)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    for world in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, str(script), world, str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("group open at exit: False") == int(world)
+    train_cases(1, folder)
+    command = [sys.executable, str(script), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("group open at exit: False") == 2
     return folder
 
 

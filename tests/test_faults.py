@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import pytest
 import torch
 
 from amr.cli import main
-from tests.conftest import REPOSITORY
-from tests.faults import callback, environment, run_each
+from tests.faults import callback, run_each
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -86,7 +84,9 @@ def faults(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     for name, more in (("nan", []), ("nan-2", ACCUMULATE)):
         chains[name] = commands(name, callback("NotFinite", call=10), *more)
         chains[name][1][-1] = str(folder / name / "checkpoints/last-good.ckpt")
-    return folder, dict(zip(chains, run_each(list(chains.values()), folder), strict=True))
+    chains["online"] = [[*common, "--runs_dir", str(folder), "--name", "online", "--wandb", "online"]]
+    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}
+    return folder, dict(zip(chains, run_each(list(chains.values()), folder, **closed), strict=True))
 
 
 def epoch_rows(run: Path) -> dict[tuple[int, str], float]:
@@ -181,19 +181,12 @@ def test_full_file_system(common: list[str], tmp_path: Path, capsys: Any) -> Non
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_wandb_out_of_reach(common: list[str], tmp_path: Path) -> None:
+def test_wandb_out_of_reach(faults: tuple[Path, dict[str, Any]]) -> None:
     """A closed port of this machine: refused in one line at the start, with what to do, and nothing trained."""
-    account = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}
-    command = [*common, "--runs_dir", str(tmp_path), "--name", "online", "--wandb", "online"]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *command],
-        env=environment(**account),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stderr[-3000:]
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("amr: "))
+    folder, outcomes = faults
+    ((status, errors),) = outcomes["online"]
+    assert status == 2, errors[-3000:]
+    (line,) = (line for line in errors.splitlines() if line.startswith("amr: "))
     assert "127.0.0.1:9" in line
     assert line.endswith("--wandb offline keeps the record here, for wandb sync")
-    assert not (tmp_path / "online/run.json").exists()
+    assert not (folder / "online/run.json").exists()
