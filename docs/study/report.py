@@ -448,6 +448,7 @@ def plot_epochs(results: Results) -> Figure | None:
                 )
         panel.axhline(50, color="grey", linewidth=0.8, linestyle=":")
         panel.set(title=DATASETS[dataset], xlabel="epoch", ylim=(0, 100))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.title.set_fontsize(9)
     for panel in panels[len(datasets) :]:
         panel.set_visible(False)
