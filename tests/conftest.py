@@ -1,7 +1,5 @@
-import copy
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,21 +18,6 @@ def shared_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def remembered_signatures() -> None:
-    """The parser reads a class's source for its parameters once, not each time: a quarter of a small run's time."""
-    from jsonargparse._parameter_resolvers import get_signature_parameters
-
-    known: dict[Any, list[Any]] = {}
-
-    def remember(owner: Any, method: str | None = None, logger: Any = True) -> list[Any]:
-        if (owner, method) not in known:
-            known[owner, method] = get_signature_parameters(owner, method, logger=logger)
-        return [copy.copy(parameter) for parameter in known[owner, method]]
-
-    pytest.MonkeyPatch().setattr("jsonargparse._signatures.get_signature_parameters", remember)
 
 
 @pytest.fixture(scope="session")
