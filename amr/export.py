@@ -5,12 +5,13 @@ them), and the run's card.md where there is one.
 """
 
 import argparse
+import hashlib
 import inspect
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+RECORD, CARD = "preprocessing.json", "card.md"
 TOLERANCE = 1e-4
 CHECKED = (1, 5)  # batch sizes
 LARGEST = 2**31  # bytes; a protobuf, as an ONNX file is, holds no more
@@ -69,11 +71,17 @@ def run(options: argparse.Namespace) -> int:
         examples = {name: torch.randn(2, *described["shape"]) for name, described in inputs.items()}
     folder = run_folder(options.ckpt)
     labels = _labels(folder / "run.json")  # before the slow part
-    files = export_model(model, examples, options.out, formats, encodings=options.encodings)
+    card = [CARD] if (folder / CARD).is_file() else []
+    stale = _stale(options.out, [*(FILES[name] for name in formats), *card])
+    models = export_model(model, examples, options.out, formats, encodings=options.encodings)
+    for name in card:
+        write_bytes(options.out / name, (folder / name).read_bytes())
+    for path in stale:
+        path.unlink()
     described = {
         "amr": __version__,
         "checkpoint": options.ckpt.name,
-        "files": files,
+        "files": {name: _digest(options.out / name) for name in [*models, *card]},
         "inputs": {
             name: {**rest, "shape": ["batch", *rest["shape"]], "axes": ["batch", *rest["axes"]]}
             for name, rest in inputs.items()
@@ -81,12 +89,35 @@ def run(options: argparse.Namespace) -> int:
         "outputs": _outputs(model, examples, options.encodings),
         "labels": labels,
     }
-    write_text(options.out / "preprocessing.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-    if (folder / "card.md").is_file():
-        write_bytes(options.out / "card.md", (folder / "card.md").read_bytes())
-    write_text(options.out / "README.md", _readme(options.out, described))
-    print(f"{options.out}: {', '.join(files)}; README.md says how to use {'it' if len(files) == 1 else 'them'}")
+    write_text(options.out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(options.out / "README.md", _readme(described))
+    print(f"{options.out}: {', '.join(models)}; README.md says how to use {'it' if len(models) == 1 else 'them'}")
     return 0
+
+
+def _stale(out: Path, fresh: Collection[str]) -> list[Path]:
+    """Files of an earlier export that this one does not write: left there, they would be taken for the new model's.
+
+    Raises:
+        UserError: Such a file is not as an earlier export into the folder recorded it, so it is not ours to remove.
+    """
+    try:
+        recorded = dict(json.loads((out / RECORD).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not an export's
+        recorded = {}
+    stale = [out / name for name in (*FILES.values(), CARD) if name not in fresh and (out / name).is_file()]
+    for path in stale:
+        if recorded.get(path.name) != _digest(path):
+            raise UserError(
+                f"--out={out}: {path.name} is there, which this export does not write and no earlier one recorded; "
+                "move it away, or name another folder"
+            )
+    return stale
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def export_model(
@@ -291,7 +322,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _readme(out: Path, described: Mapping[str, Any]) -> str:
+def _readme(described: Mapping[str, Any]) -> str:
     """How to use what is in the folder; its code runs, in the folder, as it stands."""
     inputs = described["inputs"]
     rows = "\n".join(
@@ -329,16 +360,17 @@ print(outputs["probabilities"].argmax(1))
         )
     card = (
         "\n[card.md](card.md): what the model was trained and tested on, and its limits.\n"
-        if (out / "card.md").is_file()
+        if CARD in described["files"]
         else ""
     )
     blocks = "\n\n".join(code)
+    models = ", ".join(f"`{file}`" for file in FILES.values() if file in described["files"])
     named = described["labels"] is not None
     classes = ", and the classes in the order of the outputs" if named else ""
     unnamed = "" if named else " The classes' names are not in it: they are in the run's folder, which was not there."
     return f"""# A model exported by amr {described["amr"]}
 
-{", ".join(f"`{file}`" for file in described["files"])}: encoders and head in eval mode, of `{described["checkpoint"]}`.
+{models}: encoders and head in eval mode, of `{described["checkpoint"]}`.
 
 | input | shape | axes | type |
 |---|---|---|---|

@@ -1,5 +1,6 @@
 """`amr export`: onnxruntime and torch.export against the model, the stated preprocessing against the loader's."""
 
+import hashlib
 import json
 import math
 import re
@@ -23,7 +24,7 @@ from amr.cli import main
 from amr.datamodules import Synthetic
 from amr.encoders.base import Encoder
 from amr.errors import UserError
-from amr.export import export_model
+from amr.export import FILES, export_model
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.load import load_model
 from amr.model import FusionModel
@@ -183,6 +184,50 @@ def test_no_clip_is_needed(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert main([*command, "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.pt2", "README.md", "preprocessing.json"}
     assert not (tmp_path / "out/model.onnx").exists()
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_the_folder_holds_one_model(run: Path, tmp_path: Path, capsys: Any, card: bool) -> None:
+    """What an earlier export left and this one does not write goes; what it did not leave is refused, and stays."""
+    out, own = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
+    command = ["export", "--ckpt", str(own / "checkpoints/best.ckpt"), "--out", str(out), "--format"]
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+
+    def there() -> set[str]:
+        return {path.name for path in out.iterdir()} - {"README.md", "preprocessing.json", "mine.txt"}
+
+    assert main([*command, "both"]) == 0
+    assert there() == {"model.onnx", "model.pt2", "card.md"}
+    if not card:
+        (own / "card.md").unlink()
+    left = {"card.md"} if card else set()
+    for name, other in (("torch", "onnx"), ("onnx", "torch"), ("torch", "onnx")):
+        file, gone = FILES[name], FILES[other]
+        assert main([*command, name]) == 0
+        assert there() == {file} | left
+        readme = (out / "README.md").read_text()
+        assert (file in readme, gone in readme, "card.md" in readme) == (True, False, card)
+        recorded = json.loads((out / "preprocessing.json").read_text())["files"]
+        assert recorded == {n: hashlib.sha256((out / n).read_bytes()).hexdigest() for n in there()}
+    capsys.readouterr()
+    before = (out / "model.pt2").read_bytes()
+    (out / "model.onnx").write_text("made elsewhere")
+    assert main([*command, "torch"]) == 2
+    assert "model.onnx is there, which this export does not write" in capsys.readouterr().err
+    (out / "model.onnx").unlink()
+    (out / "model.pt2").write_bytes(before + b"changed since")
+    assert main([*command, "onnx"]) == 2
+    assert "model.pt2 is there, which this export does not write" in capsys.readouterr().err
+    for broken in ("{", "[]", '{"files": ["model.pt2"]}', '{"files": null}'):
+        (out / "model.pt2").write_bytes(before)
+        (out / "preprocessing.json").write_text(broken)
+        assert main([*command, "onnx"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--out={out}: model.pt2 is there" in line
+    assert (out / "model.pt2").read_bytes() == before
+    assert (out / "mine.txt").read_text() == "mine"
+    assert there() == {"model.pt2"} | left
 
 
 class Fickle(Linear):
