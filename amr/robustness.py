@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from amr.attribution import attributed_rows, attribution_shares
+from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
@@ -135,6 +135,8 @@ def measure(
     train_clips: int | None = 2000,
     resamples: int = 1000,
     seed: int = 0,
+    score: Score = "probability",
+    ig_steps: int | None = None,
     context: Context = nullcontext,
 ) -> list[Row]:
     """Every measure of a model on a split, with 95 % bootstrap intervals over clips.
@@ -155,6 +157,8 @@ def measure(
         train_clips: At most so many training clips are encoded; None for all.
         resamples: Of the bootstrap.
         seed: Of resamples, pairings and corruptions.
+        score: What shares attribute, as in `attribution_shares`; the run's `dominance.score` for its own dominance.
+        ig_steps: Points of integrated gradients; the run's `dominance.ig_steps`.
         context: What the encoders run in, e.g. autocast.
 
     Returns:
@@ -170,13 +174,22 @@ def measure(
         raise UserError(f"robustness: {len(clean.ids)} clips of {split} have every modality; at least 2 are needed")
     if train is None:
         train = encode(model, data, "train", train_clips, seed=seed, context=context)
-    rows = measure_encodings(model, clean, train, resamples=resamples, seed=seed)
+    rows = measure_encodings(model, clean, train, resamples=resamples, seed=seed, score=score, ig_steps=ig_steps)
     rows += probe_rows(model, data, split, clean, train, unimodal or {}, resamples=resamples, seed=seed)
     if isinstance(data, ClipDataModule):
-        rows += evidence_rows(model, data, clean, resamples=resamples, seed=seed)
+        rows += evidence_rows(model, data, clean, resamples=resamples, seed=seed, score=score, ig_steps=ig_steps)
     if corruptions and isinstance(data, Corruptible):
-        chosen = clean.some(corruption_clips, seed)
-        rows += corruption_rows(model, data, split, chosen, resamples=resamples, seed=seed, context=context)
+        rows += corruption_rows(
+            model,
+            data,
+            split,
+            clean.some(corruption_clips, seed),
+            resamples=resamples,
+            seed=seed,
+            score=score,
+            ig_steps=ig_steps,
+            context=context,
+        )
     return rows
 
 
@@ -184,7 +197,14 @@ def measure(
 
 
 def measure_encodings(
-    model: FusionModel, clean: Encoded, train: Encoded | None = None, *, resamples: int = 1000, seed: int = 0
+    model: FusionModel,
+    clean: Encoded,
+    train: Encoded | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    score: Score = "probability",
+    ig_steps: int | None = None,
 ) -> list[Row]:
     """The measures that change no input: some (2^M + 11 M) N + N² head rows.
 
@@ -194,6 +214,8 @@ def measure_encodings(
         train: Training clips, for the mean encoding that replaces a missing one; None: the mean is of `clean`.
         resamples: Of the bootstrap.
         seed: Of resamples and pairings.
+        score: What shares attribute.
+        ig_steps: Points of integrated gradients, each a head row more for a share; None for gradient⊙input.
     """
     encodings, labels, names = clean.encodings, clean.labels, list(clean.encodings)
     table = _Table(len(clean.ids), resamples, seed)
@@ -242,10 +264,10 @@ def measure_encodings(
     if small is not table:
         table.rows += small.rows
 
-    shares = attribution(model, clean)
+    shares = attribution(model, clean, score=score, ig_steps=ig_steps)
     attributed = attributed_rows(shares)
     parts = {kind: use.absolute_shares(_shapley_of_predicted(found)) for kind, found in logits.items()}
-    centred = attribution(model, clean, means)
+    centred = attribution(model, clean, means, score=score, ig_steps=ig_steps)
     drops = whole[:, None] - without["mean"].T
     valued = attributed & (parts["mean"].sum(1) > 0)
     for m, name in enumerate(names):
@@ -264,7 +286,14 @@ def measure_encodings(
     return table.rows
 
 
-def attribution(model: FusionModel, clips: Encoded, centre: Mapping[str, Tensor] | None = None) -> Tensor:
+def attribution(
+    model: FusionModel,
+    clips: Encoded,
+    centre: Mapping[str, Tensor] | None = None,
+    *,
+    score: Score = "probability",
+    ig_steps: int | None = None,
+) -> Tensor:
     """Attribution shares of clips, (N, M) float64 on the CPU; only the head runs.
 
     Args:
@@ -272,18 +301,21 @@ def attribution(model: FusionModel, clips: Encoded, centre: Mapping[str, Tensor]
         clips: The clips.
         centre: What is taken off the encodings, (1, ...), before they are multiplied by the gradient: with the mean
             encoding, only what differs from clip to clip is attributed. None: nothing, as dominance is defined.
+            Integrated gradients start there.
+        score: What is attributed.
+        ig_steps: Points of integrated gradients; None for gradient⊙input.
     """
-    parts = []
+    parts, size = [], max(1, 1024 // (ig_steps or 1))  # a clip is so many rows of the head
 
     def shifted(rest: dict[str, Tensor]) -> Tensor:
         logits: Tensor = model.head({m: e + centre[m].to(e) for m, e in rest.items()} if centre else rest)
         return logits
 
     with undisturbed(model):
-        for start in range(0, len(clips.ids), 1024):
-            part = {m: e[start : start + 1024] for m, e in clips.encodings.items()}
+        for start in range(0, len(clips.ids), size):
+            part = {m: e[start : start + size] for m, e in clips.encodings.items()}
             rest = {m: e - centre[m] for m, e in part.items()} if centre else part
-            parts.append(attribution_shares(shifted, rest).double().cpu())
+            parts.append(attribution_shares(shifted, rest, score=score, ig_steps=ig_steps).double().cpu())
     return torch.cat(parts)
 
 
@@ -389,7 +421,14 @@ def check_unimodal(model: FusionModel, unimodal: Mapping[str, FusionModel | floa
 
 
 def evidence_rows(
-    model: FusionModel, data: ClipDataModule, clean: Encoded, *, resamples: int = 1000, seed: int = 0
+    model: FusionModel,
+    data: ClipDataModule,
+    clean: Encoded,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    score: Score = "probability",
+    ig_steps: int | None = None,
 ) -> list[Row]:
     """Whether dominance follows what is there: shares and accuracy by the modalities that show the clip's class."""
     try:
@@ -401,7 +440,8 @@ def evidence_rows(
     there = [names & evidence[id] if id in evidence else None for id in clean.ids]
     if len(names) < 2 or not any(there):
         return []
-    table, shares = _Table(len(clean.ids), resamples, seed), attribution(model, clean)
+    table = _Table(len(clean.ids), resamples, seed)
+    shares = attribution(model, clean, score=score, ig_steps=ig_steps)
     attributed = attributed_rows(shares)
     with undisturbed(model), torch.no_grad():
         whole = use.right(_head(model, clean.encodings), clean.labels).cpu()
@@ -427,6 +467,8 @@ def corruption_rows(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    score: Score = "probability",
+    ig_steps: int | None = None,
     context: Context = nullcontext,
 ) -> list[Row]:
     """Accuracy and dominance under each corruption and severity, and the area under accuracy against severity.
@@ -438,6 +480,8 @@ def corruption_rows(
         clean: Them, encoded as they are.
         resamples: Of the bootstrap.
         seed: Of resamples and corruptions.
+        score: What shares attribute.
+        ig_steps: Points of integrated gradients; None for gradient⊙input.
         context: What the encoders run in.
     """
     assert isinstance(data, Corruptible)
@@ -461,7 +505,7 @@ def corruption_rows(
                 curve.append(use.right(_head(model, clips.encodings), labels).cpu())
             table.mean("acc_corrupted", label, curve[-1], None, corruption, severity)
             if share_of is not None and len(model.modalities) > 1:
-                shares = attribution(model, clips)
+                shares = attribution(model, clips, score=score, ig_steps=ig_steps)
                 column = list(model.modalities).index(share_of)
                 table.mean("share_corrupted", label, shares[:, column], attributed_rows(shares), corruption, severity)
         area = torch.trapezoid(torch.stack(curve), dim=0) / len(SEVERITIES)

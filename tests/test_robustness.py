@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from captum.attr import IntegratedGradients
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
@@ -93,6 +94,63 @@ def test_it_is_logged_and_leaves_the_training_as_it_is(runs: Path) -> None:
     assert not (runs / "watched/robustness.parquet").exists()
     plain, other = (load_model(runs / n / "checkpoints/last.ckpt").state_dict() for n in ("plain", "watched"))
     assert all(torch.equal(plain[key], other[key]) for key in plain)
+
+
+def test_shares_are_the_runs_own(
+    runs: Path, subject: tuple[FusionModel, ClipDataModule], tiny: list[str], tmp_path: Path
+) -> None:
+    """A run that logs the logit's integrated gradients as its dominance, in `fit` and `test`; captum for reference."""
+    run = shutil.copytree(runs / "plain", tmp_path / "run")
+    shutil.rmtree(run / "metrics")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dominance"] |= {"score": "logit", "ig_steps": 5}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    robust = ["--robustness.test", "true", "--robustness.resamples", "20", "--robustness.train_clips", "20"]
+    robust += ["--robustness.corruption_clips", "4", "--wandb", "disabled"]
+    assert main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *robust]) == 0
+    written, default = (by_name(read_rows(folder / "robustness.parquet")) for folder in (run, runs / "plain"))
+    model, data = subject
+    clean, train = encode(model, data, "test"), encode(model, data, "train", 20)
+
+    def expected(encodings: dict[str, Tensor], start: dict[str, Tensor]) -> Tensor:
+        """Shares (N, M), the gradients integrated by captum's rule, along the line that begins at `start`."""
+        names = list(encodings)
+        forward = lambda *parts: model.head(dict(zip(names, parts, strict=True)))  # noqa: E731
+        begin = tuple(start[m].expand_as(e) for m, e in encodings.items())
+        integrated = IntegratedGradients(forward).attribute(
+            tuple(encodings.values()),
+            begin,
+            target=model.head(encodings).argmax(1),
+            n_steps=5,
+            method="gausslegendre",
+            internal_batch_size=None,
+        )
+        norms = torch.stack([part.flatten(1).norm(dim=1) for part in integrated], dim=1)
+        return norms / norms.sum(1, keepdim=True)
+
+    zero = {m: torch.zeros_like(e[:1]) for m, e in clean.encodings.items()}
+    shares = expected(clean.encodings, zero)
+    centred = expected(clean.encodings, {m: e.mean(0, keepdim=True) for m, e in train.encodings.items()})
+    for m, name in enumerate(model.modalities):
+        (tested,) = logged(run, f"test/dominance/{name}")
+        assert written[f"share/{name}"].value == pytest.approx(float(tested[f"test/dominance/{name}"]), abs=1e-5)
+        assert written[f"share/{name}"].value == pytest.approx(float(shares[:, m].mean()), abs=1e-4)
+        assert written[f"share_centred/{name}"].value == pytest.approx(float(centred[:, m].mean()), abs=1e-4)
+        differing = [f"share/{name}", f"share_centred/{name}", f"evidence_audio+video_share/{name}"]
+        assert all(abs(written[key].value - default[key].value) > 1e-3 for key in differing)
+    few = clean.some(4)
+    dataset = data.corrupted("test", "video", "occlusion", 4, few.ids)
+    with torch.no_grad():
+        spoilt = model.encoders["video"](torch.stack([dataset[i]["inputs"]["video"] for i in range(4)]))
+    corrupted = expected({**few.encodings, "video": spoilt}, zero)[:, 1].mean()
+    assert written["share_corrupted/video/occlusion/4"].value == pytest.approx(float(corrupted), abs=1e-4)
+    watched = ["--runs_dir", str(tmp_path), "--wandb", "disabled", "--name", "watched", "--trainer.max_epochs", "1"]
+    watched += ["--robustness.every_n_epochs", "1", "--dominance.score", "logit", "--dominance.ig_steps", "5"]
+    assert main(["fit", *tiny, *watched]) == 0
+    (robust_row,) = logged(tmp_path / "watched", "val/robust/share/audio")
+    (dominance_row,) = logged(tmp_path / "watched", "val/dominance/audio")
+    share, own = robust_row["val/robust/share/audio"], dominance_row["val/dominance/audio"]
+    assert float(share) == pytest.approx(float(own), abs=1e-5)
 
 
 def test_rows_have_intervals_around_them_and_every_severity(runs: Path) -> None:

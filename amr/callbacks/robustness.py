@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from amr.callbacks.dominance import Dominance
 from amr.checkpoints import check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
@@ -22,6 +23,8 @@ class Robustness(pl.Callback):
     At `test`: `test/robust/<measure>[/<modality>][/<corruption>]` to the loggers, all rows with their intervals to a
     parquet file and, as one table, to W&B. During `fit`, where asked for, the measures that change no input, as
     `val/robust/...`. Nothing is trained or drawn by it: weights and random states are what they would be without.
+
+    Shares are the run's own dominance: of the `score` and `ig_steps` of its `Dominance`, where it has one.
 
     Under DDP every process encodes its part of the corrupted clips, and all compute the same rows.
 
@@ -119,7 +122,8 @@ class Robustness(pl.Callback):
         assert isinstance(pl_module, FusionClassifier)
         clean = self._clean(pl_module)
         if len(clean.ids) > 1:
-            rows = measure_encodings(pl_module.model, clean, resamples=self.resamples, seed=self.seed)
+            options = {"resamples": self.resamples, "seed": self.seed, **_dominance(trainer)}
+            rows = measure_encodings(pl_module.model, clean, **options)
             self._log(trainer, "val", rows)
 
     @torch.inference_mode(False)
@@ -139,6 +143,7 @@ class Robustness(pl.Callback):
             train_clips=self.train_clips,
             resamples=self.resamples,
             seed=self.seed,
+            **_dominance(trainer),
             context=trainer.precision_plugin.val_step_context,
         )
         self._log(trainer, "test", rows)
@@ -184,3 +189,9 @@ class Robustness(pl.Callback):
         values = {f"{split}/robust/{row.name}": row.value for row in rows if row.severity is None}
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+
+def _dominance(trainer: pl.Trainer) -> dict[str, Any]:
+    """How the run measures shares; `measure`'s defaults, which are Dominance's, where it does not."""
+    own = [callback for callback in trainer.callbacks if isinstance(callback, Dominance)]  # type: ignore[attr-defined]
+    return {"score": own[0].score, "ig_steps": own[0].ig_steps} if own else {}
