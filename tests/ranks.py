@@ -1,18 +1,24 @@
 """Two ranks at little cost: what they take long for is to import torch and to start."""
 
+import atexit
 import json
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 
+from amr.classifier import FusionClassifier
 from amr.encoders.base import Encoder
+
+T = TypeVar("T")
 
 
 class Plain(Encoder):
@@ -33,41 +39,60 @@ def free_port() -> str:
         return str(sock.getsockname()[1])
 
 
-def run_two_ranks(function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a module's function in each of two processes, launched as torchrun does.
+def fit_on(world: int, model: FusionClassifier, data: pl.LightningDataModule, **flags: Any) -> None:
+    """Two epochs on that many ranks, of which this process is one."""
+    flags = {"max_epochs": 2, **flags}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the toy's own knows the ranks
+        **flags,
+    )
+    trainer.fit(model, data)
 
-    They are forked from a process that has imported everything and lives as long as this one.
+
+def on_one_and_two_ranks(train: Callable[[int, str], T], cases: Iterable[str]) -> dict[str, tuple[T, T, T]]:
+    """What `train(world, case)` returns: of this process alone, and of each of two, launched as torchrun does.
+
+    They are forked from a process that has imported everything and lives as long as this one. `train` is a module's
+    function, and what it returns is tensors and numbers in tuples and dicts.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_classifier"])
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder) / str(rank) for rank in range(2)]
-        ranks = [
-            context.Process(target=_rank, args=(rank, port, file, function, arguments))
-            for rank, file in enumerate(said)
-        ]
+    port, cases = free_port(), list(cases)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ranks = [context.Process(target=_rank, args=(rank, port, folder, train, cases)) for rank in range(2)]
         for process in ranks:
             process.start()
         for process in ranks:
             process.join(300)
             process.kill()
             process.join()
-        failed = [file.read_text()[-3000:] for process, file in zip(ranks, said, strict=True) if process.exitcode]
-        assert not failed, "\n".join(failed)
+        said = [(folder / str(rank)).read_text()[-3000:] for rank, process in enumerate(ranks) if process.exitcode]
+        assert not said, "\n".join(said)
+        first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    return {case: (train(1, case), first[case], second[case]) for case in cases}
 
 
-def _rank(rank: int, port: str, said: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(rank: int, port: str, folder: Path, train: Callable[[int, str], Any], cases: list[str]) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
-    function(*arguments)
+    os.dup2(os.open(folder / str(rank), os.O_CREAT | os.O_WRONLY), 2)
+    torch.save({case: train(2, case) for case in cases}, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":
     from amr.cli import main
 
+    # The first to be registered is the last of all to run.
+    atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))
     folder = Path(sys.argv[1])
     statuses = [main(command) for command in json.loads((folder / "commands.json").read_text())]
-    (folder / f"statuses-{os.environ['RANK']}.json").write_text(json.dumps(statuses))
+    (folder / f"statuses-{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(statuses))

@@ -1,9 +1,6 @@
 """The training step: what AMR may change and may not, under every Trainer flag."""
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from amr.errors import UserError
 from amr.fusion import Attention, Concat, Gated
 from amr.fusion.base import FusionFactory
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Linear, Tokens, Toy
 
 pytestmark = pytest.mark.filterwarnings(
@@ -586,12 +584,6 @@ def test_methods_run_in_order_whatever_the_order_given() -> None:
 
 # --------------------------------------------------------------------------------------------------------------- DDP
 
-DDP = """
-import atexit, pathlib, sys, torch
-from tests.test_classifier import train_cases
-atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))  # the last of all to run
-train_cases(2, pathlib.Path(sys.argv[1]))
-"""
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "batch": ({"momentum": 0.5}, False),
     "sample": ({"momentum": 0.5, "level": "sample"}, False),
@@ -601,41 +593,21 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-def train_cases(world: int, out: Path) -> None:
-    for case, (options, lacking) in CASES.items():
-        model = build(fusion=Gated, amr=AMR(**options))
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=world,
-            strategy="ddp" if world > 1 else "auto",
-            max_epochs=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, Toy(batch_size=16, lacking=lacking))
-        torch.save(weights(model), out / f"{case}-{world}-{trainer.global_rank}.pt")
+def train(world: int, case: str) -> dict[str, Tensor]:
+    options, lacking = CASES[case]
+    model = build(fusion=Gated, amr=AMR(**options))
+    fit_on(world, model, Toy(batch_size=16, lacking=lacking))
+    return weights(model)
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ddp() -> dict[str, Any]:
     """Final weights of each case, by one process and by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ddp")
-    script = folder / "ddp.py"
-    script.write_text(DDP)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    train_cases(1, folder)
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("group open at exit: False") == 2
-    return folder
+    return on_one_and_two_ranks(train, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: Path, case: str) -> None:
-    one, *ranks = (torch.load(ddp / f"{case}-{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
+    one, *ranks = ddp[case]
     assert_equal(ranks[0], ranks[1])
     assert_equal(one, ranks[0], atol=1e-6)

@@ -90,11 +90,12 @@ def ranks(common: tuple[list[str], Path]) -> tuple[Path, list[list[int]]]:
     (folder / "naive/robustness.parquet").rename(folder / "naive/robustness-1.parquet")
     commands.append([*two(measure), "--robustness.resamples", "20"])
     (folder / "commands.json").write_text(json.dumps(commands))
-    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "-m", "tests.ranks", str(folder)]
+    launch = [sys.executable, "-m", "tests.ranks", str(folder)]  # which Lightning starts again as the second rank
     slurm = {"PATH": f"{make_scontrol(folder)}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
     done = subprocess.run(launch, env=environment(**slurm), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "said").write_text(done.stderr)
+    assert done.stdout.count("group open at exit: False") == 2
     return folder, [json.loads((folder / f"statuses-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -176,13 +177,7 @@ def test_torchrun_is_preempted_and_goes_on_on_two_nodes(ranks: tuple[Path, list[
 
 @pytest.fixture
 def scontrol(tmp_path: Path) -> Path:
-    """A folder with a `scontrol` that writes down its arguments, and fails where told to."""
-    script = tmp_path / "bin/scontrol"
-    script.parent.mkdir()
-    denied = '[ -z "$DENIED" ] || { echo "$DENIED" >&2; exit 1; }'
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{denied}\n')
-    script.chmod(0o755)
-    return script.parent
+    return make_scontrol(tmp_path)
 
 
 def slurm(path: Path, more: dict[str, str]) -> dict[str, str]:

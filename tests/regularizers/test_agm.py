@@ -20,13 +20,12 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Step
 from amr.regularizers.agm import AGM, attributed_logits, competition_ratios, modulation_factors, shapley_logits
 from amr.regularizers.ogm import OGM
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.regularizers.test_ogm import (
     Convolution,
     ConvolutionTokens,
     Probe,
     build,
-    fit_on,
     hidden_concat,
     plain,
     probed,
@@ -365,24 +364,21 @@ def test_no_reference_to_the_model_is_kept() -> None:
 CASES: dict[str, tuple[Any, bool]] = {"concat": (Concat, False), "gated": (Gated, False), "lacking": (Concat, True)}
 
 
-def train_cases(world: int, out: Path) -> None:
-    for case, (fusion, lacking) in CASES.items():
-        model = build(AGM(alpha=2.0), fusion=fusion, encoder=plain)
-        rank = fit_on(world, model, Toy(batch_size=16, lacking=lacking))
-        torch.save(weights(model), out / f"{case}-{world}-{rank}.pt")
+def train(world: int, case: str) -> dict[str, Tensor]:
+    fusion, lacking = CASES[case]
+    model = build(AGM(alpha=2.0), fusion=fusion, encoder=plain)
+    fit_on(world, model, Toy(batch_size=16, lacking=lacking))
+    return weights(model)
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ddp() -> dict[str, Any]:
     """Final weights of each case, by one process and by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ddp")
-    train_cases(1, folder)
-    run_two_ranks(train_cases, 2, folder)
-    return folder
+    return on_one_and_two_ranks(train, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: Path, case: str) -> None:
-    one, *ranks = (torch.load(ddp / f"{case}-{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
+    one, *ranks = ddp[case]
     assert_equal(ranks[0], ranks[1])
     assert_equal(one, ranks[0], atol=1e-6)

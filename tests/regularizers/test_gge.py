@@ -19,7 +19,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -300,37 +300,22 @@ RANKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train_cases(world: int, out: Path) -> None:
-    for case, (options, data) in RANKS.items():
-        model = build(fusion=Gated, extra=[GGE(**options)])
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=world,
-            strategy="ddp" if world > 1 else "auto",
-            max_epochs=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, Toy(batch_size=16, **data))
-        report = model.regularizers.report()
-        torch.save([everything(model), report], out / f"{case}-{world}-{trainer.global_rank}.pt")
+def train(world: int, case: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    options, data = RANKS[case]
+    model = build(fusion=Gated, extra=[GGE(**options)])
+    fit_on(world, model, Toy(batch_size=16, **data))
+    return everything(model), model.regularizers.report()
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ddp() -> dict[str, Any]:
     """Final state of each case, by one process and by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("gge")
-    train_cases(1, folder)
-    run_two_ranks(train_cases, 2, folder)
-    return folder
+    return on_one_and_two_ranks(train, RANKS)
 
 
 @pytest.mark.parametrize("case", RANKS)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: Path, case: str) -> None:
-    one, *ranks = (torch.load(ddp / f"{case}-{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
+    one, *ranks = ddp[case]
     assert_equal(ranks[0][0], ranks[1][0])
     assert_equal(one[0], ranks[0][0], atol=1e-6)
     assert ranks[0][1] == ranks[1][1]

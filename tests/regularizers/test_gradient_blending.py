@@ -24,7 +24,7 @@ from amr.fusion import Concat, Gated, Late
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
 from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -443,40 +443,20 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-def everything(model: FusionClassifier, blending: GradientBlending) -> dict[str, Tensor]:
+def train(world: int, case: str) -> dict[str, Tensor]:
+    options, lacking = CASES[case]
+    blending = GradientBlending(**options)
+    model = build(extra=[blending])
+    fit_on(world, model, Toy(clips=48, batch_size=12, lacking=lacking), max_epochs=4)
     return {**weights(model), **blending.state_dict()}
 
 
-def train_ranks(out: Path) -> None:
-    for case, (options, lacking) in CASES.items():
-        blending = GradientBlending(**options)
-        model = build(extra=[blending])
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=4,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, Toy(clips=48, batch_size=12, lacking=lacking))
-        torch.save(everything(model, blending), out / f"{case}-2-{trainer.global_rank}.pt")
-
-
-def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_on_the_joined_batch() -> None:
     """Although the ranks' parts are of different size: the heads, the measured losses and the weights, too."""
-    run_two_ranks(train_ranks, tmp_path)
-    for case, (options, lacking) in CASES.items():
-        ranks = [torch.load(tmp_path / f"{case}-2-{rank}.pt", weights_only=True) for rank in range(2)]
-        blending = GradientBlending(**options)
-        alone = build(extra=[blending])
-        fit(alone, Toy(clips=48, batch_size=12, lacking=lacking), max_epochs=4)
+    for case, (one, *ranks) in on_one_and_two_ranks(train, CASES).items():
         assert [
             key for key in ranks[0] if not torch.equal(ranks[0][key].nan_to_num(), ranks[1][key].nan_to_num())
         ] == []
-        for key, value in everything(alone, blending).items():
+        for key, value in one.items():
             atol = 1e-4 if key == "weights" else 1e-6  # a quotient of small differences
             torch.testing.assert_close(ranks[0][key], value, rtol=0, atol=atol, equal_nan=True, msg=f"{case} {key}")

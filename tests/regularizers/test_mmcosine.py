@@ -17,7 +17,7 @@ from amr.errors import UserError
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.regularizers import AMR, Regularizer, Step
 from amr.regularizers.mmcosine import CosineHead, MMCosine, cosine_logits
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -354,40 +354,23 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
+def train(world: int, case: str) -> dict[str, Tensor]:
     options = CASES[case]
     model = build(
         fusion=options.get("fusion", Concat), extra=[MMCosine()], amr=AMR(momentum=0.5) if options.get("amr") else None
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **flags,
-    )
-    trainer.fit(model, Toy(batch_size=16, lacking=options.get("lacking", False)))
-    return trainer.global_rank, weights(model)
-
-
-def train_ranks(out: Path) -> None:
-    for case in CASES:
-        rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
-        torch.save(state, out / f"{case}-{rank}.pt")
+    fit_on(world, model, Toy(batch_size=16, lacking=options.get("lacking", False)))
+    return weights(model)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Final weights of each case, by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ddp")
-    run_two_ranks(train_ranks, folder)
-    return folder
+def ddp() -> dict[str, Any]:
+    """Final weights of each case, by one process and by each of two gloo ranks."""
+    return on_one_and_two_ranks(train, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ranks: Path, case: str) -> None:
-    first, second = (torch.load(ranks / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert_equal(first, second)
-    assert_equal(train(case, devices=1)[1], first, atol=1e-6)
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
+    one, *ranks = ddp[case]
+    assert_equal(ranks[0], ranks[1])
+    assert_equal(one, ranks[0], atol=1e-6)

@@ -18,7 +18,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import Regularizer, Step
 from amr.regularizers.mmpareto import MMPareto, combine, min_norm_weights
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -376,47 +376,25 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(case: str, **flags: Any) -> tuple[int, dict[str, Tensor]]:
+def train(world: int, case: str) -> dict[str, Tensor]:
     options = CASES[case]
     method = MMPareto(start_epoch=options.get("start_epoch", 0))
     model = build(fusion=options.get("fusion", Concat), extra=[method])
     opposed(method)
     data = Toy(batch_size=16, lacking=options.get("lacking", False))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        accumulate_grad_batches=options.get("accumulate", 1),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **flags,
-    )
-    trainer.fit(model, data)
-    return trainer.global_rank, {
-        **weights(model),
-        **method.state_dict(),
-        "report": torch.tensor([*method.report().values()]),
-    }
-
-
-def train_ranks(out: Path) -> None:
-    for case in CASES:
-        rank, state = train(case, devices=2, strategy="ddp", use_distributed_sampler=False)
-        torch.save(state, out / f"{case}-{rank}.pt")
+    fit_on(world, model, data, accumulate_grad_batches=options.get("accumulate", 1))
+    return {**weights(model), **method.state_dict(), "report": torch.tensor([*method.report().values()])}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Final weights of each case, by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ddp")
-    run_two_ranks(train_ranks, folder)
-    return folder
+def ddp() -> dict[str, Any]:
+    """Final state of each case, by one process and by each of two gloo ranks."""
+    return on_one_and_two_ranks(train, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ranks: Path, case: str) -> None:
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
     """So a gradient taken by hand in the middle of a step leaves DDP's reducer alone."""
-    first, second = (torch.load(ranks / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert_equal(first, second)
-    assert_equal(train(case, devices=1)[1], first, atol=1e-6)
+    one, *ranks = ddp[case]
+    assert_equal(ranks[0], ranks[1])
+    assert_equal(one, ranks[0], atol=1e-6)

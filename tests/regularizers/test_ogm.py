@@ -22,7 +22,7 @@ from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -488,42 +488,21 @@ CASES: dict[str, tuple[Any, Any, bool]] = {
 }
 
 
-def fit_on(world: int, model: FusionClassifier, data: Toy) -> int:
-    """Two epochs on that many gloo ranks; this process's rank."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=world,
-        strategy="ddp" if world > 1 else "auto",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(model, data)
-    return trainer.global_rank
-
-
-def train_cases(world: int, out: Path) -> None:
-    for case, (make, fusion, lacking) in CASES.items():
-        model = build(make(), fusion=fusion, encoder=plain)
-        rank = fit_on(world, model, Toy(batch_size=16, lacking=lacking))
-        torch.save(weights(model), out / f"{case}-{world}-{rank}.pt")
+def train(world: int, case: str) -> dict[str, Tensor]:
+    make, fusion, lacking = CASES[case]
+    model = build(make(), fusion=fusion, encoder=plain)
+    fit_on(world, model, Toy(batch_size=16, lacking=lacking))
+    return weights(model)
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ddp() -> dict[str, Any]:
     """Final weights of each case, by one process and by each of two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ddp")
-    train_cases(1, folder)
-    run_two_ranks(train_cases, 2, folder)
-    return folder
+    return on_one_and_two_ranks(train, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: Path, case: str) -> None:
-    one, *ranks = (torch.load(ddp / f"{case}-{rank}.pt", weights_only=True) for rank in ("1-0", "2-0", "2-1"))
+def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
+    one, *ranks = ddp[case]
     assert_equal(ranks[0], ranks[1])
     assert_equal(one, ranks[0], atol=1e-6)

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
 from tests.conftest import REPOSITORY
-from tests.ranks import run_two_ranks
+from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
 
@@ -414,29 +415,13 @@ def test_teachers_of_the_command_line(tiny: list[str], tmp_path: Path, capsys: A
 CASES = {"all": False, "lack": True}
 
 
-def train_ranks(out: Path, teachers: dict[str, str]) -> None:
-    for case, lacking in CASES.items():
-        model = build(extra=[UMT(teachers, 0.5, 0.5)])
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, Toy(batch_size=16, lacking=lacking))
-        torch.save(weights(model), out / f"{case}-2-{trainer.global_rank}.pt")
+def train(world: int, case: str, teachers: dict[str, str]) -> dict[str, Tensor]:
+    model = build(extra=[UMT(teachers, 0.5, 0.5)])
+    fit_on(world, model, Toy(batch_size=16, lacking=CASES[case]))
+    return weights(model)
 
 
-def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path, teachers: dict[str, str]) -> None:
-    run_two_ranks(train_ranks, tmp_path, pair(teachers))
-    for case, lacking in CASES.items():
-        ranks = [torch.load(tmp_path / f"{case}-2-{rank}.pt", weights_only=True) for rank in range(2)]
-        alone = build(extra=[UMT(pair(teachers), 0.5, 0.5)])
-        fit(alone, Toy(batch_size=16, lacking=lacking))
+def test_two_ranks_equal_one_process_on_the_joined_batch(teachers: dict[str, str]) -> None:
+    for one, *ranks in on_one_and_two_ranks(partial(train, teachers=pair(teachers)), CASES).values():
         assert_equal(ranks[0], ranks[1])
-        assert_equal(weights(alone), ranks[0], atol=1e-6)
+        assert_equal(one, ranks[0], atol=1e-6)
