@@ -53,6 +53,7 @@ def fit_on(world: int, model: FusionClassifier, data: pl.LightningDataModule, **
         use_distributed_sampler=False,  # the toy's own knows the ranks
         **flags,
     )
+    assert trainer.world_size == world
     trainer.fit(model, data)
 
 

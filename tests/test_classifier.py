@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,20 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def build(seed: int = 0, fusion: FusionFactory = Concat, encoder: Any = Linear, **options: Any) -> FusionClassifier:
+def build(
+    seed: int = 0,
+    fusion: FusionFactory = Concat,
+    encoder: Any = Linear,
+    modalities: Sequence[str] = ("audio", "video"),
+    **options: Any,
+) -> FusionClassifier:
     pl.seed_everything(seed)
-    return FusionClassifier({"audio": encoder(), "video": encoder()}, fusion, num_classes=3, **options)
+    return FusionClassifier({name: encoder() for name in modalities}, fusion, num_classes=3, **options)
 
 
-def fit(model: FusionClassifier, data: Toy | None = None, ckpt: Path | None = None, **flags: Any) -> pl.Trainer:
+def fit(
+    model: FusionClassifier, data: pl.LightningDataModule | None = None, ckpt: Path | None = None, **flags: Any
+) -> pl.Trainer:
     flags = {"max_epochs": 2, "enable_checkpointing": False, "logger": False, "num_sanity_val_steps": 0, **flags}
     trainer = pl.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False, **flags)
     trainer.fit(model, data or Toy(), ckpt_path=ckpt, weights_only=True)

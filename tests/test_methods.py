@@ -1,17 +1,27 @@
-"""Every method, and every pair of methods, trains through the command line on real clips."""
+"""Every method trains through the command line on real clips, and so does every pair of methods without it."""
 
 import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 
+from amr.analyze.analysis import datamodule
+from amr.callbacks import Dominance
+from amr.classifier import FusionClassifier
 from amr.cli import main
 from amr.compare import read_run
+from amr.datamodules import ClipDataModule
+from amr.encoders import SmallCNN, SmallFrameCNN
+from amr.errors import UserError
+from amr.regularizers import Regularizer
 from tests.conftest import REPOSITORY
+from tests.test_classifier import fit as train
 
 METHODS = sorted(file.stem for file in (REPOSITORY / "configs/methods").glob("*.yaml"))
 CONFLICTS = {frozenset({"ogm", "ogm_ge"}), frozenset({"gge", "gradient_blending"})}
@@ -24,31 +34,25 @@ def teachers(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
     runs = tmp_path_factory.mktemp("teachers")
     encoders = yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())["model"]["encoders"]
     for modality, encoder in encoders.items():
-        single = runs / f"{modality}.yaml"
-        single.write_text(yaml.safe_dump({"model": {"encoders": {modality: encoder}}}))
-        config = [*tiny[2:], "--data.init_args.modalities", f"[{modality}]", "--trainer.max_epochs", "1"]
-        tiny_without_encoders = yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())
-        del tiny_without_encoders["model"]
-        base = runs / "base.yaml"
-        base.write_text(yaml.safe_dump(tiny_without_encoders))
-        arguments = ["--config", str(base), "--config", str(single), *config]
-        assert main(["fit", *arguments, "--runs_dir", str(runs), "--name", modality, "--wandb", "disabled"]) == 0
+        alone = ["--model.encoders", json.dumps({modality: encoder}), "--data.init_args.modalities", f"[{modality}]"]
+        options = ["--trainer.max_epochs", "1", "--runs_dir", str(runs), "--name", modality, "--wandb", "disabled"]
+        assert main(["fit", *tiny, *alone, *options]) == 0
     return {modality: str(runs / modality / "checkpoints/best.ckpt") for modality in encoders}
 
 
-def fit(names: tuple[str, ...], tiny: list[str], teachers: dict[str, str], runs: Path, *more: str) -> int:
-    """`amr fit` with the methods' own files."""
-    files = [part for name in names for part in ("--config", str(REPOSITORY / f"configs/methods/{name}.yaml"))]
-    given = ["--model.umt.teachers", json.dumps(teachers)] if "umt" in names else []
+def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more: str) -> int:
+    """`amr fit` with the method's own file."""
+    file = ["--config", str(REPOSITORY / f"configs/methods/{name}.yaml")]
+    given = ["--model.umt.teachers", json.dumps(teachers)] if name == "umt" else []
     options = ["--runs_dir", str(runs), "--name", "run", "--wandb", "disabled"]
-    return main(["fit", *tiny, *files, *given, *options, *more])
+    return main(["fit", *tiny, *file, *given, *options, *more])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_is_tested_and_goes_on(
     name: str, tiny: list[str], teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    assert fit((name,), tiny, teachers, tmp_path, "--trainer.max_epochs", "3") == 0
+    assert fit(name, tiny, teachers, tmp_path, "--trainer.max_epochs", "3") == 0
     assert main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt")]) == 0
     run = read_run(tmp_path / "run")
     assert run.method == name
@@ -57,29 +61,47 @@ def test_every_method_trains_is_tested_and_goes_on(
     assert math.isclose(run.test["test/dominance/audio"] + run.test["test/dominance/video"], 1, abs_tol=1e-5)
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     half = tmp_path / "half"
-    assert fit((name,), tiny, teachers, half, "--trainer.max_epochs", "1") == 0
-    assert fit((name,), tiny, teachers, half, "--trainer.max_epochs", "3", "--ckpt_path", "last") == 0
+    assert fit(name, tiny, teachers, half, "--trainer.max_epochs", "1") == 0
+    assert fit(name, tiny, teachers, half, "--trainer.max_epochs", "3", "--ckpt_path", "last") == 0
     resumed = torch.load(half / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert resumed.keys() == whole.keys()
     assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
 
 
+@pytest.fixture(scope="module")
+def data(tiny: list[str]) -> ClipDataModule:
+    section = yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())["data"]
+    section["init_args"].update(root=tiny[3], store=tiny[5])
+    return datamodule(section)
+
+
+def made(name: str, teachers: dict[str, str]) -> Regularizer:
+    """The method with its own file's options, which are all that the file has: two files cannot clash."""
+    content = yaml.safe_load((REPOSITORY / f"configs/methods/{name}.yaml").read_text())
+    options = content["model"][name]
+    assert content == {"model": {name: options}}
+    method: type[Regularizer] = get_args(get_type_hints(FusionClassifier.__init__)[name])[0]
+    return method(**{**options, **({"teachers": teachers} if name == "umt" else {})})
+
+
 @pytest.mark.parametrize("pair", list(itertools.combinations(METHODS, 2)), ids="+".join)
 def test_every_pair_trains_or_is_refused_by_name(
-    pair: tuple[str, str],
-    tiny: list[str],
-    teachers: dict[str, str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pair: tuple[str, str], data: ClipDataModule, teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    status = fit(pair, tiny, teachers, tmp_path, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3")
+    """Without the command line, which takes longer than they train, and which tests/test_sweep.py gives two files."""
+    pl.seed_everything(0)
+    encoders = {"audio": SmallCNN(width=4, out_dim=8), "video": SmallFrameCNN(frames=2, width=4, out_dim=8)}
+    methods: dict[str, Any] = {name: made(name, teachers) for name in pair}
     if frozenset(pair) in CONFLICTS:
-        assert status == 2
-        message = capsys.readouterr().err
-        assert "cannot be combined with" in message
-        assert all(name in message for name in pair)
+        with pytest.raises(UserError, match="cannot be combined with") as caught:
+            FusionClassifier(encoders, num_classes=data.num_classes, **methods)
+        assert all(name in str(caught.value) for name in pair)
         return
-    assert status == 0
-    run = read_run(tmp_path / "run")
-    assert sorted(run.method.split("+")) == sorted(pair)
-    assert all(math.isfinite(value) for row in run.epochs.values() for value in row.values())
+    model = FusionClassifier(encoders, num_classes=data.num_classes, **methods)
+    assert sorted(model.method.split("+")) == sorted(pair)
+    # PMR's prototypes, and so its loss, begin with the second epoch.
+    trainer = train(model, data, max_epochs=2, limit_train_batches=3, callbacks=[Dominance()])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert {"train/loss", "val/loss", "val/dominance/audio"} <= trainer.callback_metrics.keys()
+    for values in (trainer.callback_metrics, torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]):
+        assert [key for key, value in values.items() if not value.isfinite().all()] == []

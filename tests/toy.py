@@ -96,3 +96,10 @@ class Toy(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.loader(False)
+
+
+class Blind(Toy):
+    """No clip has the video."""
+
+    def collate(self, indices: list[int]) -> dict[str, Any]:
+        return {**super().collate(indices), "present": {"video": torch.zeros(len(indices), dtype=torch.bool)}}

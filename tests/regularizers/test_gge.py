@@ -21,7 +21,7 @@ from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
-from tests.toy import Linear, Tokens, Toy
+from tests.toy import Blind, Linear, Tokens, Toy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
@@ -205,13 +205,6 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
     fit(big, Toy(batch_size=16))
     fit(small, Toy(batch_size=8), accumulate_grad_batches=2)
     assert_equal(weights(big), weights(small), atol=1e-6)
-
-
-class Blind(Toy):
-    """No clip has the video."""
-
-    def collate(self, indices: list[int]) -> dict[str, Any]:
-        return {**super().collate(indices), "present": {"video": torch.zeros(len(indices), dtype=torch.bool)}}
 
 
 def test_without_any_clip_of_the_bias_it_is_naive() -> None:

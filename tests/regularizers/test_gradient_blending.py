@@ -7,11 +7,11 @@ import math
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from amr.fusion import Concat, Gated, Late
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
 from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
+from tests import test_classifier as classifier
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
@@ -32,15 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
 MODALITIES = ("audio", "video", "touch")
-
-
-def hidden(dims: Any, classes: int) -> Concat:
-    return Concat(dims, classes, hidden=7)
-
-
-def build(seed: int = 0, fusion: Any = Gated, encoder: Any = Linear, modalities: int = 2, **options: Any) -> Any:
-    pl.seed_everything(seed)
-    return FusionClassifier({name: encoder() for name in MODALITIES[:modalities]}, fusion, num_classes=3, **options)
+build: Any = partial(classifier.build, fusion=Gated)
 
 
 def held(name: str, fraction: float) -> bool:
@@ -168,14 +161,14 @@ def plain(parameters: Any) -> SGD:
     ],
     ids=["equal", "online", "offline, before", "offline, after", "given"],
 )
-@pytest.mark.parametrize(("encoder", "fusion"), [(Linear, Gated), (Tokens, hidden)])
+@pytest.mark.parametrize(("encoder", "fusion"), [(Linear, Gated), (Tokens, partial(Concat, hidden=7))])
 def test_the_step_is_down_the_blended_loss(
     options: dict[str, Any], epochs: int, holds: bool, encoder: Any, fusion: Any
 ) -> None:
     """The last step against autograd on Σ_k w_k mean L_k over the clips that train and have the modality."""
     blending = GradientBlending(held_out=0.5, **options)
     probe = Probe(blending)
-    model = build(fusion=fusion, encoder=encoder, modalities=3, extra=[blending, probe], optimizer=plain)
+    model = build(fusion=fusion, encoder=encoder, modalities=MODALITIES, extra=[blending, probe], optimizer=plain)
     fit(model, Toy(modalities=MODALITIES, lacking=True), max_epochs=epochs)
     step = probe.step
     out = torch.tensor([holds and held(name, 0.5) for name in step.id])
@@ -414,7 +407,7 @@ class Rival(Regularizer):
             "names 'audio', 'video'; needed are exactly 'audio', 'video', 'fused'",
         ),
         (lambda: build(extra=[GradientBlending(weights={})]), "names none; needed are exactly"),
-        (lambda: build(modalities=1, extra=[GradientBlending()]), "model.gradient_blending: needs at least 2"),
+        (lambda: build(modalities=["audio"], extra=[GradientBlending()]), "model.gradient_blending: needs at least 2"),
         (
             lambda: FusionClassifier({"fused": Linear(), "b": Linear()}, extra=[GradientBlending()]),
             "'fused' is the fused head; give that modality another name",

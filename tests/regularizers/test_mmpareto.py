@@ -1,6 +1,7 @@
 """MMPareto: the geometry of two gradients, and what each parameter really gets in training."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,12 @@ def expected(batches: list[Any], name: str) -> tuple[dict[str, Tensor], Tensor, 
     return head_total, multi_total, uni_total
 
 
-def hidden(dims: Any, classes: int) -> Concat:
-    return Concat(dims, classes, hidden=7)
-
-
 @pytest.mark.parametrize(
     ("options", "data", "flags"),
     [
         ({}, {}, {}),
         ({"fusion": Gated, "gamma": 0.8}, {"lacking": True}, {}),
-        ({"fusion": hidden, "encoder": Tokens}, {"lacking": True}, {"accumulate_grad_batches": 2}),
+        ({"fusion": partial(Concat, hidden=7), "encoder": Tokens}, {"lacking": True}, {"accumulate_grad_batches": 2}),
         ({"names": ("audio", "video", "text")}, {"modalities": ("audio", "video", "text")}, {}),
     ],
     ids=["concat", "gated-lacking", "hidden-tokens-lacking-accumulated", "three"],

@@ -22,6 +22,7 @@ from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
+from tests import test_classifier as classifier
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
@@ -80,17 +81,8 @@ class Probe(Regularizer):
         self.steps.append(list(steps))
 
 
-def build(
-    *methods: Regularizer,
-    seed: int = 0,
-    fusion: Any = Concat,
-    encoder: Any = Convolution,
-    modalities: tuple[str, ...] = ("audio", "video"),
-    **options: Any,
-) -> FusionClassifier:
-    pl.seed_everything(seed)
-    encoders = {name: encoder() for name in modalities}
-    return FusionClassifier(encoders, fusion, num_classes=3, extra=list(methods), **options)
+def build(*methods: Regularizer, encoder: Any = Convolution, **options: Any) -> FusionClassifier:
+    return classifier.build(encoder=encoder, extra=list(methods), **options)
 
 
 def probed(method: Regularizer, data: Toy | None = None, **options: Any) -> tuple[Probe, Probe, pl.Trainer]:

@@ -31,7 +31,7 @@ from amr.regularizers.pmr import (
 )
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
-from tests.toy import Linear, Tokens, Toy
+from tests.toy import Blind, Linear, Tokens, Toy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty|Average precision)"
@@ -354,13 +354,6 @@ def test_precisions(precision: Any) -> None:
     fit(model, data, max_epochs=3, **flags)
     for key, value in everything(model).items():
         torch.testing.assert_close(value.float(), everything(reference)[key].float(), rtol=0.05, atol=0.05, msg=key)
-
-
-class Blind(Toy):
-    """No clip has the video."""
-
-    def collate(self, indices: list[int]) -> dict[str, Any]:
-        return {**super().collate(indices), "present": {"video": torch.zeros(len(indices), dtype=torch.bool)}}
 
 
 def test_no_nan_from_dead_encoders_single_clips_or_an_absent_modality() -> None:

@@ -24,6 +24,7 @@ from amr.fusion import Concat, Gated
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
+from tests import test_classifier as classifier
 from tests.conftest import REPOSITORY
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights
@@ -33,15 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
 MODALITIES = ("audio", "video", "touch")
-
-
-def hidden(dims: Any, classes: int) -> Concat:
-    return Concat(dims, classes, hidden=7)
-
-
-def build(seed: int = 0, fusion: Any = Gated, encoder: Any = Linear, modalities: int = 2, **options: Any) -> Any:
-    pl.seed_everything(seed)
-    return FusionClassifier({name: encoder() for name in MODALITIES[:modalities]}, fusion, num_classes=3, **options)
+build: Any = partial(classifier.build, fusion=Gated)
 
 
 def save_teacher(
@@ -153,19 +146,19 @@ class Probe(Regularizer):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "fusion", "modalities", "lacking"),
-    [(Linear, Gated, 2, False), (Linear, hidden, 3, True)],
+    ("fusion", "modalities", "lacking"),
+    [(Gated, MODALITIES[:2], False), (partial(Concat, hidden=7), MODALITIES, True)],
     ids=["gated", "three modalities, some lacking"],
 )
 def test_the_step_is_down_the_whole_loss(
-    encoder: Any, fusion: Any, modalities: int, lacking: bool, teachers: dict[str, str]
+    fusion: Any, modalities: tuple[str, ...], lacking: bool, teachers: dict[str, str]
 ) -> None:
     """The first SGD step against autograd on the equation, with the teachers' weights read from the files."""
-    given = {name: teachers[name] for name in MODALITIES[:modalities]}
+    given = {name: teachers[name] for name in modalities}
     probe = Probe()
     umt = UMT(given, features_weight=0.6, predictions_weight=0.4)
-    model = build(fusion=fusion, encoder=encoder, modalities=modalities, extra=[umt, probe], optimizer=one)
-    data = Toy(modalities=MODALITIES[:modalities], lacking=lacking)
+    model = build(fusion=fusion, modalities=modalities, extra=[umt, probe], optimizer=one)
+    data = Toy(modalities=modalities, lacking=lacking)
     logged = fit(model, data, max_epochs=1, limit_train_batches=1).callback_metrics
     step, before = probe.steps[0], probe.models[0]
     batch = len(step.label)
@@ -375,7 +368,7 @@ def test_unfit_teachers_are_refused_when_the_run_is_built(
     save_teacher(path, "audio", {"class_path": "tests.toy.Linear"}, Linear(), Toy(num_classes=4), 0, classes=4)
     refuses({"audio": str(path)}, f"{audio}{path} has 4 classes; needed are the data's 3")
     with pytest.raises(UserError, match="model.umt: needs at least 2 modalities"):
-        build(modalities=1, extra=[UMT({"audio": teachers["audio"]})])
+        build(modalities=["audio"], extra=[UMT({"audio": teachers["audio"]})])
     monkeypatch.setenv("HOME", str(Path(teachers["audio"]).parent))
     build(extra=[UMT({"audio": "~/audio.ckpt"})])
     monkeypatch.chdir(Path(teachers["audio"]).parent)
