@@ -4,7 +4,9 @@ The clips are encoded once; every measure that changes no input runs the head al
 modality's encoder again, and no other. docs/robustness.md says what each measure is.
 """
 
+import hashlib
 import io
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from amr import __version__
+from amr.analyze.files import read_arrays, slug, write_arrays
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
@@ -137,6 +141,7 @@ def measure(
     seed: int = 0,
     score: Score = "probability",
     ig_steps: int | None = None,
+    parts: Path | None = None,
     context: Context = nullcontext,
 ) -> list[Row]:
     """Every measure of a model on a split, with 95 % bootstrap intervals over clips.
@@ -159,6 +164,8 @@ def measure(
         seed: Of resamples, pairings and corruptions.
         score: What shares attribute, as in `attribution_shares`; the run's `dominance.score` for its own dominance.
         ig_steps: Points of integrated gradients; the run's `dominance.ig_steps`.
+        parts: A folder of its own, for each corruption that is done: a later call with the same model, clips and
+            options goes on from there. It is the caller's to remove; None: nothing is kept.
         context: What the encoders run in, e.g. autocast.
 
     Returns:
@@ -188,9 +195,24 @@ def measure(
             seed=seed,
             score=score,
             ig_steps=ig_steps,
+            parts=None if parts is None else (parts, _digest(model, clean, train)),
             context=context,
         )
     return rows
+
+
+def _digest(model: FusionModel, *clips: Encoded) -> str:
+    """SHA-256 of a model's weights and of clips as it sees them, by which what was measured before is known again."""
+    digest = hashlib.sha256()
+    tensors = list(model.state_dict().values())
+    for part in clips:
+        digest.update(json.dumps(part.ids).encode())
+        with undisturbed(model), torch.no_grad():
+            tensors += [part.labels, _head(model, part.encodings), *part.encodings.values()]
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------- encodings alone
@@ -459,6 +481,19 @@ def evidence_rows(
     return table.rows
 
 
+@dataclass(frozen=True)
+class _Spoilt:
+    """What a corruption does to each clip at each severity.
+
+    Attributes:
+        right: Whether the clip is right, (5, N) of 0 and 1.
+        shares: (5, N, M); (5, N, 0) where several modalities are corrupted or there is one.
+    """
+
+    right: Tensor
+    shares: Tensor
+
+
 def corruption_rows(
     model: FusionModel,
     data: pl.LightningDataModule,
@@ -469,6 +504,7 @@ def corruption_rows(
     seed: int = 0,
     score: Score = "probability",
     ig_steps: int | None = None,
+    parts: tuple[Path, str] | None = None,
     context: Context = nullcontext,
 ) -> list[Row]:
     """Accuracy and dominance under each corruption and severity, and the area under accuracy against severity.
@@ -482,61 +518,105 @@ def corruption_rows(
         seed: Of resamples and corruptions.
         score: What shares attribute.
         ig_steps: Points of integrated gradients; None for gradient⊙input.
+        parts: Where what is done is kept, and a digest of the model and its data, without which it is not used.
         context: What the encoders run in.
     """
     assert isinstance(data, Corruptible)
-    table, labels = _Table(len(clean.ids), resamples, seed), clean.labels
-    joint = {name: parts for name, parts in data.joint_corruptions.items() if set(parts) <= set(model.modalities)}
-    needed = {(m, name) for parts in joint.values() for m, name in parts.items()}
-    kept: dict[tuple[str, str], list[Tensor]] = {}
+    labels, names = clean.labels, list(model.modalities)
+    # A corruption of one modality or of several, by the name of what is corrupted and its own: {modality: corruption}.
+    single = {(m, name): {m: name} for m in names for name in data.corruptions.get(m, {})}
+    joint = {
+        ("+".join(m for m in names if m in members), name): members
+        for name, members in data.joint_corruptions.items()
+        if set(members) <= set(names)
+    }
+    every = {**single, **joint}
+    files: dict[tuple[str, str], Path] = {}
+    key = ""
+    if parts is not None:
+        levels = {"/".join(which): data.corruptions[which[0]][which[1]].levels for which in single}
+        options = [split, seed, score, ig_steps, levels, list(joint.items())]
+        settings = [__version__, torch.__version__, parts[1], clean.ids, options]
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        files = {which: parts[0] / f"{slug('/'.join(which))}.npz" for which in every}
+    rank, world = rank_and_world()
+    # The first process alone looks: the others' disks may lag.
+    spoilt = gather_objects(_read_parts(files, key) if rank == 0 else {})[0]
+    # One of several modalities comes right after its parts, so that their encodings are there, and then forgotten.
+    order = dict.fromkeys([*(w for which, members in joint.items() for w in (*members.items(), which)), *single])
+    left = [which for which in order if which not in spoilt]
+    if rank == 0 and len(left) < len(every):
+        print(f"corrupt {split}: {len(every) - len(left)} of {len(every)} corruptions were done", file=sys.stderr)
+    mine = range(rank, len(clean.ids), world)
+    ids = [clean.ids[i] for i in mine]
+    runs = {member for which in left for member in every[which].items()}
+    progress = Progress(f"corrupt {split}", len(runs) * len(SEVERITIES) * len(ids), "clips")
+    encoded: dict[tuple[str, str], list[Tensor]] = {}
+
+    def encode_corrupted(modality: str, corruption: str) -> list[Tensor]:
+        datasets = [data.corrupted(split, modality, corruption, severity, ids, seed) for severity in SEVERITIES]
+        found: list[Tensor] = []
+        with undisturbed(model), torch.no_grad():
+            for batch in _loaded(data, ConcatDataset(datasets), model):
+                with context():
+                    found.append(_single(model.encoders[modality](batch["inputs"][modality])))
+                progress.advance(len(batch["id"]))
+        own = torch.cat(found) if found else next(iter(clean.encodings.values()))[:0]
+        return _join(own, len(ids), clean.encodings[modality])
+
+    for done, which in enumerate(left, 1):
+        members = every[which].items()
+        encoded |= {member: encode_corrupted(*member) for member in members if member not in encoded}
+        right, shares = [], []
+        for severity in range(len(SEVERITIES)):
+            changed = {member[0]: encoded[member][severity] for member in members}
+            clips = Encoded(clean.ids, labels, {**clean.encodings, **changed})
+            with undisturbed(model), torch.no_grad():
+                right.append(use.right(_head(model, clips.encodings), labels).cpu())
+            alone = len(members) == 1 and len(names) > 1
+            shares.append(
+                attribution(model, clips, score=score, ig_steps=ig_steps) if alone else torch.empty(len(clips.ids), 0)
+            )
+        spoilt[which] = _Spoilt(torch.stack(right), torch.stack(shares))
+        if files and rank == 0:
+            write_arrays(files[which], {"key": key, "right": spoilt[which].right, "shares": spoilt[which].shares})
+        later = {member for other in left[done:] for member in every[other].items()}
+        encoded = {member: found for member, found in encoded.items() if member in later}
+
+    table = _Table(len(clean.ids), resamples, seed)
     with undisturbed(model), torch.no_grad():
         unspoilt = use.right(_head(model, clean.encodings), labels).cpu()
-    todo = [(m, name) for m in model.modalities for name in data.corruptions.get(m, {})]
-    rank, world = rank_and_world()
-    mine = range(rank, len(clean.ids), world)
-    progress = Progress(f"corrupt {split}", len(todo) * len(SEVERITIES) * len(mine), "clips")
     areas: dict[str, list[Tensor]] = {}
-
-    def record(label: str, corruption: str, spoilt: Sequence[Mapping[str, Tensor]], share_of: str | None) -> Tensor:
-        curve = [unspoilt]
-        for severity, encodings in zip(SEVERITIES, spoilt, strict=True):
-            clips = Encoded(clean.ids, labels, {**clean.encodings, **encodings})
-            with undisturbed(model), torch.no_grad():
-                curve.append(use.right(_head(model, clips.encodings), labels).cpu())
-            table.mean("acc_corrupted", label, curve[-1], None, corruption, severity)
-            if share_of is not None and len(model.modalities) > 1:
-                shares = attribution(model, clips, score=score, ig_steps=ig_steps)
-                column = list(model.modalities).index(share_of)
-                table.mean("share_corrupted", label, shares[:, column], attributed_rows(shares), corruption, severity)
-        area = torch.trapezoid(torch.stack(curve), dim=0) / len(SEVERITIES)
+    for label, corruption in every:
+        one = spoilt[label, corruption]
+        for i, severity in enumerate(SEVERITIES):
+            table.mean("acc_corrupted", label, one.right[i], None, corruption, severity)
+            if one.shares.shape[2]:
+                share = one.shares[i, :, names.index(label)]
+                table.mean("share_corrupted", label, share, attributed_rows(one.shares[i]), corruption, severity)
+        area = torch.trapezoid(torch.cat([unspoilt[None], one.right]), dim=0) / len(SEVERITIES)
         table.mean("auc", label, area, None, corruption)
-        return area
-
-    for modality, corruption in todo:
-        ids = [clean.ids[i] for i in mine]
-        parts = [data.corrupted(split, modality, corruption, severity, ids, seed) for severity in SEVERITIES]
-        spoilt: list[Tensor] = []
-        with undisturbed(model), torch.no_grad():
-            for batch in _loaded(data, ConcatDataset(parts), model):
-                with context():
-                    spoilt.append(_single(model.encoders[modality](batch["inputs"][modality])))
-                progress.advance(len(batch["id"]))
-        found = torch.cat(spoilt) if spoilt else next(iter(clean.encodings.values()))[:0]
-        severities = _join(found, len(ids), clean.encodings[modality])
-        if (modality, corruption) in needed:
-            kept[modality, corruption] = severities
-        area = record(modality, corruption, [{modality: e} for e in severities], modality)
-        areas.setdefault(modality, []).append(area)
-    for name, members in joint.items():
-        spoilt_together = [
-            {m: kept[m, corruption][severity] for m, corruption in members.items()}
-            for severity in range(len(SEVERITIES))
-        ]
-        label = "+".join(m for m in model.modalities if m in members)
-        areas.setdefault(label, []).append(record(label, name, spoilt_together, None))
+        areas.setdefault(label, []).append(area)
     for label, several in areas.items():
         table.mean("auc", label, torch.stack(several).mean(0), None, "mean")
     return table.rows
+
+
+def _read_parts(files: Mapping[tuple[str, str], Path], key: str) -> dict[tuple[str, str], _Spoilt]:
+    """What an interrupted sweep has done; what is damaged, or of another model, data or options, is not used."""
+    found = {}
+    for which, path in files.items():
+        if not path.is_file():
+            continue
+        try:
+            arrays = read_arrays(path)
+            if str(arrays["key"]) == key:
+                found[which] = _Spoilt(*(torch.from_numpy(arrays[name]) for name in ("right", "shares")))
+            else:
+                print(f"{path}: of another model, data or options; made again", file=sys.stderr)
+        except Exception as error:  # zipfile and numpy raise whatever they stumble over
+            print(f"{path}: damaged ({error}); made again", file=sys.stderr)
+    return found
 
 
 def _join(found: Tensor, own: int, like: Tensor) -> list[Tensor]:

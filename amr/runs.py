@@ -1,7 +1,8 @@
 """Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
 
 runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
-checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for, card.md, and wandb/.
+checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for (robustness-parts/ while it is
+under way), card.md, and wandb/.
 """
 
 import errno

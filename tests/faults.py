@@ -86,6 +86,25 @@ class HalfACheckpoint(pl.Callback):
         torch.save = save  # type: ignore[assignment]
 
 
+class KillAtPart(pl.Callback):
+    """Ends the process, without a warning, as it is about to keep the n-th corruption of a sweep."""
+
+    def __init__(self, call: int) -> None:
+        import amr.robustness
+
+        robustness: Any = amr.robustness
+        original, calls = robustness.write_arrays, 0
+
+        def write(path: Path, arrays: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(path, arrays)
+
+        robustness.write_arrays = write
+
+
 class FillDisk(At):
     """Fills the file system on which the run lies."""
 

@@ -1,5 +1,6 @@
 """`measure` and its callback on runs: what is logged is what the functions say, and nothing is disturbed."""
 
+import copy
 import csv
 import shutil
 from itertools import pairwise
@@ -25,7 +26,18 @@ from amr.fusion import Concat
 from amr.load import load_model
 from amr.metrics import modalities as use
 from amr.model import FusionModel
-from amr.robustness import Row, encode, evidence_rows, measure, read_rows, write_rows
+from amr.robustness import (
+    Encoded,
+    Row,
+    _digest,
+    corruption_rows,
+    encode,
+    evidence_rows,
+    measure,
+    read_rows,
+    write_rows,
+)
+from tests.faults import callback, run_each
 from tests.toy import Linear, Toy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -202,6 +214,86 @@ def test_encoders_run_once_and_then_only_on_what_is_corrupted(subject: tuple[Fus
     counter = Counter(model)
     measure(model, data, clean=clean, train=train, corruption_clips=5, resamples=50)
     assert counter.close() == {"audio": 7 * 5 * 5, "video": 6 * 5 * 5}
+
+
+def test_a_killed_sweep_goes_on(runs: Path, tmp_path: Path) -> None:
+    """kill -9 in its midst: what was done is not done again, and the table is the uninterrupted one's."""
+    run = shutil.copytree(runs / "plain", tmp_path / "run")
+    (run / "robustness.parquet").unlink()
+    command = ["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--wandb", "disabled"]
+    sweep = [*command, "--robustness.test", "true", "--robustness.resamples", "50", "--robustness.train_clips", "20"]
+    ((_, (killed, _), (status, errors)),) = run_each(
+        [[command, [*sweep, callback("KillAtPart", call=5)], sweep]], tmp_path
+    )
+    assert (killed, status) == (-9, 0)
+    assert "corrupt test: 4 of 17 corruptions were done" in errors
+    # White noise, the picture's and both together, and the time mask, which is to be joined with occlusion, were done.
+    assert "corrupt test: 440/440 clips" in errors  # of 13 x 5 x 8
+    rows, whole = read_rows(run / "robustness.parquet"), read_rows(runs / "plain/robustness.parquet")
+    assert [row.name for row in rows] == [row.name for row in whole]
+    for mine, theirs in zip(rows, whole, strict=True):
+        assert (mine.value, mine.low, mine.high) == pytest.approx((theirs.value, theirs.low, theirs.high), abs=1e-9)
+    assert not (run / "robustness-parts").exists()
+    assert not (runs / "plain/robustness-parts").exists()
+
+
+def test_what_is_done_is_used_only_where_all_is_the_same(
+    subject: tuple[FusionModel, ClipDataModule], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = subject
+    clean, train = encode(model, data, "test"), encode(model, data, "train", 20)
+    clips = clean.some(2)
+    parts = tmp_path / "parts"
+
+    def sweep(
+        model: FusionModel = model, clips: Encoded = clips, train: Encoded = train, **options: Any
+    ) -> tuple[list[Row], dict[str, int]]:
+        counter = Counter(model)
+        key = (parts, _digest(model, clips, train))
+        rows = corruption_rows(model, data, "test", clips, resamples=20, parts=key, **options)
+        return rows, counter.close()
+
+    all_of_it = {"audio": 7 * 5 * 2, "video": 6 * 5 * 2}
+    expected = corruption_rows(model, data, "test", clips, resamples=20)
+    assert sweep() == (expected, all_of_it)
+    assert len(list(parts.iterdir())) == 17
+    assert sweep() == (expected, {"audio": 0, "video": 0})
+    (babble,) = parts.glob("audio_babble-*.npz")
+    (mask,) = parts.glob("audio_video_mask-*.npz")
+    content = babble.read_bytes()
+    middle = len(content) // 2
+    for damaged in (
+        content[:middle],
+        b"",
+        b"no",
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    ):
+        babble.write_bytes(damaged)
+        capsys.readouterr()
+        assert sweep() == (expected, {"audio": 5 * 2, "video": 0})
+        assert f"{babble}: damaged (" in capsys.readouterr().err
+    mask.unlink()
+    assert sweep() == (expected, {"audio": 5 * 2, "video": 5 * 2})
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        next(moved.parameters()).view(-1)[0] += 1e-3
+    others: list[dict[str, Any]] = [
+        {"model": moved},
+        {"clips": clean.part([0, 1] if clips.ids != clean.ids[:2] else [1, 2])},
+        {"clips": Encoded(clips.ids, clips.labels.flip(0) + 1, clips.encodings)},
+        {"train": train.part(range(19))},
+        {"seed": 1},
+        {"score": "logit"},
+        {"ig_steps": 2},
+    ]
+    kept = shutil.copytree(parts, tmp_path / "kept")
+    for other in others:
+        shutil.rmtree(parts)
+        shutil.copytree(kept, parts)
+        capsys.readouterr()
+        assert sweep(**other)[1] == all_of_it, other
+        assert capsys.readouterr().err.count("of another model, data or options; made again") == 17
+        assert sweep(**other)[1] == {"audio": 0, "video": 0}
 
 
 def test_a_corrupted_modality_is_the_only_one_that_changes(subject: tuple[FusionModel, ClipDataModule]) -> None:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from amr.analyze.files import remove
 from amr.callbacks.dominance import Dominance
 from amr.checkpoints import check_checkpoint
 from amr.classifier import FusionClassifier
@@ -37,7 +38,8 @@ class Robustness(pl.Callback):
         unimodal: A checkpoint of the unimodal model of each modality, to compare the probes with.
         resamples: Of the bootstrap.
         seed: Of resamples, pairings and corruptions.
-        out: The parquet file; None for none.
+        out: The parquet file; None for none. Until it is written, corruptions that are done are kept beside it, in
+            `robustness-parts`, and a test that was interrupted takes them from there.
 
     Raises:
         UserError: An option has a value that is not allowed.
@@ -132,6 +134,7 @@ class Robustness(pl.Callback):
         if not self.test:
             return
         assert isinstance(pl_module, FusionClassifier)
+        parts = None if self.out is None else self.out.parent / "robustness-parts"
         rows = measure(
             pl_module.model,
             trainer.datamodule,  # type: ignore[attr-defined]
@@ -144,6 +147,7 @@ class Robustness(pl.Callback):
             resamples=self.resamples,
             seed=self.seed,
             **_dominance(trainer),
+            parts=parts,
             context=trainer.precision_plugin.val_step_context,
         )
         self._log(trainer, "test", rows)
@@ -152,8 +156,9 @@ class Robustness(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
-        if self.out is not None:
+        if self.out is not None and parts is not None:
             write_rows(self.out, rows)
+            remove(parts.iterdir() if parts.is_dir() else ())
             print(f"robustness: {self.out}, {len(rows)} numbers")
 
     def _due(self, trainer: pl.Trainer) -> bool:
