@@ -6,6 +6,7 @@ Multimodal Paradigms", and the same measure by integrated gradients.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import factorial
 from typing import Literal, get_args
 
 import numpy as np
@@ -91,6 +92,65 @@ def attribution_shares(
     return shares if create_graph else shares.detach()
 
 
+def shapley_shares(
+    head: Head,
+    encodings: Mapping[str, Tensor],
+    baseline: Mapping[str, Tensor],
+    *,
+    score: Score = "probability",
+    create_graph: bool = False,
+) -> Tensor:
+    r"""Share of each modality in the Shapley values of the predicted class's score.
+
+    With v(S) the score when the modalities outside S have the baseline's encoding, and φ_m modality m's Shapley value
+    (Shapley 1953; Σ_m φ_m = v(all) − v(none)),
+
+        α^m = |φ_m|,   share^m = α^m / Σ_j α^j.
+
+    A part of an encoding that is the same for every clip counts nothing if the baseline has it too, and contributions
+    that cancel do. `probability` takes the log-odds of the class that all modalities predict, which a part that every
+    class gets alike leaves as they are; `logit` its logit.
+
+    Encodings and random states are treated as by `attribution_shares`. The head sees 2^M rows a clip.
+
+    Args:
+        head: Maps encodings to logits of shape (B, C).
+        encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
+        baseline: What a modality outside the coalition becomes, (1, D_m) or (1, ..., D_m), e.g. the mean encoding.
+        score: What v is.
+        create_graph: Keep the graph, so that a function of the shares can be differentiated by the head's parameters.
+
+    Returns:
+        Shares of shape (B, M), modalities in the order of `encodings`; a row sums to 1, or is all zeros where every
+        Shapley value is zero.
+
+    Raises:
+        ValueError: If `score` is unknown, or there is no modality.
+    """
+    if score not in get_args(Score):
+        raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
+    if not encodings:
+        raise ValueError("encodings: at least one modality is needed")
+    first, count = next(iter(encodings.values())), len(encodings)
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(create_graph),
+        torch.autocast(first.device.type, enabled=False),
+        evaluating(head),
+    ):
+        rows = {}
+        for bit, (name, encoding) in enumerate(encodings.items()):
+            own = encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32))
+            other = baseline[name].detach().clone().to(own).expand_as(own)
+            rows[name] = torch.cat([own if kept >> bit & 1 else other for kept in range(1 << count)])
+        logits = head(rows)  # (2^M·B, C): coalitions, then clips
+        top = logits.detach()[-len(first) :].argmax(1, keepdim=True) if len(first) else first.new_zeros(0, 1).long()
+        values = _score(logits, top.repeat(1 << count, 1), score).view(1 << count, len(first))
+        sizes = torch.stack([coalition_index(values, [m], count).abs() for m in range(count)], dim=1)
+        sums = sizes.sum(1, keepdim=True)
+        return sizes / torch.where(sums > 0, sums, 1.0)
+
+
 def ratio_penalty(shares: Tensor, ratio: Tensor) -> Tensor:
     """Distance of the batch's mean shares from the target ratio (Yerramilli et al. 2024, eq. 1).
 
@@ -124,6 +184,27 @@ def normalised_ratio(ratio: Tensor, modalities: int) -> Tensor:
     if not bool((torch.isfinite(ratio) & (ratio > 0)).all()):
         raise ValueError(f"ratio={ratio.tolist()}: every entry must be positive and finite")
     return ratio / ratio.sum()
+
+
+def coalition_index(scores: Tensor, members: list[int], count: int) -> Tensor:
+    """Interaction index (N,) of a set T of modalities: Σ_S (M − s − t)! s! / (M − t + 1)! · Δ_T v(S).
+
+    Args:
+        scores: v, (2^M, N), bit m of the first index says whether modality m is kept.
+        members: T; of a single modality it is the Shapley value.
+        count: M.
+    """
+    whole = sum(1 << m for m in members)
+    total = torch.zeros_like(scores[0])
+    for outside in range(1 << count):
+        if outside & whole:
+            continue
+        size = outside.bit_count()
+        weight = factorial(count - size - len(members)) * factorial(size) / factorial(count - len(members) + 1)
+        for inside in range(1 << len(members)):
+            joined = outside | sum(1 << m for k, m in enumerate(members) if inside >> k & 1)
+            total += weight * (-1) ** (len(members) - inside.bit_count()) * scores[joined]
+    return total
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from amr import __version__
 from amr.analyze.files import read_arrays, slug, write_arrays
-from amr.attribution import Score, attributed_rows, attribution_shares
+from amr.attribution import Score, attributed_rows, attribution_shares, coalition_index
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
@@ -39,7 +39,7 @@ from amr.metrics.bootstrap import Bootstrap, Interval, spearman
 from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
-from amr.multiviz.shapley import coalition_index, coalition_outputs
+from amr.multiviz.shapley import coalition_outputs
 
 Split = Literal["train", "val", "test"]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -289,6 +289,7 @@ def measure_encodings(
     shares = attribution(model, clean, score=score, ig_steps=ig_steps)
     attributed = attributed_rows(shares)
     parts = {kind: use.absolute_shares(_shapley_of_predicted(found)) for kind, found in logits.items()}
+    odds = use.absolute_shares(_shapley_of_predicted(logits["mean"], odds=True))
     centred = attribution(model, clean, means, score=score, ig_steps=ig_steps)
     drops = whole[:, None] - without["mean"].T
     valued = attributed & (parts["mean"].sum(1) > 0)
@@ -297,6 +298,7 @@ def measure_encodings(
         table.mean("share_centred", name, centred[:, m], attributed_rows(centred))
         table.mean("shapley_share", name, parts["mean"][:, m], valued)
         table.mean("shapley_share_zeros", name, parts["zeros"][:, m], parts["zeros"].sum(1) > 0)
+        table.mean("shapley_share_odds", name, odds[:, m], odds.sum(1) > 0)
     _agreement(
         table,
         names,
@@ -341,10 +343,13 @@ def attribution(
     return torch.cat(parts)
 
 
-def _shapley_of_predicted(logits: Tensor) -> Tensor:
-    """Shapley values (N, M) in the predicted class's logit, from those of all coalitions (2^M, N, C)."""
+def _shapley_of_predicted(logits: Tensor, odds: bool = False) -> Tensor:
+    """Shapley values (N, M) in the predicted class's logit or log-odds, from all coalitions' logits (2^M, N, C)."""
     predicted, count = logits[-1].argmax(1), (len(logits) - 1).bit_length()
-    score = logits.gather(2, predicted.expand(len(logits), -1)[..., None])[..., 0]
+    index = predicted.expand(len(logits), -1)[..., None]
+    score = logits.gather(2, index)[..., 0]
+    if odds:
+        score = score - logits.scatter(2, index, -torch.inf).logsumexp(2)
     return torch.stack([coalition_index(score, [m], count) for m in range(count)], dim=1)
 
 

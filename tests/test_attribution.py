@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import InputXGradient, IntegratedGradients
+from captum.attr import InputXGradient, IntegratedGradients, ShapleyValues
 from torch import Tensor, nn
 
-from amr.attribution import _integrated_gradients, attribution_shares, ratio_penalty
+from amr.attribution import _integrated_gradients, attribution_shares, ratio_penalty, shapley_shares
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 
 FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
@@ -278,3 +278,107 @@ def test_integrated_gradients_see_what_the_gradient_alone_does_not() -> None:
     assert attribution_shares(head, encodings, score="logit").tolist() == [[0.5, 0.5]]
     integrated = attribution_shares(head, encodings, score="logit", ig_steps=8)
     torch.testing.assert_close(integrated, torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ Shapley values
+
+
+def mean_of(encodings: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: e.mean(0, keepdim=True) for name, e in encodings.items()}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(("modalities", "tokens"), [(1, False), (2, True), (3, False), (4, True)])
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shapley_shares_equal_captum(fusion: type[Fusion], modalities: int, tokens: bool, score: Any) -> None:
+    """Captum's values come from all orders of the modalities, one mask a modality."""
+    head, encodings = case(fusion, modalities, tokens, torch.float64)
+    head.eval()
+    names, top = list(encodings), head(encodings).argmax(1)
+
+    def forward(*parts: Tensor) -> Tensor:
+        logits: Tensor = head(dict(zip(names, parts, strict=True)))
+        rows = range(len(logits))
+        return logits[rows, top] if score == "logit" else torch.logit(logits.softmax(1)[rows, top])
+
+    masks = tuple(torch.full_like(e[:1], m, dtype=torch.long) for m, e in enumerate(encodings.values()))
+    base = mean_of(encodings)
+    found = ShapleyValues(forward).attribute(tuple(encodings.values()), tuple(base.values()), feature_mask=masks)
+    values = torch.stack([part.flatten(1)[:, 0] for part in found], dim=1).abs()
+    shares = shapley_shares(head, encodings, base, score=score).float()  # captum's are in single precision
+    torch.testing.assert_close(shares, values / values.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_the_gradient_of_shapley_shares_equals_finite_differences(score: Any) -> None:
+    head, encodings = case(Gated, 3, False, torch.float64)
+    ratio = torch.tensor([1.0, 2.0, 3.0])
+
+    def penalty() -> Tensor:
+        return ratio_penalty(shapley_shares(head, encodings, mean_of(encodings), score=score, create_graph=True), ratio)
+
+    parameters = [p for p in head.parameters() if p.ndim == 2]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(penalty(), parameters), strict=True):
+        flat = parameter.data.view(-1)
+        for i in range(0, parameter.numel(), 7):
+            before, values = flat[i].item(), []
+            for sign in (1, -1):
+                flat[i] = before + sign * 1e-6
+                values.append(penalty().item())
+            flat[i] = before
+            assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient.view(-1)[i].item(), rel=1e-4, abs=1e-7)
+
+
+def test_what_decides_nothing_has_no_shapley_share() -> None:
+    """A constant encoding; and a part that every class gets alike, but for the logit."""
+    head = Concat({"a": 2, "b": 2}, 3)
+    a, b = torch.randn(8, 2), torch.randn(8, 2)
+    constant = {"a": a, "b": torch.ones(8, 2)}
+    only = torch.tensor([1.0, 0.0]).expand(8, 2)
+    torch.testing.assert_close(shapley_shares(head, constant, mean_of(constant)), only)
+    assert attribution_shares(head, constant)[:, 1].min() > 0.01
+    with torch.no_grad():
+        head.classifier.weight[:, 2:] = torch.tensor([1.0, -2.0])  # the same for each class
+    alike = {"a": a, "b": b}
+    torch.testing.assert_close(shapley_shares(head, alike, mean_of(alike)), only, rtol=0, atol=1e-5)
+    assert shapley_shares(head, alike, mean_of(alike), score="logit")[:, 1].min() > 0.01
+
+
+def test_shapley_shares_reach_the_head_alone() -> None:
+    head = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    e = torch.randn(5, 4, requires_grad=True)
+    statistics, rng = head.get_buffer("0.running_mean").clone(), torch.get_rng_state()
+    wrapped, upstream = _Wrapped(head), {"a": e * 2, "b": e * 3}
+    shares = shapley_shares(wrapped, upstream, mean_of(upstream), create_graph=True)
+    torch.autograd.backward(shares.sum())
+    assert e.grad is None
+    assert head[2].weight.grad is not None
+    assert torch.equal(head.get_buffer("0.running_mean"), statistics)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert head[0].training
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(shapley_shares(wrapped, upstream, mean_of(upstream)), shares.detach())
+    low = {name: encoding.detach().bfloat16() for name, encoding in upstream.items()}
+    assert shapley_shares(wrapped, low, mean_of(low)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_shapley_shares_of_one_clip_of_none_and_of_a_constant_head_are_zeros(score: Any) -> None:
+    head, encodings = case(Concat, 2, False, torch.float32)
+    for rows in (0, 1):  # a single clip is its own mean
+        few = {name: e[:rows] for name, e in encodings.items()}
+        base = mean_of(few) if rows else mean_of(encodings)
+        shares = shapley_shares(head, few, base, score=score, create_graph=True)
+        assert torch.equal(shares, torch.zeros(rows, 2))
+        gradients = torch.autograd.grad(shares.sum(), [*head.parameters()], materialize_grads=True)
+        assert all(bool(torch.isfinite(g).all()) for g in gradients)
+    with torch.no_grad():
+        head.classifier.weight.zero_()
+    assert torch.equal(shapley_shares(head, encodings, mean_of(encodings), score=score), torch.zeros(6, 2))
+
+
+def test_unknown_arguments_of_shapley_shares() -> None:
+    with pytest.raises(ValueError, match="score='odds': allowed are probability, logit"):
+        shapley_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, {"a": torch.ones(1, 2)}, score="odds")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one modality"):
+        shapley_shares(lambda e: e["a"], {}, {})

@@ -19,7 +19,7 @@ from amr.attribution import attribution_shares, ratio_penalty
 from amr.callbacks import BestCheckpoint, Dominance
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
-from amr.fusion import Attention, Concat, Gated
+from amr.fusion import Attention, Concat, Fusion, Gated
 from amr.fusion.base import FusionFactory
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from tests.ranks import fit_on, on_one_and_two_ranks
@@ -81,6 +81,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"optimizer": "main"},
     {"ratio": {"audio": 1.0, "video": 3.0}, "ratio_epochs": 2},
     {"ig_steps": 3, "ratio_epochs": 2, "ratio_start": {"audio": 9.0, "video": 1.0}},
+    {"attribution": "shapley"},
 ]
 
 
@@ -133,6 +134,33 @@ def test_the_amr_step_is_one_sgd_step_down_the_penalty(
         for (name, parameter), gradient in zip(head.named_parameters(), gradients, strict=True):
             expected = parameter.detach() - rate * 0.7 * gradient
             torch.testing.assert_close(after[f"head.{name}"], expected, rtol=0, atol=1e-7)
+
+
+def test_the_step_by_shapley_values_is_down_the_penalty_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a penalty written out for two modalities, over both accumulated micro-batches and their mean encoding."""
+    recorder = Recorder(monkeypatch)
+    fit(build(fusion=Gated, amr=AMR(lr=0.2, attribution="shapley")), accumulate_grad_batches=2)
+    assert len(recorder.pairs) == 4
+    for before, after, steps in recorder.pairs:
+        assert len(steps) == 2
+        head = copy.deepcopy(steps[0].model.head).eval()
+        head.load_state_dict({key[5:]: value for key, value in before.items() if key.startswith("head.")})
+        whole = {name: torch.cat([step.encodings[name] for step in steps]) for name in ("audio", "video")}
+        mean = {name: encoding.mean(0).expand_as(encoding) for name, encoding in whole.items()}
+        top = head(whole).argmax(1)
+
+        def odds(audio: Tensor, video: Tensor, head: Fusion = head, top: Tensor = top) -> Tensor:
+            probability = head({"audio": audio, "video": video}).softmax(1)[range(len(top)), top]
+            return torch.logit(probability)
+
+        full, none = odds(whole["audio"], whole["video"]), odds(mean["audio"], mean["video"])
+        audio, video = odds(whole["audio"], mean["video"]), odds(mean["audio"], whole["video"])
+        sizes = torch.stack([(full - video + audio - none) / 2, (full - audio + video - none) / 2]).abs()
+        penalty = ((sizes / sizes.sum(0)).mean(1) - 0.5).abs().sum()
+        gradients = torch.autograd.grad(penalty, list(head.parameters()), materialize_grads=True)
+        for (name, parameter), gradient in zip(head.named_parameters(), gradients, strict=True):
+            expected = parameter.detach() - 0.2 * gradient
+            torch.testing.assert_close(after[f"head.{name}"], expected, rtol=0, atol=1e-6)
 
 
 def test_it_drives_the_shares_to_the_ratio() -> None:
@@ -443,7 +471,15 @@ def test_frozen_head_parameters_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "amr", [{"momentum": 0.0}, {"momentum": 0.9}, {"optimizer": "main"}, {"ratio_epochs": 3, "ig_steps": 2}], ids=str
+    "amr",
+    [
+        {"momentum": 0.0},
+        {"momentum": 0.9},
+        {"optimizer": "main"},
+        {"ratio_epochs": 3, "ig_steps": 2},
+        {"attribution": "shapley"},
+    ],
+    ids=str,
 )
 def test_resuming_equals_going_on(tmp_path: Path, amr: dict[str, Any]) -> None:
     """From the checkpoint of epoch 1, with the second optimizer's momentum and the steps' randomness."""
@@ -511,6 +547,8 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: AMR(ratio_start={"audio": 1.0}), "model.amr.ratio_start: it needs ratio_epochs"),
         (lambda: AMR(ratio={"audio": 1.0}, ratio_from={"audio": "a.ckpt"}), "ratio and ratio_from exclude each other"),
         (lambda: AMR(ratio_epochs=0), "model.amr.ratio_epochs=0: allowed are integers >= 1"),
+        (lambda: AMR(attribution="lime"), "model.amr.attribution='lime': allowed are gradient, shapley"),  # type: ignore[arg-type]
+        (lambda: AMR(attribution="shapley", ig_steps=2), "attribution shapley and ig_steps exclude each other"),
         (lambda: AMR(ig_steps=0), "model.amr.ig_steps=0: allowed are integers >= 1"),
         (lambda: Dominance(ig_steps=0), "dominance.ig_steps=0: allowed are integers >= 1"),
         (lambda: AMR(level="clip"), "model.amr.level='clip': allowed are batch, sample"),  # type: ignore[arg-type]
@@ -599,6 +637,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "lack": ({"momentum": 0.5}, True),
     "main": ({"optimizer": "main", "weight": 2.0}, True),
     "moving": ({"ratio_epochs": 2, "ig_steps": 3, "momentum": 0.5}, True),
+    "shapley": ({"attribution": "shapley", "momentum": 0.5}, True),
 }
 
 

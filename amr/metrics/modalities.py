@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from amr.attribution import coalition_index
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.multiviz.base import head_rows, undisturbed
-from amr.multiviz.shapley import coalition_index
 
 Correct = Tensor
 """(2^M, N) float64 of 0 and 1; bit m of the first index says whether modality m is kept."""

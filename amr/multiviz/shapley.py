@@ -1,11 +1,11 @@
 """Exact Shapley values and interaction indices of modalities: a coalition is those that are not replaced."""
 
 from collections.abc import Callable, Mapping
-from math import factorial
 
 import torch
 from torch import Tensor
 
+from amr.attribution import coalition_index
 from amr.model import FusionModel
 from amr.multiviz.base import Baseline, Target, Unit, baseline_values, fixed_target, head_rows, undisturbed
 
@@ -111,24 +111,3 @@ def _coalition_scores(
     index = fixed.index if isinstance(fixed, Unit) else fixed.expand(len(outputs), -1)
     scores: Tensor = outputs[..., index] if isinstance(index, int) else outputs.gather(2, index[..., None])[..., 0]
     return scores
-
-
-def coalition_index(scores: Tensor, members: list[int], count: int) -> Tensor:
-    """Interaction index (N,) of a set T of modalities: Σ_S (M − s − t)! s! / (M − t + 1)! · Δ_T v(S).
-
-    Args:
-        scores: v, (2^M, N), as `coalition_outputs` orders it.
-        members: T; of a single modality it is the Shapley value.
-        count: M.
-    """
-    whole = sum(1 << m for m in members)
-    total = torch.zeros_like(scores[0])
-    for outside in range(1 << count):
-        if outside & whole:
-            continue
-        size = outside.bit_count()
-        weight = factorial(count - size - len(members)) * factorial(size) / factorial(count - len(members) + 1)
-        for inside in range(1 << len(members)):
-            joined = outside | sum(1 << m for k, m in enumerate(members) if inside >> k & 1)
-            total += weight * (-1) ** (len(members) - inside.bit_count()) * scores[joined]
-    return total

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, Adam, Optimizer
 
-from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio
+from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio, shapley_shares
 from amr.checkpoints import unimodal_accuracy
 from amr.distributed import all_reduce_sum
 from amr.errors import UserError
@@ -19,6 +19,7 @@ from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
 
 Level = Literal["batch", "sample"]
+Attribution = Literal["gradient", "shapley"]
 OptimizerName = Literal["sgd", "adam", "main"]
 
 
@@ -71,6 +72,8 @@ class AMR(Regularizer):
         momentum: Momentum of sgd, in [0, 1).
         start_epoch: First epoch in which it acts.
         end_epoch: First epoch in which it acts no more; None for never.
+        attribution: `gradient`: gradient⊙input (the paper), or integrated gradients; `shapley`: exact Shapley values, a
+            modality outside the coalition having the batch's mean encoding: see `amr.attribution.shapley_shares`.
         score: What is attributed: see `amr.attribution.attribution_shares`.
         level: `batch`: the mean share is to have the ratio (the paper); `sample`: every clip's.
         follow_schedule: Whether the rate follows the main schedule.
@@ -107,12 +110,14 @@ class AMR(Regularizer):
         ratio_epochs: int | None = None,
         ratio_start: dict[str, float] | None = None,
         ig_steps: int | None = None,
+        attribution: Attribution = "gradient",
     ) -> None:
         super().__init__()
         for key, value, allowed in (
             ("optimizer", optimizer, OptimizerName),
             ("score", score, Score),
             ("level", level, Level),
+            ("attribution", attribution, Attribution),
         ):
             if value not in get_args(allowed):
                 raise UserError(f"model.amr.{key}={value!r}: allowed are {', '.join(get_args(allowed))}")
@@ -122,6 +127,8 @@ class AMR(Regularizer):
                     raise UserError(f"model.amr.{key}.{modality}={share}: allowed are positive, finite numbers")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
+        if attribution == "shapley" and ig_steps is not None:
+            raise UserError("model.amr: attribution shapley and ig_steps exclude each other; set ig_steps to null")
         if ratio_start is not None and ratio_epochs is None:
             raise UserError("model.amr.ratio_start: it needs ratio_epochs, over which to leave it")
         for key, number in (("ratio_epochs", ratio_epochs), ("ig_steps", ig_steps)):
@@ -153,6 +160,7 @@ class AMR(Regularizer):
         self.follow_schedule = follow_schedule
         self.ratio_from, self.ratio_epochs, self.ratio_start = ratio_from, ratio_epochs, ratio_start
         self.ig_steps = ig_steps
+        self.attribution: Attribution = attribution
         self._accuracies: dict[str, float] | None = None  # by which ratio_from sets the ratio
         self._measured: Tensor | None = None  # shares (M,), in float64, from which the target moves
         self._reported: dict[str, float] = {}
@@ -255,9 +263,8 @@ class AMR(Regularizer):
         parameters = [parameter for parameter in model.head_parameters() if parameter.requires_grad]
         if not parameters:
             return None
-        options: dict[str, Any] = {"score": self.score, "create_graph": True, "ig_steps": self.ig_steps}
         with torch.enable_grad():
-            shares = torch.cat([attribution_shares(model.head, _complete(step), **options) for step in steps])
+            shares = self._shares(model, [_complete(step) for step in steps])
             target = self.target(model, steps[0].epoch, shares)
             surrogate = self.weight * penalty_surrogate(shares, target, self.level)
             if surrogate.requires_grad:
@@ -270,6 +277,15 @@ class AMR(Regularizer):
             warnings.warn(f"amr: the penalty's gradient is not finite; {done}", stacklevel=2)
             return None
         return parameters, gradient
+
+    def _shares(self, model: FusionModel, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """This rank's shares (B, M), with their graph."""
+        options: dict[str, Any] = {"score": self.score, "create_graph": True}
+        if self.attribution == "shapley":
+            mean = _mean_encodings(batches)
+            return torch.cat([shapley_shares(model.head, batch, mean, **options) for batch in batches])
+        options["ig_steps"] = self.ig_steps
+        return torch.cat([attribution_shares(model.head, batch, **options) for batch in batches])
 
     def _step(self, parameters: list[nn.Parameter], gradient: Tensor, lr: float) -> None:
         """Steps down a flat gradient, and leaves the main optimizer's `.grad` as it was."""
@@ -308,6 +324,16 @@ def _mean_share(shares: Tensor) -> Tensor | None:
     rows = attributed_rows(shares)
     sums = all_reduce_sum(torch.cat([shares.detach().sum(0), rows.sum().unsqueeze(0).to(shares)])).cpu().double()
     return sums[:-1] / sums[-1] if sums[-1] > 0 else None
+
+
+def _mean_encodings(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each modality's mean (1, ...) over all ranks' clips."""
+    sums = {name: torch.cat([batch[name] for batch in batches]).float().sum(0) for name in batches[0]}
+    clips = sum(len(next(iter(batch.values()))) for batch in batches)
+    flat = torch.cat([part.flatten() for part in sums.values()])
+    total = all_reduce_sum(torch.cat([flat, flat.new_tensor([clips])]))
+    means = torch.split(total[:-1] / total[-1].clamp_min(1), [part.numel() for part in sums.values()])
+    return {name: mean.view(1, *part.shape) for (name, part), mean in zip(sums.items(), means, strict=True)}
 
 
 def _complete(step: Step) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def test_an_additive_head_with_a_known_split() -> None:
     assert values["emap_gap"] == 0  # an additive head is its own projection, but for a constant of 0 here
     shares = [abs(a) / (abs(a) + abs(b)) for a, b in zip(A, B, strict=True)]
     assert values["share/a"] == pytest.approx(sum(shares) / 8)
-    assert values["shapley_share/a"] == pytest.approx(sum(shares) / 8)
+    assert values["shapley_share/a"] == values["shapley_share_odds/a"] == pytest.approx(sum(shares) / 8)
     assert values["agreement_share_shapley/a"] == pytest.approx(1)
     assert values["agreement_class_share_shapley/a"] == pytest.approx(1)
     assert values["same_leader"] == 1
@@ -97,6 +97,25 @@ def test_a_constant_part_of_an_encoding_has_a_share_but_no_use() -> None:
     assert values["share_centred/b"] == values["shapley_share/b"] == values["drop_mean/b"] == 0
     assert values["share_centred/a"] == values["shapley_share/a"] == 1
     assert values["drop_zeros/b"] == 0.5
+
+
+def test_a_part_that_all_classes_get_counts_in_a_logit_and_not_in_the_log_odds() -> None:
+    """b shifts all three logits alike, which decides nothing."""
+
+    class Shifted(Planted):
+        def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
+            return torch.cat([encodings["a"], encodings["b"]], dim=1)
+
+        def classify(self, fused: Tensor) -> Tensor:
+            a, b = fused[:, :1], fused[:, 1:]
+            return b + torch.cat([a, -a, 0 * a - 1], dim=1)
+
+    model = FusionModel({name: Same() for name in "ab"}, Shifted(("a", "b"), lambda e: e["a"])).eval()
+    values = found(measure_encodings(model, clips([0, 0, 1, 1], a=[3.0, 1.0, -1.0, -3.0], b=[-6.0, 2.0, -2.0, 6.0])))
+    assert values["shapley_share_odds/a"] == pytest.approx(1)
+    assert values["shapley_share_odds/b"] == pytest.approx(0)
+    assert values["drop_mean/b"] == 0
+    assert values["shapley_share/a"] == pytest.approx(1 / 3)  # |a| and |b|, 3 : 6 and 1 : 2
 
 
 def test_a_head_that_ignores_a_modality() -> None:
