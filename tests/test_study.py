@@ -17,7 +17,10 @@ from amr.compare.difference import Difference
 from tests.conftest import REPOSITORY
 
 STUDY = REPOSITORY / "docs" / "study"
-GRIDS = {"tuning": "letters", "methods": "letters", "dial": "letters", "options": "letters", "crema-d": None}
+GRIDS = {
+    **dict.fromkeys(("tuning", "methods", "dial", "shapley", "options"), "letters"),
+    "crema-d": None,
+}
 
 
 def script(name: str) -> ModuleType:
@@ -50,7 +53,8 @@ def test_grids_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_grids_say_of_each_other() -> None:
     """Cells that two grids share are trained once: their entries must be the same."""
     files = {
-        name: yaml.safe_load((STUDY / f"{name}.yaml").read_text()) for name in ("methods", "tuning", "dial", "options")
+        name: yaml.safe_load((STUDY / f"{name}.yaml").read_text())
+        for name in ("methods", "tuning", "dial", "shapley", "options")
     }
     assert len({json.dumps(grid["base"]) for grid in files.values()}) == 1
     tried = files["tuning"]["methods"].values()
@@ -59,6 +63,10 @@ def test_what_the_grids_say_of_each_other() -> None:
     assert files["options"]["methods"]["amr"] == files["dial"]["methods"]["r0.5"] == amr
     assert amr in tried
     assert all(entry[: len(amr)] == amr for name, entry in files["dial"]["methods"].items() if name != "naive")
+    shapley = files["shapley"]["methods"]
+    for name, entry in shapley.items():
+        ratio = [] if name == "r0.5" else files["dial"]["methods"][name][-1:]
+        assert entry == shapley["r0.5"] + ratio
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
@@ -111,7 +119,7 @@ def test_report(report: ModuleType, results: Path, tmp_path: Path, capsys: pytes
     assert "old" not in text
     printed = capsys.readouterr().out
     assert "| Naive fusion w/ AMR | 80.3 ± 1.2 | 50.0 ± 0.0 |" in printed
-    assert "| naive-lr0.1 | 60.0, 60.0, 60.0 |" in printed
+    assert "| naive-lr0.1 | 60.0 ± 0.0 | – | 3 |" in printed
     assert "| accuracy | +2.0 [+2.0, +2.0] | +1.00 | 3 |" in printed  # of the dial: 0.2 a whole
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {"epochs.png", "severity-letters.png", "shapley.png", "dial-letters.png", "tuning.png"}
@@ -121,10 +129,12 @@ def test_report(report: ModuleType, results: Path, tmp_path: Path, capsys: pytes
 
 
 def test_report_of_the_runs_that_there_are(report: ModuleType) -> None:
-    """The page's tables are those of the parquet files beside it."""
+    """The pages' tables are those of the parquet files beside it."""
     parts = report.pieces(report.Results(STUDY / "results"))
-    page = (STUDY / "README.md").read_text()
-    assert report.fill(page, parts) == page
+    for page in (STUDY / name for name in report.PAGES):
+        text = page.read_text()
+        assert report.fill(text, parts) == text, page
+        assert "No runs." not in text, page
 
 
 # ------------------------------------------------------------------------------------------------------------ measures

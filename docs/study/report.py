@@ -1,7 +1,7 @@
 """Tables and plots of the study from docs/study/results/*.parquet: `python docs/study/report.py`.
 
-Tables go between the markers of docs/study/README.md, plots beside it. Differences are paired by seed, with 95 %
-t-intervals (`amr.compare.difference`).
+Tables go between the markers of docs/study/README.md and tables.md, plots beside them. Differences are paired by seed,
+with 95 % t-intervals (`amr.compare.difference`).
 """
 
 import argparse
@@ -24,6 +24,7 @@ from amr.compare.difference import Difference
 from amr.files import write_text
 
 FOLDER = Path(__file__).parent
+PAGES = ("README.md", "tables.md")
 MODALITIES = ("audio", "video")
 METHODS = ("naive", "modality_dropout", "umt", "ogm_ge", "mmpareto")
 TITLES = {
@@ -41,6 +42,7 @@ DATASETS = {
     "letters-5db": "GRID letters, audio at -5 dB",
     "letters-10db": "GRID letters, audio at -10 dB",
     "letters-plain": "GRID letters, clean, no augmentation",
+    "letters-hidden": "GRID letters, clean, hidden layer",
     "synthetic-audio_only": "Synthetic, audio only",
     "synthetic-video_only": "Synthetic, video only",
     "synthetic-redundant": "Synthetic, redundant",
@@ -66,6 +68,7 @@ MEASURES = (
     Measure("audio's share", "share", "audio"),
     Measure("audio's Shapley share", "shapley_share", "audio"),
     Measure("audio's Shapley share, zeros", "shapley_share_zeros", "audio"),
+    Measure("audio's Shapley share, log-odds", "shapley_share_odds", "audio"),
     Measure("audio's centred share", "share_centred", "audio"),
     Measure("accuracy without audio", "acc_missing_mean", "audio"),
     Measure("accuracy without video", "acc_missing_mean", "video"),
@@ -90,6 +93,9 @@ SHOWN = (
     "accuracy without video",
 )
 SHOWN += ("AUC, audio corrupted", "AUC, video corrupted", "AUC, both corrupted", "ECE")
+NOISE = {"letters": "none", "letters-0db": "0 dB", "letters-5db": "-5 dB", "letters-10db": "-10 dB"}
+DIALLED = (*SHOWN[:1], *SHOWN[2:4], "audio's Shapley share, log-odds", *SHOWN[4:])
+TURNED = {"dial": "audio's share", "shapley": "audio's Shapley share, log-odds"}  # what each grid's target is of
 Key = tuple[str, str, str]  # measure, modality, corruption
 
 
@@ -229,30 +235,30 @@ def naive_table(results: Results, dataset: str) -> str:
     return markdown(["minus naive fusion", *(m.title for m in measures)], body)
 
 
-def dial_table(results: Results, dataset: str) -> str:
+def dial_table(results: Results, dataset: str, grid: str) -> str:
     """What was asked for and what came of it."""
-    measures = [named(n) for n in (*SHOWN[:1], *SHOWN[2:])]
-    rows = results.rows(dataset, "dial")
+    measures = [named(n) for n in DIALLED]
+    rows = results.rows(dataset, grid)
     body = []
     for row in sorted(rows, key=lambda r: (r != "naive", r)):
         body.append(
             [
                 title(row),
-                *(spread(results.of(dataset, "dial", row, m).values()) for m in measures),
-                str(len(results.of(dataset, "dial", row, measures[0]))),
+                *(spread(results.of(dataset, grid, row, m).values()) for m in measures),
+                str(len(results.of(dataset, grid, row, measures[0]))),
             ]
         )
     return markdown(["target for audio", *(m.title for m in measures), "seeds"], body)
 
 
-def dial_slopes(results: Results, dataset: str) -> str:
+def dial_slopes(results: Results, dataset: str, grid: str) -> str:
     """How much a measure changes a tenth of the target: least squares for each seed, then over seeds."""
-    targets = {row: float(row[1:]) for row in results.rows(dataset, "dial") if row[0] == "r"}
+    targets = {row: float(row[1:]) for row in results.rows(dataset, grid) if row[0] == "r"}
     body = []
-    for name in (*SHOWN[:1], *SHOWN[2:]):
+    for name in DIALLED:
         found: dict[int, dict[float, float]] = defaultdict(dict)
         for row, target in targets.items():
-            for seed, value in results.of(dataset, "dial", row, named(name)).items():
+            for seed, value in results.of(dataset, grid, row, named(name)).items():
                 found[seed][target] = value
         slopes = [slope(points) / 10 for points in found.values() if len(points) == len(targets)]
         rho = [spearman(points) for points in found.values() if len(points) == len(targets)]
@@ -310,29 +316,26 @@ def tuning_table(results: Results, dataset: str) -> str:
     for row in results.rows(dataset, "tuning"):
         if row in MODALITIES:
             continue
-        cells = []
+        accuracies, shares = list[float](), list[float]()
         for seed, epochs in sorted(results.curves[dataset, "tuning", row, "val/acc"].items()):
             best = max(epochs, key=lambda epoch: (epochs[epoch], epoch))
             share = results.curves[dataset, "tuning", row, "val/dominance/audio"][seed].get(best)
-            cells.append(f"{100 * epochs[best]:.1f}" + ("" if share is None else f" ({100 * share:.0f})"))
-        body.append([row, ", ".join(cells)])
-    return markdown(["trial", "validation accuracy (audio's share)"], body)
+            accuracies.append(epochs[best])
+            shares += [] if share is None else [share]
+        body.append([row, spread(accuracies), spread(shares), str(len(accuracies))])
+    return markdown(["trial", "validation accuracy", "audio's share", "seeds"], body)
 
 
 def knob_table(results: Results) -> str:
     """Audio noise moves dominance."""
+    names = ("accuracy", "audio's share", "audio's Shapley share", "accuracy without audio", "accuracy without video")
     body = []
-    for dataset in ("letters", "letters-0db", "letters-5db", "letters-10db"):
-        for row in ("audio", "video", "naive", "naive+amr"):
-            own = [
-                results.of(dataset, "methods", row, named(name))
-                for name in ("accuracy", "audio's share", "AUC, audio corrupted", "AUC, video corrupted")
-            ]
-            if own[0]:
-                body.append([DATASETS[dataset], title(row), *(spread(o.values()) for o in own), str(len(own[0]))])
-    return markdown(
-        ["data", "", "accuracy", "audio's share", "AUC, audio corrupted", "AUC, video corrupted", "seeds"], body
-    )
+    for dataset, noise in NOISE.items():
+        for row in ordered(results.rows(dataset, "methods")):
+            if row in MODALITIES or row.partition("+")[0] == "naive":
+                own = [results.of(dataset, "methods", row, named(name)) for name in names]
+                body.append([noise, title(row), *(spread(o.values()) for o in own), str(len(own[0]))])
+    return markdown(["noise", "", *names, "seeds"], body)
 
 
 def time_table(results: Results) -> str:
@@ -430,7 +433,7 @@ def band(panel: Axes, points: Sequence[tuple[float, float, float]], label: str, 
 
 def plot_epochs(results: Results) -> Figure | None:
     """Audio's share over epochs, on the validation split."""
-    datasets = [d for d, g in results.grids() if g == "methods" and not d.startswith("letters-plain")]
+    datasets = [d for d, g in results.grids() if g == "methods"]
     if not datasets:
         return None
     columns = min(len(datasets), 4)
@@ -455,6 +458,27 @@ def plot_epochs(results: Results) -> Figure | None:
     for panel in panels[::columns]:
         panel.set_ylabel("audio's share, %")
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    return drawn
+
+
+def plot_knob(results: Results) -> Figure | None:
+    """What noise on the sound does to dominance, and to what is left without a modality."""
+    datasets = [dataset for dataset in NOISE if (dataset, "methods") in results.grids()]
+    if len(datasets) < 2:
+        return None
+    names = ("audio's share", "audio's Shapley share", "accuracy", "accuracy without audio", "accuracy without video")
+    drawn, panels = figure(13, 3.4, len(names), sharey=True)
+    for panel, name in zip(panels, names, strict=True):
+        for colour, row in zip(COLOURS, ("naive", *MODALITIES), strict=False):
+            for plus, style in (("", "-"), ("+amr", "--")):
+                found = [[*results.of(d, "methods", row + plus, named(name)).values()] for d in datasets]
+                points = [(x, *mean_sd(values)) for x, values in enumerate(found) if values]
+                band(panel, points, title(row + plus), colour, style)
+        panel.set(title=name, xlabel="noise on the sound")
+        panel.set_xticks(range(len(datasets)), [NOISE[dataset] for dataset in datasets])
+        panel.title.set_fontsize(9)
+    panels[0].set(ylabel="%", ylim=(0, 100))
+    drawn.legend(*panels[2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return drawn
 
 
@@ -492,7 +516,7 @@ def plot_shapley(results: Results) -> Figure | None:
     if not datasets:
         return None
     drawn, panels = figure(10.5, 4.6, 2)
-    markers = "osD^v<>PX"
+    markers = "osD^v<>PX*"
     for marker, dataset in zip(markers, datasets, strict=False):
         for plus, colour in (("", COLOURS[0]), ("+amr", COLOURS[1])):
             for panel, other in zip(
@@ -531,14 +555,14 @@ def plot_shapley(results: Results) -> Figure | None:
     return drawn
 
 
-def plot_dial(results: Results, dataset: str) -> Figure | None:
+def plot_dial(results: Results, dataset: str, grid: str) -> Figure | None:
     """What the target does, with the other methods where they are."""
-    targets = sorted((float(row[1:]), row) for row in results.rows(dataset, "dial") if row[0] == "r")
+    targets = sorted((float(row[1:]), row) for row in results.rows(dataset, grid) if row[0] == "r")
     if not targets:
         return None
     drawn, panels = figure(13, 4.1, 4)
-    share = named("audio's share")
-    asked = [(target, *mean_sd(results.of(dataset, "dial", row, share).values())) for target, row in targets]
+    share = named(TURNED[grid])
+    asked = [(target, *mean_sd(results.of(dataset, grid, row, share).values())) for target, row in targets]
     band(panels[0], [(100 * x, y, s) for x, y, s in asked], "achieved", COLOURS[0])
     panels[0].plot([10, 90], [10, 90], color="grey", linewidth=0.8, linestyle=":", label="as asked")
     panels[0].set(xlabel="target for audio, %", ylabel="audio's share, %", title="is it reached?")
@@ -550,7 +574,7 @@ def plot_dial(results: Results, dataset: str) -> Figure | None:
     ):
         for name, colour in zip(names, COLOURS, strict=False):
             line = [
-                (100 * target, *mean_sd(results.of(dataset, "dial", row, named(name)).values()))
+                (100 * target, *mean_sd(results.of(dataset, grid, row, named(name)).values()))
                 for target, row in targets
             ]
             band(panel, line, name, colour)
@@ -558,8 +582,8 @@ def plot_dial(results: Results, dataset: str) -> Figure | None:
                 where = results.of(dataset, "methods", method, share).values()
                 height = results.of(dataset, "methods", method, named(name)).values()
                 if not where and method == "naive":
-                    where = results.of(dataset, "dial", method, share).values()
-                    height = results.of(dataset, "dial", method, named(name)).values()
+                    where = results.of(dataset, grid, method, share).values()
+                    height = results.of(dataset, grid, method, named(name)).values()
                 if where and height:
                     label = title(method) if name == names[0] else None
                     panel.scatter(
@@ -595,13 +619,9 @@ def plot_tuning(results: Results, dataset: str) -> Figure | None:
     for x, row in enumerate(rows):
         name = row.partition("-")[0]
         best = [max(epochs.values()) for epochs in results.curves[dataset, "tuning", row, "val/acc"].values()]
-        panel.scatter(
-            [x] * len(best),
-            [100 * value for value in best],
-            color=COLOURS[names.index(name) % len(COLOURS)],
-            s=30,
-            zorder=3,
-        )
+        colour = COLOURS[names.index(name) % len(COLOURS)]
+        panel.scatter([x] * len(best), [100 * value for value in best], color=colour, s=22, alpha=0.6, zorder=3)
+        panel.hlines(100 * statistics.fmean(best), x - 0.3, x + 0.3, color=colour, linewidth=2)
     panel.set_xticks(range(len(rows)), rows, rotation=40, ha="right", fontsize=8)
     panel.set_ylabel("best validation accuracy, %")
     return drawn
@@ -618,8 +638,9 @@ def pieces(results: Results) -> dict[str, str]:
             parts[f"methods {dataset}"] = methods_table(results, dataset)
             parts[f"amr {dataset}"] = amr_table(results, dataset)
             parts[f"naive {dataset}"] = naive_table(results, dataset)
-        elif grid == "dial":
-            parts[f"dial {dataset}"] = f"{dial_table(results, dataset)}\n\n{dial_slopes(results, dataset)}"
+        elif grid in TURNED:
+            parts[f"{grid} {dataset}"] = dial_table(results, dataset, grid)
+            parts[f"{grid} slopes {dataset}"] = dial_slopes(results, dataset, grid)
     parts["knob"], parts["agreement"] = knob_table(results), agreement_table(results)
     parts["time"] = time_table(results)
     return parts
@@ -638,13 +659,15 @@ def plots(results: Results) -> dict[str, Callable[[], Figure | None]]:
     """By file name."""
     drawn: dict[str, Callable[[], Figure | None]] = {
         "epochs.png": lambda: plot_epochs(results),
+        "knob.png": lambda: plot_knob(results),
         "shapley.png": lambda: plot_shapley(results),
         "tuning.png": lambda: plot_tuning(results, "letters"),
     }
-    for dataset in ("letters", "letters-10db", "synthetic-redundant"):
+    for dataset in ("letters", "letters-10db", "letters-hidden", "synthetic-redundant", "synthetic-synergistic"):
         drawn[f"severity-{dataset}.png"] = lambda dataset=dataset: plot_severity(results, dataset)  # type: ignore[misc]
     for dataset in ("letters", "letters-plain", "letters-10db"):
-        drawn[f"dial-{dataset}.png"] = lambda dataset=dataset: plot_dial(results, dataset)  # type: ignore[misc]
+        for grid in TURNED:
+            drawn[f"{grid}-{dataset}.png"] = lambda d=dataset, g=grid: plot_dial(results, d, g)  # type: ignore[misc]
     return drawn
 
 
@@ -657,9 +680,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = Results(options.results)
     parts = pieces(results)
-    page = options.out / "README.md"
-    if page.is_file():
-        write_text(page, fill(page.read_text(encoding="utf-8"), parts))
+    for page in (options.out / name for name in PAGES):
+        if page.is_file():
+            write_text(page, fill(page.read_text(encoding="utf-8"), parts))
     if options.print:
         for name, text in parts.items():
             print(f"\n## {name}\n\n{text}")
