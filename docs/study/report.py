@@ -19,6 +19,7 @@ import matplotlib as mpl
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from amr.compare.difference import Difference
 from amr.files import write_text
@@ -423,8 +424,8 @@ def band(panel: Axes, points: Sequence[tuple[float, float, float]], label: str, 
         panel.plot(x, [100 * y for y in mean], style, color=colour, label=label, linewidth=1.6)
         panel.fill_between(
             x,
-            [100 * (y - s) for y, s in zip(mean, sd, strict=True)],
-            [100 * (y + s) for y, s in zip(mean, sd, strict=True)],
+            [100 * max(y - s, 0.0) for y, s in zip(mean, sd, strict=True)],  # all that is drawn lies in [0, 1]
+            [100 * min(y + s, 1.0) for y, s in zip(mean, sd, strict=True)],
             color=colour,
             alpha=0.13,
             linewidth=0,
@@ -560,12 +561,16 @@ def plot_dial(results: Results, dataset: str, grid: str) -> Figure | None:
     targets = sorted((float(row[1:]), row) for row in results.rows(dataset, grid) if row[0] == "r")
     if not targets:
         return None
-    drawn, panels = figure(13, 4.1, 4)
+    drawn, panels = figure(13, 4.3, 4)
     share = named(TURNED[grid])
-    asked = [(target, *mean_sd(results.of(dataset, grid, row, share).values())) for target, row in targets]
-    band(panels[0], [(100 * x, y, s) for x, y, s in asked], "achieved", COLOURS[0])
+
+    def over_targets(name: str) -> list[tuple[float, float, float]]:
+        measure = named(name)
+        return [(100 * x, *mean_sd(results.of(dataset, grid, row, measure).values())) for x, row in targets]
+
+    band(panels[0], over_targets(share.title), "achieved", COLOURS[0])
     panels[0].plot([10, 90], [10, 90], color="grey", linewidth=0.8, linestyle=":", label="as asked")
-    panels[0].set(xlabel="target for audio, %", ylabel="audio's share, %", title="is it reached?")
+    panels[0].set(xlabel="target for audio, %", ylabel=f"{share.title}, %", title="is it reached?")
     panels[0].legend(fontsize=8, frameon=False)
     for panel, names, text in (
         (panels[1], ("accuracy",), "what it costs"),
@@ -573,33 +578,24 @@ def plot_dial(results: Results, dataset: str, grid: str) -> Figure | None:
         (panels[3], ("accuracy without audio", "accuracy without video"), "one modality missing"),
     ):
         for name, colour in zip(names, COLOURS, strict=False):
-            line = [
-                (100 * target, *mean_sd(results.of(dataset, grid, row, named(name)).values()))
-                for target, row in targets
-            ]
-            band(panel, line, name, colour)
+            band(panel, over_targets(name), name, colour)
             for marker, method in zip("osD^v", METHODS, strict=True):
                 where = results.of(dataset, "methods", method, share).values()
                 height = results.of(dataset, "methods", method, named(name)).values()
-                if not where and method == "naive":
-                    where = results.of(dataset, grid, method, share).values()
-                    height = results.of(dataset, grid, method, named(name)).values()
                 if where and height:
-                    label = title(method) if name == names[0] else None
+                    at = (100 * statistics.fmean(where), 100 * statistics.fmean(height))
                     panel.scatter(
-                        100 * statistics.fmean(where),
-                        100 * statistics.fmean(height),
-                        marker=marker,
-                        s=42,
-                        facecolor="white",
-                        edgecolor=colour,
-                        linewidth=1.4,
-                        zorder=3,
-                        label=label,
+                        *at, marker=marker, s=42, facecolor="white", edgecolor=colour, linewidth=1.4, zorder=3
                     )
-        panel.set(xlabel="AMR's target; a method's share, %", ylabel="accuracy or area under it, %", title=text)
-        panel.legend(fontsize=7, frameon=False)
+        panel.set(xlabel="AMR's target; a method's own, %", ylabel="accuracy or area under it, %", title=text)
         panel.set_xticks(range(10, 100, 20))
+    methods = [
+        Line2D([], [], marker=marker, color="black", markerfacecolor="white", linestyle="", label=title(method))
+        for marker, method in zip("osD^v", METHODS, strict=True)
+        if results.of(dataset, "methods", method, share)
+    ]
+    lines = [line for panel in panels[2:] for line in panel.get_legend_handles_labels()[0]]
+    drawn.legend(handles=[*lines, *methods], loc="outside lower center", ncols=9, fontsize=8, frameon=False)
     return drawn
 
 
