@@ -19,7 +19,7 @@ from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
 
 Level = Literal["batch", "sample"]
-Attribution = Literal["gradient", "shapley"]
+Attribution = Literal["shapley"]
 OptimizerName = Literal["sgd", "adam", "main"]
 
 
@@ -72,8 +72,6 @@ class AMR(Regularizer):
         momentum: Momentum of sgd, in [0, 1).
         start_epoch: First epoch in which it acts.
         end_epoch: First epoch in which it acts no more; None for never.
-        attribution: `gradient`: gradient⊙input (the paper), or integrated gradients; `shapley`: exact Shapley values, a
-            modality outside the coalition having the batch's mean encoding: see `amr.attribution.shapley_shares`.
         score: What is attributed: see `amr.attribution.attribution_shares`.
         level: `batch`: the mean share is to have the ratio (the paper); `sample`: every clip's.
         follow_schedule: Whether the rate follows the main schedule.
@@ -83,6 +81,8 @@ class AMR(Regularizer):
             None for the ratio at once.
         ratio_start: Where it moves from, a positive number a modality; None for the shares of the first batch.
         ig_steps: Points of integrated gradients, in place of gradient⊙input: see `amr.attribution.attribution_shares`.
+        attribution: `shapley`: exact Shapley values, in place of either; a modality outside the coalition has the
+            batch's mean encoding: see `amr.attribution.shapley_shares`.
 
     Raises:
         UserError: If an argument is out of its range, or two exclude each other.
@@ -110,14 +110,13 @@ class AMR(Regularizer):
         ratio_epochs: int | None = None,
         ratio_start: dict[str, float] | None = None,
         ig_steps: int | None = None,
-        attribution: Attribution = "gradient",
+        attribution: Attribution | None = None,
     ) -> None:
         super().__init__()
         for key, value, allowed in (
             ("optimizer", optimizer, OptimizerName),
             ("score", score, Score),
             ("level", level, Level),
-            ("attribution", attribution, Attribution),
         ):
             if value not in get_args(allowed):
                 raise UserError(f"model.amr.{key}={value!r}: allowed are {', '.join(get_args(allowed))}")
@@ -127,7 +126,9 @@ class AMR(Regularizer):
                     raise UserError(f"model.amr.{key}.{modality}={share}: allowed are positive, finite numbers")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
-        if attribution == "shapley" and ig_steps is not None:
+        if attribution not in (None, *get_args(Attribution)):
+            raise UserError(f"model.amr.attribution={attribution!r}: allowed is shapley, or null")
+        if attribution is not None and ig_steps is not None:
             raise UserError("model.amr: attribution shapley and ig_steps exclude each other; set ig_steps to null")
         if ratio_start is not None and ratio_epochs is None:
             raise UserError("model.amr.ratio_start: it needs ratio_epochs, over which to leave it")
@@ -160,7 +161,7 @@ class AMR(Regularizer):
         self.follow_schedule = follow_schedule
         self.ratio_from, self.ratio_epochs, self.ratio_start = ratio_from, ratio_epochs, ratio_start
         self.ig_steps = ig_steps
-        self.attribution: Attribution = attribution
+        self.attribution = attribution
         self._accuracies: dict[str, float] | None = None  # by which ratio_from sets the ratio
         self._measured: Tensor | None = None  # shares (M,), in float64, from which the target moves
         self._reported: dict[str, float] = {}
