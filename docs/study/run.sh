@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study, one grid after the other; each goes on where it was interrupted.
-#   docs/study/run.sh               all of it but for CREMA-D: some two hours on one core
+#   docs/study/run.sh               all of it but for CREMA-D: some four hours on one core
 #   docs/study/run.sh dial          one part: tuning, methods, noise, ten, dial, shapley, synthetic, options, plain, synergistic, knob, hidden
 #   docs/study/run.sh crema-d PATH  the main grid on CREMA-D, in a folder with AudioWAV and VideoFlash; wants a GPU
 set -euo pipefail
