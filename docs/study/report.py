@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parent
 PAGES = ("README.md", "tables.md")
 MODALITIES = ("audio", "video")
 METHODS = ("naive", "modality_dropout", "umt", "ogm_ge", "mmpareto")
+MARKERS = dict(zip(METHODS, "osD^v", strict=True))
 TITLES = {
     "audio": "Audio alone",
     "video": "Video alone",
@@ -327,18 +328,6 @@ def tuning_table(results: Results, dataset: str) -> str:
     return markdown(["trial", "validation accuracy", "audio's share", "seeds"], body)
 
 
-def knob_table(results: Results) -> str:
-    """Audio noise moves dominance."""
-    names = ("accuracy", "audio's share", "audio's Shapley share", "accuracy without audio", "accuracy without video")
-    body = []
-    for dataset, noise in NOISE.items():
-        for row in ordered(results.rows(dataset, "methods")):
-            if row in MODALITIES or row.partition("+")[0] == "naive":
-                own = [results.of(dataset, "methods", row, named(name)) for name in names]
-                body.append([noise, title(row), *(spread(o.values()) for o in own), str(len(own[0]))])
-    return markdown(["noise", "", *names, "seeds"], body)
-
-
 def time_table(results: Results) -> str:
     """Seconds a run, start-up and test included; runs that several grids share count in each."""
     body = []
@@ -579,7 +568,7 @@ def plot_dial(results: Results, dataset: str, grid: str) -> Figure | None:
     ):
         for name, colour in zip(names, COLOURS, strict=False):
             band(panel, over_targets(name), name, colour)
-            for marker, method in zip("osD^v", METHODS, strict=True):
+            for method, marker in MARKERS.items():
                 where = results.of(dataset, "methods", method, share).values()
                 height = results.of(dataset, "methods", method, named(name)).values()
                 if where and height:
@@ -591,7 +580,7 @@ def plot_dial(results: Results, dataset: str, grid: str) -> Figure | None:
         panel.set_xticks(range(10, 100, 20))
     methods = [
         Line2D([], [], marker=marker, color="black", markerfacecolor="white", linestyle="", label=title(method))
-        for marker, method in zip("osD^v", METHODS, strict=True)
+        for method, marker in MARKERS.items()
         if results.of(dataset, "methods", method, share)
     ]
     lines = [line for panel in panels[2:] for line in panel.get_legend_handles_labels()[0]]
@@ -637,8 +626,7 @@ def pieces(results: Results) -> dict[str, str]:
         elif grid in TURNED:
             parts[f"{grid} {dataset}"] = dial_table(results, dataset, grid)
             parts[f"{grid} slopes {dataset}"] = dial_slopes(results, dataset, grid)
-    parts["knob"], parts["agreement"] = knob_table(results), agreement_table(results)
-    parts["time"] = time_table(results)
+    parts["agreement"], parts["time"] = agreement_table(results), time_table(results)
     return parts
 
 
