@@ -20,6 +20,13 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return total
 
 
+def mean_over_ranks(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (...) of all ranks' rows (N, ...), zeros where no rank has any, and how many there are."""
+    flat = rows.flatten(1)
+    total = all_reduce_sum(torch.cat([flat.sum(0), flat.new_tensor([len(flat)])]))
+    return (total[:-1] / total[-1].clamp_min(1)).view(rows.shape[1:]), total[-1]
+
+
 @functools.cache
 def close_at_exit() -> None:
     """Close the process group before the interpreter shuts down; to be called once a group may exist.

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio, shapley_shares
 from amr.checkpoints import unimodal_accuracy
-from amr.distributed import all_reduce_sum
+from amr.distributed import all_reduce_sum, mean_over_ranks
 from amr.errors import UserError
 from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
@@ -283,7 +283,8 @@ class AMR(Regularizer):
         """This rank's shares (B, M), with their graph."""
         options: dict[str, Any] = {"score": self.score, "create_graph": True}
         if self.attribution == "shapley":
-            mean = _mean_encodings(batches)
+            whole = {name: torch.cat([batch[name] for batch in batches]).float() for name in batches[0]}
+            mean = {name: mean_over_ranks(encoding)[0].unsqueeze(0) for name, encoding in whole.items()}
             return torch.cat([shapley_shares(model.head, batch, mean, **options) for batch in batches])
         options["ig_steps"] = self.ig_steps
         return torch.cat([attribution_shares(model.head, batch, **options) for batch in batches])
@@ -325,16 +326,6 @@ def _mean_share(shares: Tensor) -> Tensor | None:
     rows = attributed_rows(shares)
     sums = all_reduce_sum(torch.cat([shares.detach().sum(0), rows.sum().unsqueeze(0).to(shares)])).cpu().double()
     return sums[:-1] / sums[-1] if sums[-1] > 0 else None
-
-
-def _mean_encodings(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Each modality's mean (1, ...) over all ranks' clips."""
-    sums = {name: torch.cat([batch[name] for batch in batches]).float().sum(0) for name in batches[0]}
-    clips = sum(len(next(iter(batch.values()))) for batch in batches)
-    flat = torch.cat([part.flatten() for part in sums.values()])
-    total = all_reduce_sum(torch.cat([flat, flat.new_tensor([clips])]))
-    means = torch.split(total[:-1] / total[-1].clamp_min(1), [part.numel() for part in sums.values()])
-    return {name: mean.view(1, *part.shape) for (name, part), mean in zip(sums.items(), means, strict=True)}
 
 
 def _complete(step: Step) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from amr.distributed import all_reduce_sum
+from amr.distributed import mean_over_ranks
 from amr.errors import UserError
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer
@@ -91,8 +91,7 @@ class ModalityDropout(Regularizer):
 
     def _update_mean(self, name: str, encoding: Tensor) -> None:
         """Moves the running mean towards that of the global batch, of encodings (B, ..., D)."""
-        flat = encoding.float().flatten(0, -2)
-        total = all_reduce_sum(torch.cat([flat.sum(0), flat.new_tensor([len(flat)])]))
-        if total[-1] > 0:
-            mean, running = total[:-1] / total[-1], self.get_buffer(f"mean_{name}")
+        mean, count = mean_over_ranks(encoding.float().flatten(0, -2))
+        if count > 0:
+            running = self.get_buffer(f"mean_{name}")
             running.copy_(torch.where(running.isnan(), mean, torch.lerp(running, mean, self.momentum)))
