@@ -63,10 +63,7 @@ def attribution_shares(
     """
     if ig_steps is not None and ig_steps < 1:
         raise ValueError(f"ig_steps={ig_steps}: allowed are integers >= 1, or None")
-    if score not in get_args(Score):
-        raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
-    if not encodings:
-        raise ValueError("encodings: at least one modality is needed")
+    _check(score, encodings)
     device_type = next(iter(encodings.values())).device.type
     with (
         torch.inference_mode(False),
@@ -74,10 +71,7 @@ def attribution_shares(
         torch.autocast(device_type, enabled=False),
         evaluating(head),
     ):
-        leaves = {
-            name: encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32)).requires_grad_()
-            for name, encoding in encodings.items()
-        }
+        leaves = {name: _detached(encoding).requires_grad_() for name, encoding in encodings.items()}
         if ig_steps is None:
             products = _gradient_times_input(head, leaves, score, create_graph)
         else:
@@ -87,8 +81,7 @@ def attribution_shares(
         scale = torch.stack([p.detach().abs().amax(1) for p in products]).amax(0)
         scale = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
         norms = torch.stack([torch.linalg.vector_norm(p / scale, dim=1) for p in products], dim=1)
-        sums = norms.sum(1, keepdim=True)
-        shares = norms / torch.where(sums > 0, sums, 1.0)
+        shares = absolute_shares(norms)
     return shares if create_graph else shares.detach()
 
 
@@ -127,11 +120,8 @@ def shapley_shares(
     Raises:
         ValueError: If `score` is unknown, or there is no modality.
     """
-    if score not in get_args(Score):
-        raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
-    if not encodings:
-        raise ValueError("encodings: at least one modality is needed")
-    first, count = next(iter(encodings.values())), len(encodings)
+    _check(score, encodings)
+    first, coalitions = next(iter(encodings.values())), range(1 << len(encodings))
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(create_graph),
@@ -140,15 +130,12 @@ def shapley_shares(
     ):
         rows = {}
         for bit, (name, encoding) in enumerate(encodings.items()):
-            own = encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32))
+            own = _detached(encoding)
             other = baseline[name].detach().clone().to(own).expand_as(own)
-            rows[name] = torch.cat([own if kept >> bit & 1 else other for kept in range(1 << count)])
-        logits = head(rows)  # (2^M·B, C): coalitions, then clips
-        top = logits.detach()[-len(first) :].argmax(1, keepdim=True) if len(first) else first.new_zeros(0, 1).long()
-        values = _score(logits, top.repeat(1 << count, 1), score).view(1 << count, len(first))
-        sizes = torch.stack([coalition_index(values, [m], count).abs() for m in range(count)], dim=1)
-        sums = sizes.sum(1, keepdim=True)
-        return sizes / torch.where(sums > 0, sums, 1.0)
+            rows[name] = torch.cat([own if kept >> bit & 1 else other for kept in coalitions])
+        flat = head(rows)
+        logits = flat.view(len(coalitions), len(first), flat.shape[1])
+        return absolute_shares(shapley_values(class_score(logits, logits[-1].argmax(1), score)))
 
 
 def ratio_penalty(shares: Tensor, ratio: Tensor) -> Tensor:
@@ -186,15 +173,26 @@ def normalised_ratio(ratio: Tensor, modalities: int) -> Tensor:
     return ratio / ratio.sum()
 
 
-def coalition_index(scores: Tensor, members: list[int], count: int) -> Tensor:
+def absolute_shares(values: Tensor) -> Tensor:
+    """Each modality's part of the absolute values (N, M) of a clip: rows add up to 1, or to 0 where all are 0."""
+    sizes = values.abs()
+    sums = sizes.sum(1, keepdim=True)
+    return sizes / torch.where(sums > 0, sums, 1.0)
+
+
+def shapley_values(scores: Tensor) -> Tensor:
+    """Shapley value of each modality, (N, M), of the scores (2^M, N) of all coalitions (see `coalition_index`)."""
+    return torch.stack([coalition_index(scores, [m]) for m in range((len(scores) - 1).bit_length())], dim=1)
+
+
+def coalition_index(scores: Tensor, members: list[int]) -> Tensor:
     """Interaction index (N,) of a set T of modalities: Σ_S (M − s − t)! s! / (M − t + 1)! · Δ_T v(S).
 
     Args:
         scores: v, (2^M, N), bit m of the first index says whether modality m is kept.
         members: T; of a single modality it is the Shapley value.
-        count: M.
     """
-    whole = sum(1 << m for m in members)
+    count, whole = (len(scores) - 1).bit_length(), sum(1 << m for m in members)
     total = torch.zeros_like(scores[0])
     for outside in range(1 << count):
         if outside & whole:
@@ -205,6 +203,24 @@ def coalition_index(scores: Tensor, members: list[int], count: int) -> Tensor:
             joined = outside | sum(1 << m for k, m in enumerate(members) if inside >> k & 1)
             total += weight * (-1) ** (len(members) - inside.bit_count()) * scores[joined]
     return total
+
+
+def class_score(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
+    """Score (..., N) of each row's class: its logit or, for `probability`, its log-odds.
+
+    Args:
+        logits: Logits, (..., N, C).
+        classes: A class a row, (N,).
+        score: Which.
+    """
+    index = classes.expand(logits.shape[:-1]).unsqueeze(-1)
+    own = logits.gather(-1, index).squeeze(-1)
+    if score == "logit":
+        return own
+    if logits.shape[-1] == 1:  # the probability of the only class is constant
+        return own * 0
+    others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, index, True), -torch.inf)
+    return own - torch.logsumexp(others, dim=-1)
 
 
 @contextmanager
@@ -220,10 +236,22 @@ def evaluating(head: object) -> Iterator[None]:
             module.training = training
 
 
+def _check(score: Score, encodings: Mapping[str, Tensor]) -> None:
+    if score not in get_args(Score):
+        raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
+    if not encodings:
+        raise ValueError("encodings: at least one modality is needed")
+
+
+def _detached(encoding: Tensor) -> Tensor:
+    """A copy of its own, of at least single precision."""
+    return encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32))
+
+
 def _gradient_times_input(head: Head, leaves: Mapping[str, Tensor], score: Score, create_graph: bool) -> list[Tensor]:
     """∂f/∂e^m ⊙ e^m of each modality, (B, ..., D_m), up to a positive factor a row."""
     logits = head(dict(leaves))
-    gradients = _row_gradients(_score(logits, logits.argmax(1, keepdim=True), score), leaves, create_graph)
+    gradients = _row_gradients(class_score(logits, logits.argmax(1), score), leaves, create_graph)
     return [gradient * leaf for gradient, leaf in zip(gradients, leaves.values(), strict=True)]
 
 
@@ -236,7 +264,7 @@ def _integrated_gradients(
     so the largest a row is divided out, as a constant: shares do not depend on it, nor do their derivatives.
     """
     with torch.no_grad():
-        top = head(dict(leaves)).argmax(1, keepdim=True).repeat(steps, 1)  # (S·B, 1): points, then rows
+        top = head(dict(leaves)).argmax(1).repeat(steps)  # (S·B,): points, then rows
     points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(steps))  # on [-1, 1], summing to 2
     first = next(iter(leaves.values()))
     points, weights = ((points + 1) / 2).to(first), (weights / 2).to(first)
@@ -244,7 +272,7 @@ def _integrated_gradients(
         name: (points.view(-1, *[1] * leaf.ndim) * leaf.detach()).flatten(0, 1).requires_grad_()
         for name, leaf in leaves.items()
     }
-    values = _score(head(dict(line)), top, score)  # (S·B,)
+    values = class_score(head(dict(line)), top, score)  # (S·B,)
     gradients = _row_gradients(values, line, create_graph)
     if score == "probability":
         log_slope = (F.logsigmoid(values) + F.logsigmoid(-values)).view(steps, -1)  # log p(1-p)
@@ -266,14 +294,3 @@ def _row_gradients(values: Tensor, inputs: Mapping[str, Tensor], create_graph: b
     if not total.requires_grad:  # the head ignores its input
         return tuple(torch.zeros_like(x) for x in inputs.values())
     return torch.autograd.grad(total, list(inputs.values()), create_graph=create_graph, materialize_grads=True)
-
-
-def _score(logits: Tensor, top: Tensor, score: Score) -> Tensor:
-    """Score (B,) of each row's class `top` (B, 1): its logit or, for `probability`, its log-odds."""
-    best = logits.gather(1, top).squeeze(1)
-    if score == "logit":
-        return best
-    if logits.shape[1] == 1:  # the probability of the only class is constant
-        return best * 0
-    others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, True), -torch.inf)
-    return best - torch.logsumexp(others, dim=1)

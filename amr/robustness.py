@@ -25,7 +25,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from amr import __version__
 from amr.analyze.files import read_arrays, slug, write_arrays
-from amr.attribution import Score, attributed_rows, attribution_shares, coalition_index
+from amr.attribution import (
+    Score,
+    absolute_shares,
+    attributed_rows,
+    attribution_shares,
+    class_score,
+    shapley_values,
+)
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
@@ -288,8 +295,8 @@ def measure_encodings(
 
     shares = attribution(model, clean, score=score, ig_steps=ig_steps)
     attributed = attributed_rows(shares)
-    parts = {kind: use.absolute_shares(_shapley_of_predicted(found)) for kind, found in logits.items()}
-    odds = use.absolute_shares(_shapley_of_predicted(logits["mean"], odds=True))
+    parts = {kind: _shapley_of_predicted(found, "logit") for kind, found in logits.items()}
+    odds = _shapley_of_predicted(logits["mean"], "probability")
     centred = attribution(model, clean, means, score=score, ig_steps=ig_steps)
     drops = whole[:, None] - without["mean"].T
     valued = attributed & (parts["mean"].sum(1) > 0)
@@ -343,14 +350,9 @@ def attribution(
     return torch.cat(parts)
 
 
-def _shapley_of_predicted(logits: Tensor, odds: bool = False) -> Tensor:
-    """Shapley values (N, M) in the predicted class's logit or log-odds, from all coalitions' logits (2^M, N, C)."""
-    predicted, count = logits[-1].argmax(1), (len(logits) - 1).bit_length()
-    index = predicted.expand(len(logits), -1)[..., None]
-    score = logits.gather(2, index)[..., 0]
-    if odds:
-        score = score - logits.scatter(2, index, -torch.inf).logsumexp(2)
-    return torch.stack([coalition_index(score, [m], count) for m in range(count)], dim=1)
+def _shapley_of_predicted(logits: Tensor, score: Score) -> Tensor:
+    """Shapley shares (N, M) in the predicted class's score, from all coalitions' logits (2^M, N, C)."""
+    return absolute_shares(shapley_values(class_score(logits, logits[-1].argmax(1), score)))
 
 
 def _agreement(

@@ -1,6 +1,7 @@
 """Shares against captum, finite differences and closed forms; the penalty against its own formula."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,15 +104,8 @@ def test_shares_equal_finite_differences(score: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(("score", "ig_steps"), [("probability", None), ("probability", 5), ("logit", 5)])
-def test_the_penalty_gradient_equals_finite_differences(score: Any, ig_steps: int | None) -> None:
-    head, encodings = case(Gated, 3, False, torch.float64)
-    ratio = torch.tensor([1.0, 2.0, 3.0])
-
-    def penalty() -> Tensor:
-        shares = attribution_shares(head, encodings, score=score, create_graph=True, ig_steps=ig_steps)
-        return ratio_penalty(shares, ratio)
-
+def assert_finite_differences(head: Fusion, penalty: Callable[[], Tensor]) -> None:
+    """The gradient of a function of the head's parameters is that of its central differences."""
     parameters = list(head.parameters())
     gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
     checked = 0
@@ -127,6 +121,18 @@ def test_the_penalty_gradient_equals_finite_differences(score: Any, ig_steps: in
             assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient.view(-1)[i].item(), abs=1e-7)
             checked += 1
     assert checked > 10
+
+
+@pytest.mark.parametrize(("score", "ig_steps"), [("probability", None), ("probability", 5), ("logit", 5)])
+def test_the_penalty_gradient_equals_finite_differences(score: Any, ig_steps: int | None) -> None:
+    head, encodings = case(Gated, 3, False, torch.float64)
+    ratio = torch.tensor([1.0, 2.0, 3.0])
+
+    def penalty() -> Tensor:
+        shares = attribution_shares(head, encodings, score=score, create_graph=True, ig_steps=ig_steps)
+        return ratio_penalty(shares, ratio)
+
+    assert_finite_differences(head, penalty)
 
 
 def test_linear_head_in_closed_form() -> None:
@@ -317,16 +323,7 @@ def test_the_gradient_of_shapley_shares_equals_finite_differences(score: Any) ->
     def penalty() -> Tensor:
         return ratio_penalty(shapley_shares(head, encodings, mean_of(encodings), score=score, create_graph=True), ratio)
 
-    parameters = [p for p in head.parameters() if p.ndim == 2]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(penalty(), parameters), strict=True):
-        flat = parameter.data.view(-1)
-        for i in range(0, parameter.numel(), 7):
-            before, values = flat[i].item(), []
-            for sign in (1, -1):
-                flat[i] = before + sign * 1e-6
-                values.append(penalty().item())
-            flat[i] = before
-            assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient.view(-1)[i].item(), rel=1e-4, abs=1e-7)
+    assert_finite_differences(head, penalty)
 
 
 def test_what_decides_nothing_has_no_shapley_share() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amr.attribution import coalition_index
+from amr.attribution import coalition_index, shapley_values
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.multiviz.base import head_rows, undisturbed
@@ -41,8 +41,7 @@ def accuracy_shapley(correct: Correct) -> Tensor:
     The mean over clips of what a modality adds to the accuracy, averaged over the orders in which modalities come;
     the values add up to the accuracy with all of them minus that with none.
     """
-    count = (len(correct) - 1).bit_length()
-    return torch.stack([coalition_index(correct, [m], count) for m in range(count)], dim=1)
+    return shapley_values(correct)
 
 
 def cooperation(correct: Correct, first: int, second: int) -> Tensor:
@@ -51,7 +50,7 @@ def cooperation(correct: Correct, first: int, second: int) -> Tensor:
     The Shapley interaction index (Grabisch, Roubens 1999); for two modalities v(12) − v(1) − v(2) + v(∅), Hu, Li, Zhou
     2022's cooperation. Positive: synergy. Negative: either would do.
     """
-    return coalition_index(correct, [first, second], (len(correct) - 1).bit_length())
+    return coalition_index(correct, [first, second])
 
 
 def confused(correct: Correct) -> Tensor:
@@ -100,12 +99,6 @@ def shuffled(
             logits = torch.cat([*head_rows(model.head, encodings, picks, repeats * count, batch)])
             found.append(right(logits.reshape(repeats, count, -1), labels).mean(0))
     return torch.stack(found, dim=1)
-
-
-def absolute_shares(values: Tensor) -> Tensor:
-    """Each modality's part of the absolute values (N, M) of a clip: rows add up to 1, or to 0 where all are 0."""
-    size = values.abs()
-    return size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def calibration_bins(probabilities: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:

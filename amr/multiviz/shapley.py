@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from amr.attribution import coalition_index
+from amr.attribution import coalition_index, shapley_values
 from amr.model import FusionModel
 from amr.multiviz.base import Baseline, Target, Unit, baseline_values, fixed_target, head_rows, undisturbed
 
@@ -34,8 +34,7 @@ def modality_shapley(
     Raises:
         UserError: The target or the baseline does not exist.
     """
-    scores = _coalition_scores(model, encodings, baseline, target, batch)
-    return torch.stack([coalition_index(scores, [m], len(encodings)) for m in range(len(encodings))], dim=1)
+    return shapley_values(_coalition_scores(model, encodings, baseline, target, batch))
 
 
 def interaction_index(
@@ -56,9 +55,7 @@ def interaction_index(
         UserError: The target or the baseline does not exist.
     """
     scores, count = _coalition_scores(model, encodings, baseline, target, batch), len(encodings)
-    rows = [
-        torch.stack([coalition_index(scores, sorted({i, j}), count) for j in range(count)], dim=1) for i in range(count)
-    ]
+    rows = [torch.stack([coalition_index(scores, sorted({i, j})) for j in range(count)], dim=1) for i in range(count)]
     return torch.stack(rows, dim=1)
 
 
