@@ -1,8 +1,12 @@
 """Files that are there whole or not at all, whatever ends the process that writes them."""
 
+import errno
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,3 +78,39 @@ def write_text(path: Path, text: str) -> None:
 def run_folder(checkpoint: Path) -> Path:
     """The folder of the run in which a checkpoint lies, if it lies in one; the current folder may be within it."""
     return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent
+
+
+@contextmanager
+def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
+    """Keeps every other process out of a folder until the block ends or this process dies, however it dies.
+
+    The lock is POSIX's, on `.lock` in the folder, and says who holds it. A forked child does not inherit it: a loader's
+    worker that outlives a killed run by some seconds must not keep the folder.
+
+    Args:
+        folder: Made if absent.
+        instead: What a second process can do, the end of its message, such as "choose another --name".
+        wait: Wait for the other process to end instead of refusing.
+
+    Raises:
+        UserError: Another process holds the folder (it is named), or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; allowed: a folder that can be written") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"{folder}: cannot be locked ({error.strerror})") from error
+            file.seek(0)
+            holder = file.read(500).strip() or "another process"
+            raise UserError(f"{folder} is in use by {holder}; wait until it ends, or {instead}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        file.flush()
+        yield
+        file.truncate(0)

@@ -1,0 +1,54 @@
+"""Files and folders that several processes share."""
+
+import multiprocessing
+import os
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from amr.errors import UserError
+from amr.files import locked
+
+
+def _hold(folder: Path, held: Event, done: Event) -> None:
+    with locked(folder, "choose another --name"):
+        held.set()
+        done.wait(60)
+
+
+def _outlive(folder: Path, held: Event) -> None:
+    with locked(folder, "choose another --name"):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        held.set()
+        time.sleep(60)
+
+
+def test_a_second_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held, done))
+    process.start()
+    assert held.wait(60)
+    said = f"in use by process {process.pid} on .*or choose another --name"
+    with pytest.raises(UserError, match=said), locked(tmp_path, "choose another --name"):
+        pass
+    done.set()
+    process.join()
+    with locked(tmp_path, "choose another --name"):  # and is let in afterwards
+        pass
+
+
+def test_a_killed_process_frees_the_folder_although_its_child_lives(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=_outlive, args=(tmp_path, held))
+    process.start()
+    assert held.wait(60)
+    process.kill()
+    process.join()
+    with locked(tmp_path, "choose another --name"):
+        pass
