@@ -1,6 +1,7 @@
 """The command line. Heavy imports are inside the commands, so that `--help` answers at once."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ RUN_COMMANDS = {
     "test": "measure a checkpoint on the test split",
     "predict": "write a checkpoint's predictions and shares to a parquet file",
 }
+RESUMES = ("prepare", "analyze", "benchmark", "site", "demo")  # the same command continues from what is on the disk
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -24,16 +27,32 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 2 after a user's mistake, which is printed as one line; 128 plus its number after a signal that
-        training heeds (143 for SIGTERM, 138 for SIGUSR1).
+        training heeds (143 for SIGTERM, 138 for SIGUSR1); 130 after Ctrl-C in any command.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return _interrupted(arguments, alone=args is None)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits by it, with status 1
+            raise
+        return _interrupted(arguments, alone=args is None)
     except UserError as error:
         print(f"amr: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Stopped as stopped:  # which `amr.runs.run` has told
         return stopped.status
+
+
+def _interrupted(arguments: list[str], *, alone: bool) -> int:
+    """Says how to continue after Ctrl-C. A second Ctrl-C then ends a process that is `alone`, without a traceback."""
+    if alone:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = arguments[0] if arguments else "amr"
+    hint = "the same command resumes" if command in RESUMES else "nothing is half written; repeat the command"
+    print(f"\namr: {command} was interrupted; {hint}", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):

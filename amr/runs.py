@@ -416,7 +416,7 @@ def _finish_wandb() -> None:
 
 
 def _not_an_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage()
+    return not any(text in record.getMessage() for text in ("litlogger", "Detected KeyboardInterrupt"))
 
 
 def _slug(name: str) -> str:

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +79,10 @@ def run_tasks(
                             " are kept"
                         ) from error
                     running[pool.submit(function, *task)] = task
+    except (KeyboardInterrupt, GeneratorExit):  # at Ctrl-C nobody waits for a shard to be finished
+        if isinstance(pool, Processes):
+            pool.kill()
+        raise
     finally:
         for future in running:
             future.cancel()
@@ -109,6 +116,7 @@ class Processes(Executor):
 
     def __init__(self, workers: int) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], Task] | None] = queue.SimpleQueue()
+        self._leash, self._hold = multiprocessing.Pipe(duplex=False)  # a process ends when anything comes
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -135,15 +143,23 @@ class Processes(Executor):
         for thread in self._threads if wait else []:
             thread.join()
 
+    def kill(self) -> None:
+        """End the processes at once: their tasks' futures raise BrokenProcessPool."""
+        self._hold.send_bytes(b"end")
+
     def _serve(self) -> None:
         """One worker: a process that is started with its first task, and again after each death."""
+        multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of the processes: a terminal's Ctrl-C reaches all
         process: ProcessPoolExecutor | None = None
         while (item := self._tasks.get()) is not None:
             future, function, task = item
             if not future.set_running_or_notify_cancel():
                 continue
             # spawn: the calling process may hold CUDA and threads, which do not survive a fork.
-            process = process or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _exit_with_parent)
+            process = process or ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), _exit_with_parent, (self._leash,)
+            )
             try:
                 future.set_result(process.submit(function, *task).result())
             except BaseException as error:
@@ -155,14 +171,14 @@ class Processes(Executor):
             process.shutdown()
 
 
-def _exit_with_parent() -> None:
+def _exit_with_parent(leash: Connection) -> None:
     """Without this the workers of a killed process would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([parent.sentinel, leash])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,9 @@ def die(*_: Any) -> int:
 def square(x: int) -> int:
     """x squared; 3 kills."""
     return die() if x == 3 else x * x
+
+
+def sleep(seconds: float) -> None:
+    """Says that it has begun."""
+    print("asleep", flush=True)
+    time.sleep(seconds)
