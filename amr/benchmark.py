@@ -263,7 +263,7 @@ def resolver() -> Callable[[Sequence[str]], Mapping[str, Any]]:
                 cli[0].parse_arguments(cli[0].parser, ["fit", *arguments])
             else:
                 cli.append(ParserOnly(["fit", *arguments]))
-            text = cli[0]._parser("fit").dump(cli[0].config.fit, skip_none=False, format="json_compact")
+            text = cli[0]._parser("fit").dump(cli[0].config.fit, skip_unset=False, format="json_compact")
         config: Mapping[str, Any] = json.loads(text)
         return config
 

@@ -2,13 +2,17 @@
 
 import inspect
 import re
-from pydoc import locate
-from typing import Any, NoReturn, cast
+import sys
+from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
 from amr.errors import UserError
+
+# jsonargparse refuses, and does not only warn about, import paths of its own list, such as `subprocess`; and what looks
+# like a class in a value of any type stays a dict.
+set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 
 class OneLineParser(LightningArgumentParser):
@@ -35,9 +39,13 @@ class OneLineParser(LightningArgumentParser):
         text = _one_line(f"{where} {'; or '.join(reasons)}" if reasons else message)
         text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
         option = re.search(r"Option '(\w+)' is not accepted", text)
-        if option and (classes := re.findall(r"<class '([\w.]+)'>", message.partition("Errors:")[0])):
-            parameters = inspect.signature(cast(type, locate(classes[-1]))).parameters
-            allowed = [name for name in parameters if "args" not in name]
+        names = re.findall(r"<class '([\w.]+)\.(\w+)'>", message.partition("Errors:")[0])
+        # The message quotes values, too: nothing is imported for its sake.
+        classes = [
+            found for module, name in names if isinstance(found := getattr(sys.modules.get(module), name, 0), type)
+        ]
+        if option and classes:
+            allowed = [name for name in inspect.signature(classes[-1]).parameters if "args" not in name]
             hint = f"allowed are {', '.join(allowed)}" if allowed else "see --data.help CLASS"
             text = text.replace(option[0], f"unknown key '{option[1]}', {hint}")
         return text
@@ -48,9 +56,12 @@ class OneLineParser(LightningArgumentParser):
         return [action for parser in (self, *subparsers) for action in parser._actions]
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
-        """As the parent's, but what a class refuses is told as one line."""
+        """As the parent's `instantiate`, but what a class refuses is told as one line.
+
+        Lightning 2.6 calls it by this name, which jsonargparse 4.49 deprecates with a page of warnings.
+        """
         try:
-            return super().instantiate_classes(*args, **kwargs)
+            return self.instantiate(*args, **kwargs)
         except UserError:
             raise
         except ValueError as error:  # an optional argument's type is a union, whose own error wraps the members'

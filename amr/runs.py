@@ -193,7 +193,7 @@ class AmrCLI(LightningCLI):
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
-        config = self._parser(self.subcommand).dump(options, skip_none=False)
+        config = self._parser(self.subcommand).dump(options, skip_unset=False)
         self.model.config = yaml.safe_load(config)["model"]
         callbacks: list[Callback] = (
             [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
