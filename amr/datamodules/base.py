@@ -27,7 +27,7 @@ from amr.datamodules.corruptions import (
     OtherWaves,
 )
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
-from amr.datamodules.media import MODALITIES, STILL, Clip, DecodeOptions
+from amr.datamodules.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
 from amr.datamodules.store import ClipStore
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
@@ -185,14 +185,17 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         unknown = self._clip_store.first_missing(clip.id for clip in self.clips)
         if unknown is not None:
             raise UserError(f"{self.store}: clip {unknown!r} is not in the store; run prepare again")
-        ignored = STILL if self.still == "use" else None
+        ignored = (STILL, KEPT) if self.still == "use" else (KEPT,)
         absent = {
-            clip.id: {m: r for m, r in problems[clip.id].items() if m in self.modalities and r != ignored}
+            clip.id: {
+                m: r for m, r in problems[clip.id].items() if m in self.modalities and without_details(r) not in ignored
+            }
             for clip in self.clips
             if clip.id in problems
         }
         limit = 1 if self.missing == "skip" else len(self.modalities)
-        skipped = {id for id, reasons in absent.items() if len(reasons) >= limit or STILL in reasons.values()}
+        still = {id for id, reasons in absent.items() if STILL in map(without_details, reasons.values())}
+        skipped = still | {id for id, reasons in absent.items() if len(reasons) >= limit}
         self._skipped = count_reasons(absent[c.id] for c in self.clips if c.id in skipped)
         why = describe_reasons(self._skipped)
         if skipped and (self.trainer is None or self.trainer.is_global_zero):
@@ -321,7 +324,9 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
     def _other_waves(self) -> OtherWaves:
         """Sounds of up to 256 training clips."""
         problems = self._clip_store.problems
-        ids = [c.id for c in (self._usable or {})["train"] if "audio" not in problems.get(c.id, {})]
+        ids = [
+            c.id for c in (self._usable or {})["train"] if problems.get(c.id, {}).get("audio", KEPT).startswith(KEPT)
+        ]
         return OtherWaves(self._clip_store, stable_order(ids, 0)[:256])
 
     def train_dataloader(self) -> ClipLoader:

@@ -27,7 +27,13 @@ _PREROLL = 1.0  # s decoded before the window after a seek, for codecs whose fra
 _NEAR = 2  # frames from a wanted time within which every frame is decoded
 _SILENCE = 3  # of 32,768: about -80 dB, above the dither of a recording of nothing
 _STILLNESS = 4  # of 255, in a 16 x 16 thumbnail: re-encoded pictures reach it, faces that talk exceed 14
-STILL = "still frames"  # the one reason that does not make a modality unusable
+STILL = "still frames"  # this reason and the next do not make a modality unusable
+KEPT = "damaged, kept"
+
+
+def without_details(reason: str) -> str:
+    """A reason without its details: the same text for all clips with that problem."""
+    return reason.split(":")[0]
 
 
 @dataclass(frozen=True, slots=True)  # slots: there may be hundreds of thousands
@@ -93,12 +99,14 @@ class Decoded:
         frames: JPEG files in order of time.
         problems: Reason by modality; the part before a colon is the same for all clips with that problem.
         still: Whether all of several frames show the same picture, give or take what encoding does.
+        notes: By modality: what was lost of data that is kept all the same. Each begins with `KEPT`.
     """
 
     waveform: NDArray[np.int16] | None = None
     frames: list[bytes] | None = None
     problems: dict[str, str] = field(default_factory=dict)
     still: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 class _SkippedError(Exception):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules.media import MODALITIES, Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.media import MODALITIES, Clip, Decoded, DecodeOptions, decode, without_details
 from amr.datamodules.store import is_sound, read_key, read_problems, read_rows, shard_key, shard_path, write_shard
 from amr.datamodules.summary import write_summary
 from amr.datamodules.work import Progress, Task, check_not_in_worker, run_tasks
@@ -67,7 +67,7 @@ class PrepareReport:
 
 def count_reasons(problems: Iterable[Mapping[str, str]]) -> Counter[tuple[str, str]]:
     """Number of clips by (modality, reason without details)."""
-    return Counter((m, reason.split(":")[0]) for clip in problems for m, reason in clip.items())
+    return Counter((m, without_details(reason)) for clip in problems for m, reason in clip.items())
 
 
 def describe_reasons(reasons: Counter[tuple[str, str]]) -> str:

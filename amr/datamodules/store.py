@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from amr.datamodules.media import STILL, Clip, Decoded, DecodeOptions
+from amr.datamodules.media import KEPT, STILL, Clip, Decoded, DecodeOptions, without_details
 from amr.errors import UserError
 from amr.files import atomically
 
-FORMAT = 2  # part of every key: a change of layout or of decoding makes all shards stale
+FORMAT = 3  # part of every key: a change of layout or of decoding makes all shards stale
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # ascending, within a shard and from one to the next
         ("waveform", pa.large_binary()),  # int16 mono
         ("frames", pa.list_(pa.large_binary())),  # JPEG files
-        ("problem", pa.string()),  # JSON {modality: reason}; null: none; a modality with STILL has its data
+        ("problem", pa.string()),  # JSON {modality: reason}; null: none; with STILL or KEPT the data is there
     ]
 )
 _NO_DIGEST = b"0" * 64
@@ -48,7 +48,7 @@ def write_shard(path: Path, key: str, clips: Sequence[tuple[str, Decoded]]) -> N
 
     The file carries the SHA-256 of itself, taken with zeros in the place of the digest; see `is_sound`.
     """
-    problems = [{**d.problems, **({"video": STILL} if d.still else {})} for _, d in clips]
+    problems = [_reasons(d) for _, d in clips]
     columns = [
         [id for id, _ in clips],
         [None if d.waveform is None else d.waveform.tobytes() for _, d in clips],
@@ -65,6 +65,24 @@ def write_shard(path: Path, key: str, clips: Sequence[tuple[str, Decoded]]) -> N
         content[place : place + len(digest)] = digest
     with atomically(path) as file:
         file.write(content)
+
+
+def _reasons(decoded: Decoded) -> dict[str, str]:
+    """All that is said of a clip, by modality."""
+    reasons = {**decoded.notes, **decoded.problems}
+    if decoded.still:
+        reasons["video"] = f"{STILL}: {reasons['video']}" if "video" in reasons else STILL
+    return reasons
+
+
+def _decoded(reasons: dict[str, str]) -> tuple[dict[str, str], bool, dict[str, str]]:
+    """The problems, whether the frames are still, and the notes that `_reasons` was made from."""
+    problems = dict(reasons)
+    if still := without_details(problems.get("video", "")) == STILL:
+        note = problems.pop("video").partition(": ")[2]
+        problems.update({"video": note} if note else {})
+    notes = {modality: text for modality, text in problems.items() if text.startswith(KEPT)}
+    return {modality: text for modality, text in problems.items() if modality not in notes}, still, notes
 
 
 def _digest_places(content: bytes | bytearray, digest: bytes) -> tuple[int, int]:
@@ -104,11 +122,9 @@ def read_problems(path: Path) -> dict[str, dict[str, str]]:
 def read_rows(path: Path) -> Iterator[tuple[str, Decoded]]:
     """The (id, decoded clip) rows that a shard was written from."""
     for row in _map_shard(path).to_pylist():
-        problems = json.loads(row["problem"]) if row["problem"] else {}
-        if still := problems.get("video") == STILL:
-            del problems["video"]
+        problems, still, notes = _decoded(json.loads(row["problem"]) if row["problem"] else {})
         waveform = None if row["waveform"] is None else np.frombuffer(row["waveform"], dtype=np.int16)
-        yield row["id"], Decoded(waveform, row["frames"], problems, still)
+        yield row["id"], Decoded(waveform, row["frames"], problems, still, notes)
 
 
 def _map_shard(path: Path) -> Any:

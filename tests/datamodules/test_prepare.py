@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from amr.datamodules import Clips
-from amr.datamodules.media import Clip, DecodeOptions, decode
-from amr.datamodules.prepare import PrepareReport, prepare
-from amr.datamodules.store import ClipStore
+from amr.datamodules.media import KEPT, Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.prepare import PrepareReport, count_reasons, prepare
+from amr.datamodules.store import ClipStore, read_rows, write_shard
 from amr.datamodules.work import run_tasks
 from amr.errors import UserError
 
@@ -48,6 +48,26 @@ def test_store_returns_what_was_decoded(clip_folder: Path, tmp_path: Path) -> No
         decoded, data = decode(clip, clip_folder, OPTIONS), store.get(clip.id)
         np.testing.assert_array_equal(data["audio"], decoded.waveform)
         assert [bytes(frame) for frame in data["video"]] == decoded.frames
+
+
+def test_what_was_lost_of_a_kept_clip_is_stored(tmp_path: Path) -> None:
+    wave, note = np.ones(4, np.int16), f"{KEPT}: 0.04 of 4.00 s lost"
+    clips = [
+        ("a", Decoded(wave, [b"x"], notes={"audio": note})),
+        ("b", Decoded(wave, [b"x"], still=True, notes={"video": note})),
+        ("c", Decoded(wave, None, {"video": "no frames"}, notes={"audio": note})),
+        ("d", Decoded(wave, [b"x"])),
+    ]
+    write_shard(tmp_path / "shard-00000.arrow", "key", clips)
+    for (_, before), (_, after) in zip(clips, read_rows(tmp_path / "shard-00000.arrow"), strict=True):
+        assert (before.problems, before.still, before.notes) == (after.problems, after.still, after.notes)
+    problems = ClipStore(tmp_path).problems
+    assert problems["b"] == {"video": f"still frames: {note}"}
+    assert count_reasons(problems.values()) == {
+        ("audio", KEPT): 2,
+        ("video", "still frames"): 1,
+        ("video", "no frames"): 1,
+    }
 
 
 def test_rerun_decodes_nothing(clip_folder: Path, tmp_path: Path) -> None:
