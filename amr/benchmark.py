@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -34,7 +34,7 @@ from typing import Any
 
 from amr.compare import read_run, table_text, write_report, write_results
 from amr.errors import UserError
-from amr.files import write_text
+from amr.files import locked, write_text
 
 KEYS = ("base", "unimodal", "methods", "amr", "teachers")
 WITH_AMR = "+amr"
@@ -696,10 +696,8 @@ def run_cell(task: Mapping[str, Any]) -> int:
     follower = int(os.environ.get("LOCAL_RANK", "0")) > 0  # DDP starts the command again for each further rank
     _end_with_parent()
     folder = Path(task["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        if not follower:  # a killed grid's processes are about to end
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    # A killed grid's processes are about to end. Further ranks work in the first one's folder.
+    with nullcontext() if follower else locked(folder, "choose another --out", wait=True):
         resumed = (folder / "checkpoints" / "last.ckpt").is_file()
         status = main(task["fit"])
         gc.collect()  # what training held, before testing takes its own

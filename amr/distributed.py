@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,20 @@ def close_at_exit() -> None:
 def _close() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of rank 0, by what launchers set: known before any process group, or a Trainer, is.
+
+    torchrun sets RANK; Lightning's launcher LOCAL_RANK, in each rank but a node's first, and NODE_RANK; srun sets
+    SLURM_PROCID.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    rank = next(
+        (os.environ[key] for key in ("LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK") if key in os.environ), 0
+    )
+    return int(rank) == 0 and int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
 
 
 def rank_and_world() -> tuple[int, int]:

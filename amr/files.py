@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from amr.errors import UserError
 
@@ -80,12 +80,17 @@ def run_folder(checkpoint: Path) -> Path:
     return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.resolve()).parent.parent
 
 
+_HELD: set[tuple[int, str]] = set()
+"""Process and folder of each lock: a forked child inherits the set, but no lock."""
+
+
 @contextmanager
 def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
     """Keeps every other process out of a folder until the block ends or this process dies, however it dies.
 
     The lock is POSIX's, on `.lock` in the folder, and says who holds it. A forked child does not inherit it: a loader's
-    worker that outlives a killed run by some seconds must not keep the folder.
+    worker that outlives a killed run by some seconds must not keep the folder. A process that holds the folder already
+    is let in again. A folder that holds no file but the lock is removed at the end.
 
     Args:
         folder: Made if absent.
@@ -95,22 +100,52 @@ def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: Another process holds the folder (it is named), or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}; allowed: a folder that can be written") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"{folder}: cannot be locked ({error.strerror})") from error
-            file.seek(0)
-            holder = file.read(500).strip() or "another process"
-            raise UserError(f"{folder} is in use by {holder}; wait until it ends, or {instead}") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        file.flush()
+    place = os.getpid(), str(folder.resolve())
+    if place in _HELD:  # closing a second file on it would free the first one's lock
         yield
-        file.truncate(0)
+        return
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror or error}; allowed: a folder that can be written") from error
+        with file:
+            _take(file, folder, instead, wait)
+            if os.fstat(file.fileno()).st_nlink == 0:  # its holder has removed it meanwhile
+                continue
+            holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+            with suppress(OSError):  # on a full disk, the lock holds without it
+                file.truncate(0)
+                os.write(file.fileno(), holder.encode())
+            _HELD.add(place)
+            try:
+                yield
+            finally:
+                _HELD.discard(place)
+                with suppress(OSError):  # a full disk, or a folder that is gone
+                    file.truncate(0)
+                    _remove_if_empty(folder)
+            return
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder that holds no file but the lock."""
+    lock = folder / ".lock"
+    if any(path != lock and not path.is_dir() for path in folder.rglob("*")):
+        return
+    lock.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is inside comes first
+        path.rmdir()
+    folder.rmdir()
+
+
+def _take(file: TextIO, folder: Path, instead: str, wait: bool) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: cannot be locked ({error.strerror})") from error
+        file.seek(0)
+        holder = file.read(500).strip() or "another process"
+        raise UserError(f"{folder} is in use by {holder}; wait until it ends, or {instead}") from error

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.datamodules.work import dask_cluster
+from amr.distributed import is_first_process
 from amr.errors import Stopped, UserError
-from amr.files import run_folder, write_text
+from amr.files import locked, run_folder, write_text
 from amr.parser import OneLineParser
 
 NOISE = (  # warnings that no user can act on
@@ -70,12 +72,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     arguments = _with_config_of_checkpoint(list(arguments))
-    with warnings.catch_warnings():
+    with ExitStack() as held, warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
-            AmrCLI(arguments)
+            AmrCLI(arguments, held)
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
         except _wandb_error() as error:  # no API key, no such entity, no connection
@@ -123,9 +125,11 @@ class AmrCLI(LightningCLI):
 
     Args:
         args: The subcommand and its arguments.
+        held: Keeps the lock of a run's folder until it is closed; None for no lock.
     """
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: ArgsType = None, held: ExitStack | None = None) -> None:
+        self._held = held
         self._asked = args[0] if isinstance(args, list) and args else None
         super().__init__(
             FusionClassifier,
@@ -270,6 +274,9 @@ class AmrCLI(LightningCLI):
         if Path(options.runs_dir).is_file():
             raise UserError(f"--runs_dir: {options.runs_dir} is a file; a folder is needed")
         folder: Path = Path(options.runs_dir) / name
+        if self.subcommand == "fit" and self._held and is_first_process() and not options.trainer.fast_dev_run:
+            # Before the folder is looked at, so that of two starts of a name only one finds it free.
+            self._held.enter_context(locked(folder, "choose another --name"))
         goes_on = path == "last" or (path and Path(path).resolve().is_relative_to(folder.resolve()))
         if self.subcommand == "fit" and not goes_on and (folder / "run.json").exists():
             raise UserError(

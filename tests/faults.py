@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def environment(**more: str) -> dict[str, str]:
     """For a process that finds this folder, and not the W&B service that an earlier test has started in this one."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     return {**own, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[int]:
+    """Another process, whose id this gives, holds a folder's lock."""
+    code = (
+        "import sys; from pathlib import Path; from amr.files import locked\nwith locked(Path(sys.argv[1]), 'wait'): "
+    )
+    command = [sys.executable, "-c", f"{code}print('held', flush=True); sys.stdin.read()", str(folder)]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
 
 
 def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path, **more: str) -> Any:

@@ -378,11 +378,11 @@ def test_a_grid_that_was_killed_ends_as_an_uninterrupted_one(command: list[str],
     naive = checkpoints("naive")
     assert naive.keys() == {"best.ckpt", "last.ckpt"}
     (killed,) = out.glob("runs/naive+amr-*")
-    with (killed / ".lock").open() as lock:  # the child follows its parent
+    with (killed / ".lock").open("a") as lock:  # the child follows its parent
 
         def is_free() -> bool:
             with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             return False
 

@@ -52,3 +52,15 @@ def test_a_killed_process_frees_the_folder_although_its_child_lives(tmp_path: Pa
     process.join()
     with locked(tmp_path, "choose another --name"):
         pass
+
+
+def test_a_process_is_let_in_again_and_an_empty_folder_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with locked(folder, "choose another --name"):
+        with locked(folder, "choose another --name"):
+            assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert (folder / ".lock").read_text() != ""  # still held
+    assert not folder.exists()
+    with locked(folder, "choose another --name"):
+        (folder / "file").touch()
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "file"]

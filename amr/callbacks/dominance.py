@@ -145,7 +145,7 @@ class Dominance(pl.Callback):
 
     def _write_table(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, FusionClassifier)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.head.num_classes)]  # type: ignore[attr-defined]
         columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]
