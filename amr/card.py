@@ -5,7 +5,6 @@ nothing else: what was not measured is listed as that.
 """
 
 import html
-import json
 import platform
 import re
 import shlex
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amr import __version__
-from amr.compare.runs import Run, Source, printable, read_folder
+from amr.compare.runs import Run, Source, read_folder
 from amr.files import write_text
+from amr.readers import printable, read_object, reading
 
 if TYPE_CHECKING:
     from amr.robustness import Row
@@ -51,7 +51,13 @@ def write_card(folder: Path) -> None:
         UserError: One of the files cannot be read, or the card cannot be written.
     """
     run = read_folder(folder)
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    facts = read_object(folder / "run.json")
+    with reading(folder / "run.json", "facts as amr fit writes them"):
+        text = _text(folder, run, facts)
+    write_text(folder / NAME, text)
+
+
+def _text(folder: Path, run: Run, facts: Mapping[str, Any]) -> str:
     # One that is older than the last training is of other weights, and so are test metrics, which are dropped then.
     robustness = _read_robustness(folder / "robustness.parquet") if "test/acc" in run.test else []
     sections = {
@@ -67,7 +73,7 @@ def write_card(folder: Path) -> None:
         "Caveats and recommendations": _caveats(run, facts, robustness),
     }
     text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
-    write_text(folder / NAME, f"# Model card: {_escape(run.title)} on {_escape(run.dataset)}\n\n{text}\n")
+    return f"# Model card: {_escape(run.title)} on {_escape(run.dataset)}\n\n{text}\n"
 
 
 def _details(run: Run, facts: Mapping[str, Any]) -> str:

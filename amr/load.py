@@ -11,6 +11,7 @@ from amr.errors import UserError
 from amr.files import run_folder
 from amr.model import FusionModel
 from amr.parser import OneLineParser
+from amr.readers import read_yaml
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
@@ -58,8 +59,6 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
     Raises:
         UserError: The file is not there, cannot be read, or has no such section.
     """
-    from amr.compare.runs import read_yaml  # its package draws plots, and matplotlib takes a second to import
-
     path = config or run_folder(checkpoint) / "config.yaml"
     if not path.is_file():
         hint = "" if config else "; the checkpoint does not lie in a run's folder, so name its data with --data"

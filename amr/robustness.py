@@ -47,6 +47,7 @@ from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
 from amr.multiviz.shapley import coalition_outputs
+from amr.readers import read_table, reading
 
 Split = Literal["train", "val", "test"]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -797,7 +798,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: It is not such a file.
     """
-    try:
-        return [Row(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a table of robustness ({str(error).splitlines()[0]})") from error
+    allowed = "a table of robustness, as amr test writes it"
+    with reading(path, allowed):
+        table = pa.Table.from_pylist(read_table(path, allowed, SCHEMA.names, SCHEMA.names), SCHEMA)
+        return [Row(**row) for row in table.to_pylist()]

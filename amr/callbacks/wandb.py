@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -89,6 +89,8 @@ class WandbSetup(pl.Callback):
                 run.define_metric(f"{split}/*", step_metric="epoch")
             for metric, summary in (("val/acc", "max"), ("val/mAP", "max"), ("val/loss", "min")):
                 run.define_metric(metric, step_metric="epoch", summary=summary)
-            run.config.update({**self.config, **self.facts}, allow_val_change=True)
+            start = next((one.version for one in trainer.loggers if isinstance(one, CSVLogger)), None)
+            facts = self.facts if start is None else {**self.facts, "start": start}  # clocks may be set back
+            run.config.update({**self.config, **facts}, allow_val_change=True)
             if self.file is not None and self.file.is_file():
                 run.save(str(self.file), base_path=str(self.file.parent), policy="now")

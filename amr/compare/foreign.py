@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amr.compare.runs import ALL, BLANK, SPLITS, Run, flat_settings, merge, printable, read_metrics, read_yaml
+from amr.compare.runs import ALL, BLANK, SPLITS, Run, flat_settings, merge, read_metrics
 from amr.compare.wandb_records import Record, number, read_record
+from amr.readers import printable, read_yaml
 
-FACTS = ("method", "title", "dataset", "seed", "fusion", "modalities", "labels", "num_classes", "wandb_id", "_wandb")
+FACTS = (  # "start" is its number among the starts of the run
+    *("method", "title", "dataset", "seed", "fusion", "modalities", "labels", "num_classes", "wandb_id", "start"),
+    "_wandb",
+)
 
 
 def wandb_file(folder: Path) -> Path | None:
@@ -41,7 +45,7 @@ def read_wandb(folder: Path) -> Run:
         UserError: A record file is damaged; the message names it.
     """
     folders = starts(folder)
-    records = [read_record(file) for path in folders if (file := wandb_file(path))]
+    records = in_order([read_record(file) for path in folders if (file := wandb_file(path))])
     config = {key: value for record in records for key, value in record.config.items()}
     final = next((record for record in reversed(records) if record.run_id), records[-1])
     epochs, test = merge(_epochs(record) for record in records)
@@ -70,6 +74,33 @@ def read_wandb(folder: Path) -> Run:
         title=_text(config.get("title")),
         notes=tuple(notes),
     )
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """The starts of one run in the order in which they resumed each other.
+
+    amr numbers its starts. Other runs' are taken in the order given, that of their folders' times, as far as that can
+    be: a clock may have been set back, and a start that begins at epoch k has resumed one that had reached epoch k - 1.
+    """
+    numbers = [record.config.get("start") for record in records]
+    if all(map(_is_int, numbers)) and len(set(numbers)) == len(records):
+        return sorted(records, key=lambda record: int(record.config["start"]))
+    left = [(record, _epochs(record)) for record in records]
+    found, reached = [], -1
+
+    def trained(epochs: Mapping[int, Mapping[str, float]]) -> bool:
+        return any(column.startswith("train/") for values in epochs.values() for column in values)
+
+    def ready(epochs: Mapping[int, Mapping[str, float]]) -> bool:
+        return not epochs or min(epochs) <= reached + trained(epochs)
+
+    while left:
+        first = min(left, key=lambda pair: (not trained(pair[1]), min(pair[1], default=0)))
+        record, epochs = pair = next((pair for pair in left if ready(pair[1])), first)
+        left.remove(pair)
+        found.append(record)
+        reached = max(epochs) if trained(epochs) else reached
+    return found
 
 
 def read_csv(path: Path) -> Run:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from amr.compare.figures import Plot, image, is_crowded, plot_curves
 from amr.compare.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
-from amr.compare.runs import BLANK, Run, printable
+from amr.compare.runs import BLANK, Run
 from amr.compare.table import (
     AMR_CAPTION,
     DIFFERENCES,
@@ -34,6 +34,7 @@ from amr.compare.table import (
 )
 from amr.errors import UserError
 from amr.files import write_text
+from amr.readers import printable
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 CSS = """

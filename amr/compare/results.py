@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from amr.compare.page import check_target
-from amr.compare.runs import BLANK, Run, bad, check_facts, one_nan, printable
+from amr.compare.runs import BLANK, Run, check_facts, one_nan
 from amr.compare.table import choose_source
 from amr.files import write_bytes
+from amr.readers import bad, parse_json, printable, read_table, reading
 
 NESTED = {"curves": (2, float), "test": (1, float), "per_class": (3, float), "settings": (1, str)}  # depth, leaves
 NEEDED = ("dataset", "fusion", "method", "title", "seed", "modalities", "labels", "run", *NESTED)
@@ -74,22 +75,11 @@ def read_results(path: str | Path) -> list[Run]:
     Raises:
         UserError: The file cannot be read or was not written by `write_results`; the message names it.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            file = pq.ParquetFile(stream)
-            present = file.schema_arrow.names
-            absent = [name for name in NEEDED if name not in present]
-            rows = [] if absent else file.read([n for n in (*NEEDED, *OPTIONAL) if n in present]).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        what = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise bad(path, f"cannot be read ({what}); allowed: a parquet file as amr writes it") from None
-    if absent:
-        raise bad(path, f"no column {absent[0]!r}; allowed: a results.parquet of amr, with {', '.join(NEEDED)}")
-    return [_run(path, f"row {number}, ", row) for number, row in enumerate(rows)]
+    allowed = f"a results.parquet of amr, with {', '.join(NEEDED)}"
+    rows = read_table(path, allowed, NEEDED, (*NEEDED, *OPTIONAL))
+    with reading(path, allowed):
+        return [_run(path, f"row {number}, ", row) for number, row in enumerate(rows)]
 
 
 def _run(file: Path, where: str, row: Mapping[str, Any]) -> Run:
@@ -100,10 +90,10 @@ def _run(file: Path, where: str, row: Mapping[str, Any]) -> Run:
     nested: dict[str, Any] = {}
     for key, (depth, leaf) in NESTED.items():
         try:
-            nested[key] = _checked(json.loads(row[key], parse_constant=float), depth, leaf)
+            nested[key] = _checked(parse_json(row[key]), depth, leaf)
             if key == "curves":
                 nested[key] = {int(epoch): values for epoch, values in nested[key].items()}
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, OverflowError):
             raise bad(file, f"{where}{key}: {str(row[key])[:60]!r}; allowed: JSON as amr writes it") from None
     notes = row.get("notes") or []
     if not isinstance(row["run"], str) or not isinstance(notes, list):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from amr.errors import UserError
+from amr.readers import bad, csv_rows, printable, read_object, read_table, read_yaml, reading
 
 Source = Literal["test", "val"]
 Key = tuple[str, str, str, int | None]
@@ -21,6 +19,7 @@ Key = tuple[str, str, str, int | None]
 BLANK = "\N{EN DASH}"
 ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
 SPLITS = ("train/", "val/", "test/")
+NUMBERS = 2_000_000  # of a run, of all epochs: some 250 MB
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,7 @@ def read_folder(path: Path) -> Run:
         UserError: One of the folder's files cannot be read; the message names it.
     """
     file = path / "run.json"
-    text = _text(file)
-    try:
-        info = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise bad(file, f"not JSON ({error})") from None
-    if not isinstance(info, dict):
-        raise bad(file, "allowed: one JSON object")
+    info = read_object(file)
     check_facts(file, info)
     versions = sorted((path / "metrics").glob("version_*/metrics.csv"), key=_version)
     epochs, test = merge(read_metrics(version) for version in versions)
@@ -139,17 +132,18 @@ def read_robustness(file: Path) -> dict[Key, float]:
     """
     if not file.is_file():
         return {}
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = ("measure", "modality", "corruption")
-    try:
-        rows = pq.read_table(file, columns=[*names, "severity", "value"]).to_pylist()
-        return {
-            (*(printable(row[name]) for name in names), row["severity"]): one_nan(float(row["value"])) for row in rows
-        }
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise bad(file, f"cannot be read ({error}); allowed: a table as amr test writes it") from None
+    needed = (*names, "severity", "value")
+    found: dict[Key, float] = {}
+    allowed = "a table as amr test writes it"
+    with reading(file, allowed):
+        for row in read_table(file, allowed, needed, needed):
+            measure, modality, corruption = (printable(row[name]) for name in names)
+            severity = row["severity"]
+            if severity is not None and not isinstance(severity, int):
+                raise TypeError(f"severity {severity!r}")
+            found[measure, modality, corruption, severity] = one_nan(float(row["value"]))
+    return found
 
 
 def check_facts(file: Path, info: Mapping[str, Any], where: str = "") -> None:
@@ -173,25 +167,6 @@ def _version(file: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def printable(text: str) -> str:
-    """`text` on one line, without control characters or broken Unicode: it goes to terminals and pages."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def bad(file: Path, what: str) -> UserError:
-    """The error that names a file and what is wrong with it."""
-    return UserError(f"{printable(str(file))}: {printable(what)}")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise bad(file, error.strerror or "cannot be read") from None
-    except UnicodeDecodeError:
-        raise bad(file, "not UTF-8 text") from None
-
-
 def _number(file: Path, line: int, column: str, text: str) -> float:
     try:
         return one_nan(float(text))
@@ -204,30 +179,24 @@ def one_nan(value: float) -> float:
     return math.nan if math.isnan(value) else value
 
 
-def _rows(file: Path, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, filled cells) of a CSV with a header; an empty file has no rows."""
-    reader = csv.DictReader(io.StringIO(_text(file)))
-    if reader.fieldnames and (absent := [column for column in needs if column not in reader.fieldnames]):
-        raise bad(file, f"no column {absent[0]!r}; allowed: a header with {', '.join(needs)}")
-    for row in reader:
-        if None in row:
-            raise bad(file, f"line {reader.line_num}: more cells than the header has; allowed: commas inside quotes")
-        yield reader.line_num, {key: value for key, value in row.items() if value}
-
-
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
     """Read one metrics.csv as `{epoch: {column: last value}}`: Lightning spreads an epoch over several sparse rows."""
     epochs: defaultdict[int, dict[str, float]] = defaultdict(dict)
-    for line, row in _rows(file, ["epoch"]):
+    count = 0
+    for line, row in csv_rows(file, ["epoch"]):
         if "epoch" not in row:
             continue
         epoch = _number(file, line, "epoch", row["epoch"])
         if not epoch.is_integer():
             raise bad(file, f"line {line}, column epoch: {epoch}; allowed: a whole number")
         values = epochs[int(epoch)]
+        count -= len(values)
         for column, value in row.items():
             if column.startswith(SPLITS):
                 values[column] = _number(file, line, column, value)
+        count += len(values)
+        if count > NUMBERS or len(epochs) > NUMBERS // 10:
+            raise bad(file, f"{len(epochs):,} epochs, {count:,} numbers; allowed: {NUMBERS // 10:,} and {NUMBERS:,}")
     return dict(epochs)
 
 
@@ -250,25 +219,13 @@ def merge(versions: Iterable[dict[int, dict[str, float]]]) -> tuple[dict[int, di
 def _per_class(file: Path) -> dict[str, dict[str, dict[str, float]]]:
     table: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     if file.is_file():
-        for line, row in _rows(file, ["split", "class"]):
+        count = 0
+        for line, row in csv_rows(file, ["split", "class"]):
+            if (count := count + len(row)) > NUMBERS:
+                raise bad(file, f"more than {NUMBERS:,} numbers; allowed: a line a split and class")
             cells = {c: _number(file, line, c, text) for c, text in row.items() if c not in ("split", "class")}
             table[row.get("split", "")][printable(row.get("class", ""))] = cells
     return dict(table)
-
-
-def read_yaml(file: Path) -> Any:
-    """A YAML file's content; of a tag that only its writer can build (Lightning's hparams.yaml), nothing."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    text = _text(file) if file.is_file() else ""
-    Loader.add_multi_constructor("", lambda *_: None)
-    try:
-        return yaml.load(text, Loader)  # noqa: S506  (it is a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise bad(file, f"not YAML ({' '.join(str(error).split())})") from None
 
 
 def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from amr.compare.foreign import csv_file, read_csv, read_wandb, starts, wandb_file
 from amr.compare.results import read_results
-from amr.compare.runs import Run, bad, read_folder
+from amr.compare.runs import Run, read_folder
+from amr.readers import bad
 
 ALLOWED = (
     "a folder with run.json (amr fit writes it), a results.parquet, a W&B run's folder (with run-*.wandb), "

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amr.compare.runs import bad, one_nan
+from amr.compare.runs import NUMBERS, SPLITS, one_nan
+from amr.readers import DEPTH, bad, opened, parse_json
 
 BLOCK = 32768  # no piece of a message crosses a multiple of this
 FILE_HEADER = b":W&B\xe1\xbe\x00"
 PIECE = struct.Struct("<IHB")  # checksum, length, kind
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+LARGEST = 1 << 40  # it is read in pieces
+MESSAGE_BYTES = 16 << 20  # of one message
+VALUES = 5 * NUMBERS  # of the history: some 1 GB
 
 
 @dataclass
@@ -30,8 +34,10 @@ class Record:
         run_id: The run's id; empty if the file ends before it.
         config: The run's config.
         summary: The summary, nested keys joined by "/".
-        history: The logged rows, nested keys joined by "/".
+        history: The logged rows, nested keys joined by "/": of each the epoch, and what begins with train/, val/ or
+            test/.
         complete: Whether the run was ended and everything is there.
+        values: Number of values in the history.
     """
 
     name: str = ""
@@ -42,6 +48,7 @@ class Record:
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
+    values: int = 0
 
 
 def read_record(file: Path) -> Record:
@@ -55,7 +62,7 @@ def read_record(file: Path) -> Record:
 
     found = Record()
     try:
-        with file.open("rb") as stream:
+        with opened(file, LARGEST) as stream:
             for message in _messages(stream):
                 record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
                 record.ParseFromString(message)
@@ -92,6 +99,8 @@ def _messages(stream: BinaryIO) -> Iterator[bytes]:
             if message is None:
                 message = bytearray()
             message += piece
+            if len(message) > MESSAGE_BYTES:
+                raise ValueError(f"a message of more than {MESSAGE_BYTES:,} bytes")
             if kind in (WHOLE, LAST):
                 yield bytes(message)
                 message = None
@@ -112,7 +121,13 @@ def _take(found: Record, record: Any) -> None:
         case "summary":
             found.summary |= _flat(record.summary.update)
         case "history":
-            found.history.append(_flat(record.history.item))
+            row = {
+                sys.intern(k): v for k, v in _flat(record.history.item).items() if k == "epoch" or k.startswith(SPLITS)
+            }
+            found.history.append(row)
+            found.values += 1 + len(row)
+            if found.values > VALUES:
+                raise ValueError(f"more than {VALUES:,} logged values")
         case "exit":
             found.complete = True
 
@@ -120,19 +135,21 @@ def _take(found: Record, record: Any) -> None:
 def _update(config: dict[str, Any], change: Any) -> None:
     for item in change.update:
         *outer, key = item.nested_key or [item.key]
+        if len(outer) > DEPTH:
+            raise ValueError(f"config: nested deeper than {DEPTH} levels")
         section = config
         for name in outer:
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
                 raise ValueError(f"config: {name} has no sections")
-        section[key] = json.loads(item.value_json)
+        section[key] = parse_json(item.value_json)
     for item in change.remove:
         if not item.nested_key:
             config.pop(item.key, None)
 
 
 def _flat(items: Any) -> dict[str, Any]:
-    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+    return {"/".join(item.nested_key) or item.key: parse_json(item.value_json) for item in items}
 
 
 def number(value: Any) -> float | None:
