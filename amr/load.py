@@ -1,5 +1,6 @@
 """A model back from its checkpoint alone, and the description of its data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,25 @@ from amr.files import run_folder
 from amr.model import FusionModel
 from amr.parser import OneLineParser
 from amr.readers import read_yaml
+from amr.trust import check, only_trusted, trusting
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
 
 
-def load_model(path: str | Path) -> FusionModel:
+def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
     """Rebuilds the model that a checkpoint holds, in eval mode, on the CPU.
 
     Args:
         path: A checkpoint of a run made by the command line: its `model` section is in the file. Nothing in the file is
-            executed, but the classes that the section names are imported.
+            executed. Classes that the section names are imported and built only if they are `amr`'s.
+        trust: Import paths whose classes may be built, too, such as `("mypackage",)`.
 
     Returns:
         The model with the checkpoint's weights. No random state is touched, so a load does not change what follows it.
 
     Raises:
-        UserError: If the file is not such a checkpoint.
+        UserError: If the file is not such a checkpoint, or names another class.
     """
     check_checkpoint(Path(path))
     checkpoint = torch.load(path, weights_only=True, map_location="cpu")
@@ -36,7 +39,8 @@ def load_model(path: str | Path) -> FusionModel:
     if not facts.get("model"):
         raise UserError(f"{path}: no model section in it; only the command line (amr fit) writes one")
     try:
-        model = _build(facts)
+        with trusting(trust):
+            model = _build(facts)
         weights = {
             key.removeprefix("model."): value
             for key, value in checkpoint["state_dict"].items()
@@ -54,10 +58,11 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
 
     Args:
         checkpoint: The checkpoint.
-        config: A configuration with a `data` section; None for the run's own.
+        config: A configuration with a `data` section, which the user has named; None for the run's own, which may name
+            classes of `amr` and those that the user trusts.
 
     Raises:
-        UserError: The file is not there, cannot be read, or has no such section.
+        UserError: The file is not there, cannot be read, has no such section, or names another class.
     """
     path = config or run_folder(checkpoint) / "config.yaml"
     if not path.is_file():
@@ -67,18 +72,21 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
     section: dict[str, Any] = content["data"]
+    if config is None:
+        check({"data": section}, str(path))
     return section
 
 
 def _build(facts: dict[str, Any]) -> FusionModel:
     """The model that a checkpoint's facts describe, before it gets its weights."""
     section = {key: facts["model"][key] for key in ARCHITECTURE if facts["model"].get(key) is not None}
+    check({"model": section}, "checkpoint")
     for encoder in section["encoders"].values():  # the checkpoint has the weights
         if "weights" in encoder.get("init_args", {}):
             encoder["init_args"]["weights"] = None
     parser = OneLineParser()
     parser.add_class_arguments(FusionClassifier, "model")
-    config = parser.parse_object({"model": {**section, "num_classes": facts["num_classes"]}})
-    with torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
+    with only_trusted(), torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
+        config = parser.parse_object({"model": {**section, "num_classes": facts["num_classes"]}})
         model: FusionModel = parser.instantiate_classes(config).model.model
     return model

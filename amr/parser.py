@@ -37,6 +37,9 @@ class OneLineParser(LightningArgumentParser):
         )
         reasons = [bullet for bullet in bullets if "NoneType" not in bullet]
         text = _one_line(f"{where} {'; or '.join(reasons)}" if reasons else message)
+        text = re.sub(  # see `amr.trust.only_trusted`
+            r"denied by the '\*' entry .* to allow it\.?", "it is neither of amr nor under a --trust PREFIX", text
+        )
         text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
         option = re.search(r"Option '(\w+)' is not accepted", text)
         names = re.findall(r"<class '([\w.]+)\.(\w+)'>", message.partition("Errors:")[0])
