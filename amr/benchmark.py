@@ -35,6 +35,7 @@ from typing import Any
 from amr.compare import read_run, table_text, write_report, write_results
 from amr.errors import UserError
 from amr.files import locked, write_text
+from amr.trust import packages
 
 KEYS = ("base", "unimodal", "methods", "amr", "teachers")
 WITH_AMR = "+amr"
@@ -338,6 +339,10 @@ class Grid:
         self, cells: Sequence[Cell], out: Path, jobs: int = 1, wandb: Sequence[str] = (), command: str = ""
     ) -> None:
         self.cells, self.out, self.jobs, self.wandb, self.command = list(cells), out, jobs, list(wandb), command
+        # What the user's own grid names, its teachers' and runs' files may name.
+        self.trust = [
+            f"--trust={name}" for name in sorted(set().union(*(packages(cell.config) for cell in self.cells)))
+        ]
         self.records = {cell: record for cell in self.cells if (record := self._record(cell))}
         self.failed: dict[Cell, str] = {}
         self.running: dict[Cell, tuple[ForkServerProcess, float]] = {}
@@ -375,7 +380,7 @@ class Grid:
         return [
             *("fit", *cell.arguments, *([_teachers(cell.row, paths)] if paths else [])),
             *("--trainer.enable_progress_bar=false", "--runs_dir", str(folder.parent), "--name", folder.name),
-            *(*self.wandb, *(["--ckpt_path", "last"] if (folder / "run.json").is_file() else [])),
+            *(*self.wandb, *self.trust, *(["--ckpt_path", "last"] if (folder / "run.json").is_file() else [])),
         ]
 
     def task(self, cell: Cell) -> dict[str, Any]:
@@ -383,7 +388,7 @@ class Grid:
         return {
             "folder": str(self.folder(cell)),
             "fit": self.fit(cell),
-            "test": ["test", "--ckpt_path", str(self.best(cell)), *self.wandb],
+            "test": ["test", "--ckpt_path", str(self.best(cell)), *self.wandb, *self.trust],
             "record": str(self.out / "cells" / f"{cell.hash}.json"),
             "facts": {"row": cell.row.name, "seed": cell.seed, "hash": cell.hash, "run": self.folder(cell).name},
         }

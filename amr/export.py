@@ -12,12 +12,14 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amr import __version__
 from amr.errors import UserError
 from amr.files import run_folder, write_bytes, write_text
+from amr.trust import TRUST, only_trusted, trusting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=list(FORMATS), default="both", help="what to write (both)")
     parser.add_argument("--encodings", action="store_true", help="give each modality's encoding out, too")
     parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the run's own config.yaml)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,8 +65,10 @@ def run(options: argparse.Namespace) -> int:
     from amr.datamodules.preprocessing import preprocessing
     from amr.load import data_section, load_model
 
-    model = load_model(options.ckpt)
-    inputs = preprocessing(data_section(options.ckpt, options.data))
+    # A configuration that the user names is as if typed; the run's own may be a stranger's.
+    with trusting(options.trust), nullcontext() if options.data else only_trusted():
+        model = load_model(options.ckpt)
+        inputs = preprocessing(data_section(options.ckpt, options.data))
     if lacking := [name for name in model.modalities if name not in inputs]:
         raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
     inputs = {name: inputs[name] for name in model.modalities}

@@ -68,13 +68,27 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
     if not path.is_file():
         hint = "" if config else "; the checkpoint does not lie in a run's folder, so name its data with --data"
         raise UserError(f"{path}: no such file{hint}")
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+    content = read_config(path)
+    if not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
     section: dict[str, Any] = content["data"]
     if config is None:
         check({"data": section}, str(path))
     return section
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The contents of a configuration file.
+
+    Raises:
+        UserError: The file cannot be read, or holds no sections.
+    """
+    from amr.compare.runs import read_yaml  # its package draws plots, and matplotlib takes a second to import
+
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: it has no sections, such as `data`")
+    return content
 
 
 def _build(facts: dict[str, Any]) -> FusionModel:

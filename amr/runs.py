@@ -37,7 +37,9 @@ from amr.datamodules.work import dask_cluster
 from amr.distributed import is_first_process
 from amr.errors import Stopped, UserError
 from amr.files import locked, run_folder, write_text
+from amr.load import read_config
 from amr.parser import OneLineParser
+from amr.trust import check, only_trusted, take_trust, trusting
 
 NOISE = (  # warnings that no user can act on
     "LightningCLI's args parameter is intended",
@@ -71,8 +73,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    arguments = _with_config_of_checkpoint(list(arguments))
-    with ExitStack() as held, warnings.catch_warnings():
+    arguments, prefixes = take_trust(arguments)
+    with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
+        if config := _config_of_checkpoint(arguments):
+            check(read_config(config), str(config))
+            held.enter_context(only_trusted())
+            # A file that `predict` writes to is named by the user only.
+            arguments = [arguments[0], "--config", str(config), "--out", "null", *arguments[1:]]
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
@@ -361,14 +368,14 @@ def _last_checkpoint(folder: Path) -> str | None:
     return str(last)
 
 
-def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
-    """Puts the run's own config.yaml first where a checkpoint of a run is given and no configuration."""
+def _config_of_checkpoint(arguments: list[str]) -> Path | None:
+    """The run's own config.yaml, where a checkpoint of a run is given and no configuration; it may be a stranger's."""
     if arguments[0] == "fit" or any(a in ("-h", "--help") for a in arguments):
-        return arguments
+        return None
     if not any(a.startswith("--ckpt_path") for a in arguments):
         raise UserError(f"--ckpt_path: {arguments[0]} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt")
     if any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
-        return arguments
+        return None
     for position, argument in enumerate(arguments):
         if argument == "--ckpt_path" and position + 1 < len(arguments):
             path = arguments[position + 1]
@@ -378,8 +385,8 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
             continue
         config = run_folder(Path(path)) / "config.yaml"
         if config.is_file():
-            return [arguments[0], "--config", str(config), *arguments[1:]]
-    return arguments
+            return config
+    return None
 
 
 def _requeue() -> None:

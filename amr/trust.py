@@ -15,6 +15,7 @@ from typing import Any
 
 from amr.errors import UserError
 
+TRUST = "a package whose classes the checkpoint and its run may name, too; may be given several times"
 OURS = "amr"
 MOST = 10_000
 """Values that a section may have; the largest of ours has some hundred."""
@@ -94,7 +95,9 @@ def trusting(prefixes: Sequence[str]) -> Iterator[None]:
     """
     for prefix in prefixes:
         if not _is_path(prefix):
-            raise UserError(f"--trust={prefix!r}: allowed is the import path of a package or a class, such as mypackage")
+            raise UserError(
+                f"--trust={prefix!r}: allowed is the import path of a package or a class, such as mypackage"
+            )
     token = _trusted.set((*_trusted.get(), *prefixes))
     try:
         yield
@@ -109,9 +112,6 @@ def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The other arguments, and the prefixes.
-
-    Raises:
-        UserError: `--trust` is the last argument.
     """
     others: list[str] = []
     prefixes: list[str] = []
@@ -146,6 +146,9 @@ def check(section: Mapping[str, Any], where: str) -> None:
         if not isinstance(modality, str) or not modality.isidentifier():
             shown = repr(str(modality)[:100])
             raise UserError(f"{where}: model.encoders: {shown} cannot name a modality; use letters, digits and _")
+    for key in ("model", "trainer"):
+        if not isinstance(section.get(key, {}), Mapping):
+            raise UserError(f"{where}: {key} is not a mapping")
     names = _named(section, where)
     for key, name, place in names:
         _check_name(name, f"{where}: {key}", place)
@@ -162,9 +165,7 @@ def only_trusted() -> Iterator[None]:
     others = {prefix for place in PLACES.values() for prefix in place.others}
     others |= {_defined(prefix) for prefix in others}
     try:
-        set_parsing_settings(
-            import_path_denylist=["*"], import_path_allowlist=sorted({OURS, *others, *_trusted.get()})
-        )
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted({OURS, *others, *_trusted.get()}))
     except ValueError as error:
         raise UserError(f"--trust: {error}") from error
     try:
@@ -185,13 +186,16 @@ def _named(section: Any, where: str = "") -> list[tuple[str, Any, Place | None]]
             what = f"nested more than {DEEPEST} deep" if len(keys) > DEEPEST else f"of more than {MOST} values"
             raise UserError(f"{where}: its configuration is {what}; is it one of amr's?")
         pattern, place = _place(keys)
-        if isinstance(value, str) and place and ("." in value or pattern not in WORDS):
+        if keys[-1:] == ("class_path",):
+            found.append((".".join(keys), value, _place(keys[:-1])[1]))
+        elif isinstance(value, str) and place and ("." in value or pattern not in WORDS):
             found.append((".".join(keys), value, place))
         elif isinstance(value, Mapping):
-            if "class_path" in value:
-                found.append((".".join((*keys, "class_path")), value["class_path"], place))
-            items = [((*keys, str(key)), item) for key, item in value.items() if key != "class_path"]
-            left += reversed(items)
+            for key in ("init_args", "dict_kwargs"):
+                if not isinstance(value.get(key) or {}, Mapping):  # a text would be the path of a further file
+                    raise UserError(f"{where}: {'.'.join((*keys, key))} is not a mapping")
+            # jsonargparse takes `a.b: c` for `a: {b: c}`.
+            left += reversed([((*keys, *str(key).split(".")), item) for key, item in value.items()])
         elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
             left += reversed([((*keys, str(i)), item) for i, item in enumerate(value)])
     return found
@@ -208,7 +212,9 @@ def _place(keys: tuple[str, ...]) -> tuple[tuple[str, ...], Place | None]:
 def _check_name(name: Any, where: str, place: Place | None) -> None:
     if not isinstance(name, str) or not _is_path(name) or "." not in name:
         shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
-        raise UserError(f"{where} is {shown[:200]}; needed is a class's whole import path, such as amr.encoders.SmallCNN")
+        raise UserError(
+            f"{where} is {shown[:200]}; needed is a class's whole import path, such as amr.encoders.SmallCNN"
+        )
     others = place.others if place else ()
     if not _under(name, (OURS, *others, *_trusted.get())):
         raise _refused(name, where)
@@ -246,9 +252,10 @@ def _defined(name: str) -> str:
 
 
 def _refused(name: str, where: str) -> UserError:
+    package = name.partition(".")[0]
     return UserError(
-        f"{where}: {name} is not of amr. If you trust that code, allow it: "
-        f"--trust {name.partition('.')[0]}, in Python load_model(path, trust=({name.partition('.')[0]!r},))"
+        f"{where}: {name} may not be built for a file's sake. If you trust its code, say so: "
+        f"--trust {package}, in Python load_model(path, trust=({package!r},))"
     )
 
 
@@ -264,4 +271,3 @@ def _modalities(section: Mapping[str, Any]) -> list[Any]:
     model = section.get("model")
     encoders = model.get("encoders") if isinstance(model, Mapping) else None
     return list(encoders) if isinstance(encoders, Mapping) else []
-

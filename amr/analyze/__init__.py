@@ -5,9 +5,11 @@ table, or, where a stage goes clip by clip, the clip's archive.
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from amr.errors import UserError
+from amr.trust import TRUST, only_trusted, trusting
 
 STAGES = {
     "prediction": (),
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
     parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the run's own config.yaml)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="whose clips (test)")
     parser.add_argument("--clips", type=int, default=50, help="clips that are explained (50)")
     parser.add_argument("--classes", type=int, default=3, help="classes that each clip is explained for (3)")
@@ -59,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
     from amr.analyze.analysis import Analysis
     from amr.multiviz.site import write_site
 
-    analysis = Analysis.open(options)
+    # A configuration that the user names is as if typed; the run's own may be a stranger's.
+    with trusting(options.trust), nullcontext() if options.data else only_trusted():
+        analysis = Analysis.open(options)
     for stage in STAGES:
         if any(stage == wanted or stage in STAGES[wanted] for wanted in options.stages):
             getattr(stages, stage)(analysis)
