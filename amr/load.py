@@ -83,8 +83,6 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or holds no sections.
     """
-    from amr.compare.runs import read_yaml  # its package draws plots, and matplotlib takes a second to import
-
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: it has no sections, such as `data`")
