@@ -28,7 +28,8 @@ from amr.datamodules.corruptions import (
 )
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
 from amr.datamodules.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
-from amr.datamodules.prepare import PrepareReport, count_reasons, describe_reasons, prepare, verify
+from amr.datamodules.prepare import prepare, verify
+from amr.datamodules.report import PrepareReport, count_reasons, describe_reasons
 from amr.datamodules.store import ClipStore
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
 from amr.errors import UserError

@@ -4,20 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from amr.datamodules.media import Clip
+from amr.datamodules.report import PrepareReport
 from amr.datamodules.work import span
 from amr.files import atomically
-
-if TYPE_CHECKING:
-    from amr.datamodules.prepare import PrepareReport
 
 _ORDER = ("train", "val", "test", "all")
 _SHOWN = 20  # clips named for each reason; report.csv has all
 
 
-def write_summary(store: Path, report: "PrepareReport", clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> None:
+def write_summary(store: Path, report: PrepareReport, clips: Iterable[tuple[Clip, Mapping[str, str]]]) -> None:
     """Write `report.html` in the store: one file that loads nothing.
 
     Args:
@@ -61,7 +58,7 @@ td details { margin: 0; } td summary { padding: 0; } td ul { padding-left: 1.2re
 """
 
 
-def _facts(report: "PrepareReport") -> list[str]:
+def _facts(report: PrepareReport) -> list[str]:
     """What it took; the time is that of the run that finished the store."""
     facts = [f"{report.bytes / 1e6:,.1f} MB", f"{report.bytes / max(report.total, 1) / 1e3:,.1f} kB a clip"]
     if report.decoded:
@@ -72,7 +69,7 @@ def _facts(report: "PrepareReport") -> list[str]:
     return facts
 
 
-def _problems(report: "PrepareReport", named: Mapping[tuple[str, str], list[str]]) -> str:
+def _problems(report: PrepareReport, named: Mapping[tuple[str, str], list[str]]) -> str:
     """A row a reason, the most frequent first, with the first clips."""
     rows = []
     for (modality, reason), count in report.reasons.most_common():

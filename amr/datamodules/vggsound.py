@@ -13,7 +13,7 @@ from typing import Any
 from amr.datamodules.base import ClipDataModule, check_folder, stable_order
 from amr.datamodules.clips import find_file, read_labels
 from amr.datamodules.media import MODALITIES, Clip
-from amr.datamodules.prepare import PrepareReport
+from amr.datamodules.report import PrepareReport
 from amr.errors import UserError
 
 _VIDEO = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv")  # in the order in which they are taken

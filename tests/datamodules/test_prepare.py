@@ -13,7 +13,8 @@ import pytest
 
 from amr.datamodules import Clips
 from amr.datamodules.media import KEPT, Clip, Decoded, DecodeOptions, decode
-from amr.datamodules.prepare import PrepareReport, count_reasons, prepare
+from amr.datamodules.prepare import prepare
+from amr.datamodules.report import PrepareReport, count_reasons
 from amr.datamodules.store import ClipStore, read_rows, write_shard
 from amr.datamodules.work import run_tasks
 from amr.errors import UserError
