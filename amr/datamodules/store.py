@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from amr.datamodules.media import KEPT, STILL, Clip, Decoded, DecodeOptions, without_details
+from amr.datamodules.sealing import NO_DIGEST, is_sealed, seal
 from amr.errors import UserError
 from amr.files import atomically
 
@@ -32,12 +33,13 @@ SCHEMA = pa.schema(
         ("id", pa.string()),  # ascending, within a shard and from one to the next
         ("waveform", pa.large_binary()),  # int16 mono; null in the index
         ("frames", pa.list_(pa.large_binary())),  # JPEG files; null in the index
-        ("problem", pa.string()),  # in the index: JSON {modality: reason}; null: none; with STILL or KEPT the data is there
+        (
+            "problem",
+            pa.string(),
+        ),  # in the index: JSON {modality: reason}; null: none; with STILL or KEPT the data is there
         ("crc", pa.uint32()),  # in the index: CRC-32 of the waveform and the frames
     ]
 )
-_NO_DIGEST = b"0" * 64
-_ENDS = 2**20  # bytes at either end of a file within which the schema and its copy lie
 _NAME = re.compile(r"shard-(\d{5,})(?:-(\d{3,}))?\.arrow")
 _DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
 
@@ -89,7 +91,7 @@ def write_shard(
         limit: Bytes after which no more rows are drawn; None: all rows are.
         written: Called with a clip's id as soon as its row is in the file.
     """
-    schema = SCHEMA.with_metadata({"key": key, "sha256": _NO_DIGEST})
+    schema = SCHEMA.with_metadata({"key": key, "sha256": NO_DIGEST})
     index: list[tuple[str, str | None, int]] = []
     with atomically(path) as file:
         with pa.ipc.new_file(file, schema) as writer:
@@ -106,12 +108,7 @@ def write_shard(
             nulls = [pa.nulls(len(index), SCHEMA.field(name).type) for name in ("waveform", "frames")]
             columns = [pa.array(ids, pa.string()), *nulls, pa.array(problem, pa.string()), pa.array(crcs, pa.uint32())]
             writer.write_batch(pa.record_batch(columns, SCHEMA))
-        file.flush()
-        with Path(file.name).open("rb") as content:
-            places, digest = _digest_places(content, _NO_DIGEST), _digest(content, _NO_DIGEST)
-        for place in places:
-            file.seek(place)
-            file.write(digest)
+        seal(file)
 
 
 def _pack(id: str, decoded: Decoded) -> tuple[Any, int]:
@@ -152,47 +149,14 @@ def _offsets(sizes: list[int]) -> Any:
     return pa.py_buffer(np.cumsum([0, *sizes], dtype=np.int64))
 
 
-def _digest_places(file: BinaryIO, digest: bytes) -> tuple[int, int]:
-    """Where the schema, at the file's beginning, and its copy in the footer have the digest."""
-    size = file.seek(0, 2)
-    tail = max(size - _ENDS, 0)
-    file.seek(tail)
-    last = tail + file.read().rindex(digest)
-    file.seek(0)
-    return file.read(_ENDS).index(digest), last
-
-
-def _digest(file: BinaryIO, digest: bytes) -> bytes:
-    """SHA-256 of a file, with zeros in place of the digest that it carries."""
-    summed, begin = hashlib.sha256(), 0
-    for place in (*_digest_places(file, digest), file.seek(0, 2)):
-        file.seek(begin)
-        while begin < place:
-            chunk = file.read(min(2**20, place - begin))
-            if not chunk:
-                raise ValueError("the file shrinks")
-            summed.update(chunk)
-            begin += len(chunk)
-        if place < file.seek(0, 2):
-            summed.update(_NO_DIGEST)
-            begin += len(digest)
-    return summed.hexdigest().encode()
-
-
 def is_sound(path: Path) -> bool:
     """Whether no byte of a shard has changed since it was written."""
     try:
-        with path.open("rb") as file:
-            digest = _schema(path)[b"sha256"]
-            return len(digest) == len(_NO_DIGEST) and _digest(file, digest) == digest
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            digest = bytes(reader.schema.metadata[b"sha256"])
+        return is_sealed(path, digest)
     except _DAMAGE:  # the schema itself is damaged
         return False
-
-
-def _schema(path: Path) -> Mapping[bytes, bytes]:
-    """The metadata of a shard's schema."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-        return dict(reader.schema.metadata or {})
 
 
 def read_head(path: Path) -> tuple[str, int] | None:

@@ -429,20 +429,19 @@ def rot(store: Path, folder: Path, part: str, ids: Sequence[str] = ()) -> Path:
     (shard,) = folder.glob("shard-*.arrow")
     whole = pa.py_buffer(shard.read_bytes())
     data = bytearray(whole)
-    batch = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0)
-    for row, id in enumerate(batch.column("id").to_pylist()):
-        if ids and id not in ids:
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    for number in range(reader.num_record_batches - 1):  # the last is the index
+        batch = reader.get_batch(number)
+        if ids and batch.column("id")[0].as_py() not in ids:
             continue
         if part == "frames":
-            frames = batch.column("frames")
-            first, end = (frames.offsets[row + i].as_py() for i in range(2))
-            _, offsets, content = frames.values.buffers()
-            for i in range(first, end):
+            _, offsets, content = batch.column("frames").values.buffers()
+            for i in range(len(batch.column("frames").values)):
                 place = content.address - whole.address + int.from_bytes(bytes(offsets[8 * i : 8 * i + 8]), "little")
                 assert data[place : place + 2] == b"\xff\xd8"
                 data[place : place + 2] = b"\0\0"
         else:
-            data[batch.column("waveform").buffers()[1].address - whole.address + 8 * (row + 1)] ^= 1  # where it ends
+            data[batch.column("waveform").buffers()[1].address - whole.address + 8] ^= 1  # where it ends
     shard.write_bytes(data)
     return shard
 

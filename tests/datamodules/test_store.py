@@ -1,7 +1,6 @@
 """Shards: sized by bytes, whole or not there, and damaged ones named instead of read."""
 
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from amr.datamodules import Clips
 from amr.datamodules import prepare as prepare_module
 from amr.datamodules.media import Clip, Decoded, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, prepare, verify
@@ -124,11 +122,12 @@ def test_only_a_lost_shards_clips_are_decoded_again(tmp_path: Path, decoded: lis
     check(tmp_path)
 
 
-def test_other_options_or_clips_leave_no_old_shard(tmp_path: Path, decoded: list[str]) -> None:
+@pytest.mark.usefixtures("decoded")
+def test_other_options_or_clips_leave_no_old_shard(tmp_path: Path) -> None:
     fill(tmp_path)
-    many = len(shard_files(tmp_path))
+    first = [path for group, _, path in shard_files(tmp_path) if group == 0]
     fill(tmp_path, 18, shard_bytes=10**6)  # the first group has the same clips
-    assert len(shard_files(tmp_path)) == many
+    assert [path for _, _, path in shard_files(tmp_path)] == [*first, tmp_path / "shard-00001.arrow"]
     check(tmp_path, 18)
     prepare(clips(20), tmp_path, DecodeOptions(fps=3.0), root=tmp_path, workers=0, shard_size=16)
     assert [path.name for _, _, path in shard_files(tmp_path)] == ["shard-00000.arrow", "shard-00001.arrow"]
@@ -174,7 +173,8 @@ def test_a_row_is_written_before_the_next_is_drawn(tmp_path: Path) -> None:
 # ------------------------------------------------------------- other stores
 
 
-def test_another_data_sets_store_is_refused(tmp_path: Path, decoded: list[str], clip_folder: Path) -> None:
+@pytest.mark.usefixtures("decoded")
+def test_another_data_sets_store_is_refused(tmp_path: Path) -> None:
     store = tmp_path / "store"
     fill(store)
     before = {path.name: path.read_bytes() for path in store.glob("shard-*")}
@@ -187,7 +187,8 @@ def test_another_data_sets_store_is_refused(tmp_path: Path, decoded: list[str], 
     assert len(ClipStore(store)) == 4
 
 
-def test_an_old_store_is_known_by_its_clips(tmp_path: Path, decoded: list[str]) -> None:
+@pytest.mark.usefixtures("decoded")
+def test_an_old_store_is_known_by_its_clips(tmp_path: Path) -> None:
     """The format before had one batch a shard, and no column `crc`."""
     fields = [("id", pa.string()), ("waveform", pa.large_binary()), ("problem", pa.string())]
     schema = pa.schema(fields).with_metadata({"key": "k", "sha256": "0" * 64})
@@ -203,7 +204,8 @@ def test_an_old_store_is_known_by_its_clips(tmp_path: Path, decoded: list[str]) 
     check(tmp_path)
 
 
-def test_links_in_a_store_lead_nowhere(tmp_path: Path, decoded: list[str]) -> None:
+@pytest.mark.usefixtures("decoded")
+def test_links_in_a_store_lead_nowhere(tmp_path: Path) -> None:
     other, store = tmp_path / "other", tmp_path / "store"
     fill(other)
     before = {path: path.read_bytes() for path in other.iterdir() if path.is_file()}
@@ -224,7 +226,8 @@ def test_links_in_a_store_lead_nowhere(tmp_path: Path, decoded: list[str]) -> No
 # ------------------------------------------------------------------- damage
 
 
-def test_verify_names_the_clip(tmp_path: Path, decoded: list[str]) -> None:
+@pytest.mark.usefixtures("decoded")
+def test_verify_names_the_clip(tmp_path: Path) -> None:
     fill(tmp_path)
     path = shard_files(tmp_path)[1][2]
     id, row = list(read_rows(path))[-1]
@@ -306,12 +309,3 @@ def test_mutated_shards_end_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FUZZ, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"at {done.stdout.split()[-1:]}: {done.stderr[-2000:]}"
-
-
-def test_options_of_one_meaning_are_one_store(clip_folder: Path, tmp_path: Path) -> None:
-    whole, real = (Clips(clip_folder / "clips.csv", decode=DecodeOptions(fps=fps)) for fps in (5, 5.0))
-    assert whole.store == real.store
-    some = whole.clips[:2]
-    prepare(some, tmp_path, whole.decode, root=clip_folder, workers=0)
-    assert prepare(some, tmp_path, real.decode, root=clip_folder, workers=0).decoded == 0
-    shutil.rmtree(tmp_path)
