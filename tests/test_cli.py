@@ -341,7 +341,7 @@ def test_six_real_crema_d_clips_prepare_and_overfit(shared_data: Path, tmp_path:
     assert main(["prepare", *common]) == 0
     encoders = {
         "audio": {"class_path": "amr.encoders.SmallCNN"},
-        "video": {"class_path": "amr.encoders.SmallFrameCNN", "init_args": {"in_channels": 3, "frames": 3}},
+        "video": {"class_path": "amr.encoders.SmallFrameCNN", "init_args": {"in_channels": 3, "frames": 1}},
     }
     model = ["--model.encoders", json.dumps(encoders), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"]
     trainer = ["--trainer.max_epochs", "40", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]

@@ -9,14 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytorch_lightning as pl
 
+from amr.attribution import attributed_rows
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
 from amr.files import replacing
+from amr.model import complete_rows
 
 
 class PredictionWriter(pl.Callback):
     """Writes `id`, `label`, `prediction`, `logits` and `share/<modality>` of each clip, in the loader's order.
 
+    Shares are null for a clip that lacks a modality or has no attribution: the clips that `Dominance` leaves out.
     Rows are written batch by batch, to a temporary name that is renamed at the end.
 
     Args:
@@ -54,8 +57,13 @@ class PredictionWriter(pl.Callback):
             "prediction": [names[index] for index in logits.argmax(1).tolist()],
             "logits": logits.tolist(),
         }
-        for m, name in enumerate(pl_module.model.modalities):
-            columns[f"share/{name}"] = outputs["shares"][:, m].float().cpu().numpy()
+        modalities, shares = pl_module.model.modalities, outputs["shares"].float()
+        shared = attributed_rows(shares)
+        if (complete := complete_rows(modalities, batch.get("present"))) is not None:
+            shared = shared & complete
+        without = (~shared).cpu().numpy()
+        for name, column in zip(modalities, shares.cpu().numpy().T, strict=True):
+            columns[f"share/{name}"] = pa.array(column, mask=without)
         table = pa.table(columns)
         if self._writer is None:
             metadata = {b"labels": json.dumps(names).encode()}

@@ -255,6 +255,9 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             if self.audio.crop == "random":  # the middle, but in training
                 begin += max(sound - self.audio.seconds, 0) / 2
             return begin, begin + self.audio.seconds
+        if self.video.pick == "first":
+            fps = self.decode.fps
+            return None if fps is None else (begin, begin + self.video.frames / fps)
         if clip.end is not None:
             return begin, clip.end
         seconds = len(kept["video"]) / self.decode.fps if self.decode.fps and "video" in kept else sound

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
-from torchvision.transforms.v2.functional import gaussian_blur  # type: ignore[attr-defined]  # untyped
 
 from amr.datamodules.loader import seeded
 from amr.datamodules.store import ClipStore
@@ -165,9 +165,14 @@ def noise(frames: Tensor, sigma: float, _: Context) -> Tensor:
 def blur(frames: Tensor, fraction: float, _: Context) -> Tensor:
     """A Gaussian's, with that part of the shorter side for its standard deviation."""
     sigma = fraction * min(frames.shape[-2:])
-    # Two standard deviations either way, and no more than torchvision can pad by reflection.
-    reach = [min(max(1, math.ceil(2 * sigma)), side - 1) for side in frames.shape[:-3:-1]]
-    blurred: Tensor = gaussian_blur(frames.float(), [2 * r + 1 for r in reach], [sigma, sigma])
+    # Four standard deviations either way: cut off at two, the kernel's own deviation is 0.88 sigma.
+    reach = max(1, math.ceil(4 * sigma))
+    kernel = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
+    kernel /= kernel.sum()
+    height, width = frames.shape[-2:]
+    blurred = frames.float().flatten(0, 1)[:, None]  # (frames · channels, 1, height, width)
+    blurred = conv2d(blurred[:, :, _reflected(height, reach)], kernel[None, None, :, None])
+    blurred = conv2d(blurred[..., _reflected(width, reach)], kernel[None, None, None]).view(frames.shape)
     return _grey_levels(blurred)
 
 
@@ -234,6 +239,13 @@ def _stretch(length: int, fraction: float) -> slice:
     size, place = round(fraction * length), float(torch.rand(()))
     start = min(round(place * (length - size)), length - size)
     return slice(start, start + size)
+
+
+def _reflected(side: int, reach: int) -> Tensor:
+    """Places along a line with `reach` more at each end, in which it is reflected as often as is needed."""
+    period = max(2 * (side - 1), 1)
+    place = torch.arange(-reach, side + reach) % period
+    return torch.minimum(place, period - place)
 
 
 def _grey_levels(x: Tensor) -> Tensor:

@@ -39,10 +39,13 @@ def preprocessing(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
-    rate = decode.sample_rate
-    shape = transform.shape(rate)
-    steps: list[dict[str, Any]] = [
-        {"step": "scale", "divide_by": 32768},
+    rate = transform.rate(decode.sample_rate)
+    shape = transform.shape(decode.sample_rate)
+    steps: list[dict[str, Any]] = [{"step": "scale", "divide_by": 32768}]
+    if rate != decode.sample_rate:
+        resample = {"from": decode.sample_rate, "to": rate, "by": "soxr, quality HQ, on float32, the whole clip"}
+        steps.append({"step": "resample", **resample, "samples": "ceil(length * to / from)", "clamp": [-1, 1]})
+    steps.append(
         {
             "step": "fit",
             "samples": round(transform.seconds * rate),
@@ -50,19 +53,28 @@ def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
                 transform.crop
             ],
             "shorter": {"tile": "repeat from its beginning", "pad": "zeros behind"}[transform.fit],
-        },
-    ]
+        }
+    )
     if transform.noise_snr_db is not None:
         steps.append({"step": "add white noise", "snr_db": transform.noise_snr_db, "power": "of the whole clip"})
     window = {
         "n_fft": transform.n_fft,
         "hop_length": transform.hop_length,
         "window": "hann, periodic",
-        "centred": "n_fft // 2 samples reflected at both ends",
+        "centred": {
+            "reflect": "n_fft // 2 samples reflected at both ends",
+            "zeros": "n_fft // 2 zeros at both ends",
+        }[transform.padding],
     }
     match transform.kind:
         case "log_stft":
-            steps += [{"step": "spectrogram", **window, "power": 1}, {"step": "log", "add": transform.eps}]
+            steps += [{"step": "spectrogram", **window, "power": 1, "dtype": "float64"}]
+            steps.append({"step": "log", "add": transform.eps})
+        case "log_psd":
+            density = {"n_fft": transform.n_fft, "hop_length": transform.hop_length, "sample_rate": rate}
+            density |= {"window": "tukey of 0.25, periodic", "each_window": "less its mean", "dtype": "float64"}
+            steps += [{"step": "power spectral density", **density, "like": "scipy.signal.spectrogram"}]
+            steps.append({"step": "log", "add": transform.eps})
         case "log_mel":
             mel = {"n_mels": transform.n_mels, "scale": "htk", "f_min": 0.0, "f_max": rate / 2, "norm": None}
             steps += [{"step": "spectrogram", **window, "power": 2}, {"step": "mel", **mel}]
@@ -75,7 +87,7 @@ def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
         "shape": list(shape),
         "axes": ["channel", "sample"] if transform.kind == "waveform" else ["channel", "frequency", "time"],
         "dtype": "float32",
-        "source": {"sample_rate": rate, "channels": "mono, by FFmpeg", "samples": "int16"},
+        "source": {"sample_rate": decode.sample_rate, "channels": "mono, by FFmpeg", "samples": "int16"},
         "steps": steps,
     }
 
@@ -93,7 +105,13 @@ def _video(transform: VideoTransform, decode: DecodeOptions) -> dict[str, Any]:
             "stored_as": f"JPEG, quality {decode.jpeg_quality}",
         },
         "steps": [
-            {"step": "choose frames", "count": transform.frames, "index": "floor((i + 0.5) * available / count)"},
+            {
+                "step": "choose frames",
+                "count": transform.frames,
+                "index": {"segments": "floor((i + 0.5) * available / count)", "first": "min(i, available - 1)"}[
+                    transform.pick
+                ],
+            },
             {"step": "colour", "channels": "luminance" if transform.grayscale else "RGB", "values": "uint8"},
             {"step": "resize", "height": shape[2], "width": shape[3], "by": "bilinear with antialiasing, on uint8"},
             {"step": "scale", "divide_by": 255},

@@ -17,6 +17,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-defined]  # untyped
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
+from amr.datamodules.spectra import mel_power, power_density, resampled, stft_magnitude
 from amr.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,16 +51,19 @@ class Picture:
 class AudioTransform:
     """A waveform to a fixed-length input: (1, F, T) spectrogram or (1, samples) waveform, float32.
 
-    The order is: fit to `seconds`, shift in time, add noise, spectrogram, logarithm, normalise, mask.
+    The order is: resample, fit to `seconds`, shift in time, add noise, spectrogram, logarithm, normalise, mask.
 
     Args:
         seconds: Length of the input.
         fit: A shorter clip is repeated (tile) or followed by silence (pad).
         crop: Part of a longer clip: random in training and the middle otherwise, or always the first.
-        kind: log_stft: log(|STFT| + eps); log_mel: log(mel power + eps); waveform: samples in -1..1.
+        kind: log_stft: log(|STFT| + eps), Hann windows; log_mel: log(mel power + eps), Hann windows; log_psd:
+            log(power spectral density + eps) as `scipy.signal.spectrogram` has it by default (Tukey windows, each less
+            its mean, and no padding); waveform: samples in -1..1.
         n_fft: Window length in samples.
-        hop_length: Step between windows in samples; T = 1 + samples // hop_length.
-        n_mels: F of log_mel; log_stft has n_fft // 2 + 1.
+        hop_length: Step between windows in samples. T = 1 + samples // hop_length, and of log_psd
+            1 + (samples - n_fft) // hop_length.
+        n_mels: F of log_mel; log_stft and log_psd have n_fft // 2 + 1.
         eps: Added before the logarithm.
         normalise: Give each input mean 0 and standard deviation 1.
         time_shift_ms: In training, rotate by up to this many milliseconds either way.
@@ -67,12 +71,17 @@ class AudioTransform:
         time_mask: The same for steps in time.
         noise_snr_db: White noise at this ratio of the clip's power to the noise's, in dB, drawn anew in every training
             epoch and always the same for a clip otherwise; None adds none.
+        sample_rate: Samples a second of the input. The stored waveform is resampled to it in single precision (soxr,
+            high quality), as `librosa.load` does; None keeps the store's rate. `n_fft` and `hop_length` count samples
+            at this rate.
+        padding: What log_stft and log_mel see beyond both ends of the input, n_fft // 2 samples: the input reflected,
+            or zeros, as librosa does since 0.9.
     """
 
     seconds: float = 3.0
     fit: Literal["tile", "pad"] = "pad"
     crop: Literal["random", "first"] = "random"
-    kind: Literal["log_stft", "log_mel", "waveform"] = "log_mel"
+    kind: Literal["log_stft", "log_mel", "log_psd", "waveform"] = "log_mel"
     n_fft: int = 512
     hop_length: int = 160
     n_mels: int = 64
@@ -82,9 +91,12 @@ class AudioTransform:
     freq_mask: int = 0
     time_mask: int = 0
     noise_snr_db: float | None = None
+    sample_rate: int | None = None
+    padding: Literal["reflect", "zeros"] = "reflect"
 
     def __post_init__(self) -> None:
         _require(0 < self.seconds < math.inf, "audio.seconds", self.seconds, "positive")
+        _require(self.sample_rate is None or self.sample_rate >= 1, "audio.sample_rate", self.sample_rate, "at least 1")
         for key in ("n_fft", "hop_length", "n_mels"):
             _require(getattr(self, key) >= 1, f"audio.{key}", getattr(self, key), "at least 1")
         for key in ("time_shift_ms", "freq_mask", "time_mask"):
@@ -92,8 +104,12 @@ class AudioTransform:
         _require(self.eps > 0, "audio.eps", self.eps, "positive: silence has no logarithm")
 
     def __call__(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, *, train: bool) -> Tensor:
-        """Transform (samples,) at `sample_rate` Hz, in int16's range."""
-        x = self._features(self._wave(samples, sample_rate, train)[None], sample_rate)
+        """Transform (samples,) at `sample_rate` Hz, in int16's range.
+
+        Raises:
+            UserError: The input is too short for the windows.
+        """
+        x = self._features(self._wave(samples, sample_rate, train)[None], self.rate(sample_rate))
         if train and self.kind != "waveform":
             # The value is the mean: zero after normalising would be wrong for a raw logarithm.
             for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):
@@ -114,7 +130,7 @@ class AudioTransform:
         Args:
             clips: Of each clip, (samples,).
             draws: Contexts in which a clip's random choices are made.
-            sample_rate: Samples a second.
+            sample_rate: Samples a second of the clips.
             train: Whether to augment.
 
         Returns:
@@ -124,15 +140,20 @@ class AudioTransform:
         for samples, draw in zip(clips, draws, strict=True):
             with draw:
                 waves.append(self._wave(samples, sample_rate, train))
-        return self._features(torch.stack(waves), sample_rate).unsqueeze(1)
+        return self._features(torch.stack(waves), self.rate(sample_rate)).unsqueeze(1)
+
+    def rate(self, sample_rate: int) -> int:
+        """Samples a second of the input, from that of the store."""
+        return self.sample_rate or sample_rate
 
     def _wave(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, train: bool) -> Tensor:
-        """(samples,) float32, of the input's length, shifted and noisy."""
-        wave = torch.from_numpy(samples.astype(np.float32) / 32768)
+        """(samples,) float32, of the input's rate and length, shifted and noisy."""
+        rate = self.rate(sample_rate)
+        wave = torch.from_numpy(resampled(samples.astype(np.float32) / 32768, sample_rate, rate))
         whole = wave
-        wave = self._fit(wave, round(self.seconds * sample_rate), train)
+        wave = self._fit(wave, round(self.seconds * rate), train)
         if train and self.time_shift_ms:
-            reach = round(self.time_shift_ms / 1000 * sample_rate)
+            reach = round(self.time_shift_ms / 1000 * rate)
             wave = wave.roll(int(torch.randint(-reach, reach + 1, ())))
         if self.noise_snr_db is not None:
             wave = wave + torch.randn_like(wave) * (whole.square().mean() / 10 ** (self.noise_snr_db / 10)).sqrt()
@@ -140,36 +161,45 @@ class AudioTransform:
 
     def _features(self, x: Tensor, sample_rate: int) -> Tensor:
         """(clips, samples) to (clips, F, T), or (clips, samples)."""
+        padding = {"reflect": "reflect", "zeros": "constant"}[self.padding]
         match self.kind:
+            # In double precision: in single, rounding errors of loud bins exceed a small `eps` in the quiet ones.
             case "log_stft":
-                x = _spectrogram(self.n_fft, self.hop_length)(x).add_(self.eps).log_()
+                x = stft_magnitude(self.n_fft, self.hop_length, padding)(x.double()).add_(self.eps).log_().float()
+            case "log_psd":
+                x = power_density(x.double(), sample_rate, self.n_fft, self.hop_length).add_(self.eps).log_().float()
             case "log_mel":
-                x = _mel(sample_rate, self.n_fft, self.hop_length, self.n_mels)(x).add_(self.eps).log_()
+                x = mel_power(sample_rate, self.n_fft, self.hop_length, self.n_mels, padding)(x).add_(self.eps).log_()
         if self.normalise:
             of_clip = tuple(range(1, x.ndim))
             x = (x - x.mean(of_clip, keepdim=True)) / (x.std(of_clip, keepdim=True) + 1e-5)
         return x
 
     def shape(self, sample_rate: int) -> tuple[int, ...]:
-        """Shape of the input."""
+        """Shape of the input, from the store's samples a second."""
         return tuple(self(np.zeros(1, np.int16), sample_rate, train=False).shape)
 
     def bin_edges(self, sample_rate: int) -> list[float]:
-        """Edges of a spectrogram's bins in Hz, F + 1 of them: half-way between the bins' centres, from 0 to Nyquist."""
-        nyquist = sample_rate / 2
+        """Edges of a spectrogram's bins in Hz, F + 1 of them: half-way between the bins' centres, from 0 to Nyquist.
+
+        Args:
+            sample_rate: Samples a second of the store.
+        """
+        rate = self.rate(sample_rate)
+        nyquist = rate / 2
         if self.kind == "log_mel":  # centres are evenly spaced in mels, those of O'Shaughnessy (1987), as torchaudio's
             top = 2595 * math.log10(1 + nyquist / 700)
             mels = [top * (k + 0.5) / (self.n_mels + 1) for k in range(1, self.n_mels)]
             inner = [700 * (10 ** (mel / 2595) - 1) for mel in mels]
         else:
-            inner = [(k - 0.5) * sample_rate / self.n_fft for k in range(1, self.n_fft // 2 + 1)]
+            inner = [(k - 0.5) * rate / self.n_fft for k in range(1, self.n_fft // 2 + 1)]
         return [0.0, *inner, nyquist]
 
     def atoms(self, sample_rate: int, blocks: Sequence[int] = (8, 8)) -> "Atoms":
         """The input in pieces that are explained together: frequency × time, or time alone of a waveform.
 
         Args:
-            sample_rate: Samples a second.
+            sample_rate: Samples a second of the store.
             blocks: In frequency and in time; fewer where there are fewer bins or steps.
         """
         from amr.multiviz.atoms import spectrogram_atoms, waveform_atoms
@@ -203,16 +233,6 @@ class AudioTransform:
         return pad(wave, (0, length - len(wave)))
 
 
-@lru_cache
-def _spectrogram(n_fft: int, hop_length: int) -> Any:
-    return T.Spectrogram(n_fft, hop_length=hop_length, power=1.0)
-
-
-@lru_cache
-def _mel(sample_rate: int, n_fft: int, hop_length: int, n_mels: int) -> Any:
-    return T.MelSpectrogram(sample_rate, n_fft, hop_length=hop_length, n_mels=n_mels)
-
-
 @dataclass(frozen=True)
 class View:
     """What is seen of a clip's frames.
@@ -220,10 +240,12 @@ class View:
     Attributes:
         box: Top, left, height and width in pixels, which may reach over the border; None: all.
         mirror: Left and right exchanged.
+        frames: Of each frame, where they differ; `box` and `mirror` are then without effect.
     """
 
     box: tuple[int, int, int, int] | None = None
     mirror: bool = False
+    frames: "tuple[View, ...]" = ()
 
 
 class ChosenFrames:
@@ -262,13 +284,15 @@ class VideoTransform:
     """JPEG frames to a fixed number of them: (frames, 3, height, width) float32, 1 channel if `grayscale`.
 
     Args:
-        frames: Number taken; the clip is cut into as many equal segments and gives one frame of each: a random one in
-            training, the middle one otherwise. Frames repeat in a clip that has fewer.
+        frames: Number taken. Frames repeat in a clip that has fewer.
+        pick: segments: the clip is cut into as many equal segments and gives one frame of each: a random one in
+            training, the middle one otherwise. first: the first ones that are stored, always.
         size: Height and width in pixels; one number: a square.
         augment: In training. shift: move by up to `shift` pixels, the border repeated. resized_crop: a random part
-            of 8 to 100 % of the area at a random aspect ratio, as is usual for ImageNet. All frames of a clip alike.
+            of 8 to 100 % of the area at a random aspect ratio, as is usual for ImageNet.
         shift: Pixels, for augment=shift.
-        flip: In training, mirror every second clip.
+        flip: In training, mirror every second clip (every second frame, with `per_frame`).
+        per_frame: Draw `augment` and `flip` for each frame; otherwise all frames of a clip are augmented alike.
         grayscale: Keep the luminance only.
         mean: Subtracted from values in 0..1: a channel each, or one number for all.
         std: Divides what is left.
@@ -282,6 +306,8 @@ class VideoTransform:
     grayscale: bool = False
     mean: float | tuple[float, float, float] = 0.5
     std: float | tuple[float, float, float] = 0.5
+    pick: Literal["segments", "first"] = "segments"
+    per_frame: bool = False
 
     def __post_init__(self) -> None:
         _require(self.frames >= 1, "video.frames", self.frames, "at least 1")
@@ -307,12 +333,17 @@ class VideoTransform:
         # One buffer, for what travels from process to process is a file descriptor a tensor; a copy, for torch warns
         # of memory that it may not write to.
         buffer = bytearray().join(files)
-        view = self._view(lambda: _jpeg_size(buffer), train)
+        view = self._views(lambda: _jpeg_size(buffer), train)
         data = torch.frombuffer(buffer, dtype=torch.uint8)
         return ChosenFrames(data, [[len(file) for file in files]], [view])
 
+    def _views(self, size: Callable[[], tuple[int, int]], train: bool) -> View:
+        """Draws what is seen of a clip's frames, whose height and width `size` tells."""
+        if not self.per_frame:
+            return self._view(size, train)
+        return View(frames=tuple(self._view(size, train) for _ in range(self.frames)))
+
     def _view(self, size: Callable[[], tuple[int, int]], train: bool) -> View:
-        """Draws what is seen of frames whose height and width `size` tells."""
         box = None
         if train and self.augment == "resized_crop":
             params = _resized_crop(self._size).make_params([torch.empty(()).expand(size())])
@@ -350,7 +381,7 @@ class VideoTransform:
         for i, (frames, draw) in enumerate(zip(clips, draws, strict=True)):
             with draw:
                 places = self._sample(len(frames), train)
-                view = self._view(lambda frames=frames: tuple(frames.shape[-2:]), train)  # type: ignore[misc]
+                view = self._views(lambda frames=frames: tuple(frames.shape[-2:]), train)  # type: ignore[misc]
             x[i] = self._look([frames[place] for place in places], view)
         mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
         return x.div_(255).sub_(mean).div_(std)
@@ -401,6 +432,8 @@ class VideoTransform:
 
     def _look(self, frames: list[Tensor], view: View) -> Tensor:
         """What a view shows of frames (channels, h, w): (frames, channels, height, width)."""
+        if view.frames:
+            return torch.cat([self._look([frame], own) for frame, own in zip(frames, view.frames, strict=True)])
         if self.augment == "resized_crop" and view.box:
             top, left, height, width = view.box
             frames = [frame[:, top : top + height, left : left + width] for frame in frames]  # before they are copied
@@ -442,6 +475,8 @@ class VideoTransform:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def _sample(self, available: int, train: bool) -> list[int]:
+        if self.pick == "first":
+            return [min(i, available - 1) for i in range(self.frames)]
         within = torch.rand(self.frames) if train else torch.full((self.frames,), 0.5)
         places = (torch.arange(self.frames) + within) * (available / self.frames)
         return [min(int(place), available - 1) for place in places.tolist()]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amr.errors import UserError
-from amr.fusion.base import Fusion, require_positive
+from amr.fusion.base import ClassifierInit, Fusion, require_positive
 
 
 class SelfAttention(nn.Module):
@@ -70,6 +70,7 @@ class Attention(Fusion):
         heads: Number of attention heads; divides `dim`.
         layers: Number of transformer layers.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
+        classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.
 
     Raises:
         UserError: A size is below 1, or `heads` does not divide `dim`.
@@ -83,10 +84,11 @@ class Attention(Fusion):
         heads: int = 4,
         layers: int = 1,
         hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
     ) -> None:
         require_positive(dim=dim, heads=heads, layers=layers)
         dim = dim or max(dims.values(), default=1)
-        super().__init__(dims, num_classes, dim, hidden)
+        super().__init__(dims, num_classes, dim, hidden, classifier_init)
         if dim % heads:
             allowed = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
             raise UserError(f"fusion: heads must divide dim={dim}, so be one of {allowed}; got {heads}")

@@ -1,12 +1,15 @@
 """What every fusion is: encodings in, logits out."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.errors import UserError
+
+ClassifierInit = Literal["torch", "xavier_normal"]
 
 
 class Fusion(nn.Module):
@@ -21,12 +24,21 @@ class Fusion(nn.Module):
         num_classes: Number of classes C.
         combined_dim: Size of what `combine` returns.
         hidden: Width of a hidden ReLU layer between the combination and the classifier; None for none.
+        classifier_init: How the classifier starts. torch: as `nn.Linear` does. xavier_normal: weights from a normal
+            distribution of variance 2 / (inputs + classes) and biases of 0 (Glorot & Bengio 2010), as in OGM-GE's code.
 
     Raises:
-        UserError: `dims` is empty, or a size is below 1.
+        UserError: `dims` is empty, a size is below 1, or `classifier_init` is none of these.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_classes: int, combined_dim: int, hidden: int | None = None) -> None:
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        combined_dim: int,
+        hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
+    ) -> None:
         if not dims:
             raise UserError("fusion: needs the encoding of at least one modality, got none")
         require_positive(num_classes=num_classes, hidden=hidden)
@@ -34,7 +46,7 @@ class Fusion(nn.Module):
         self.dims = dict(dims)
         self.num_classes = num_classes
         self.hidden = nn.Identity() if hidden is None else nn.Sequential(nn.Linear(combined_dim, hidden), nn.ReLU())
-        self.classifier = nn.Linear(combined_dim if hidden is None else hidden, num_classes)
+        self.classifier = linear_classifier(combined_dim if hidden is None else hidden, num_classes, classifier_init)
 
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, combined_dim)."""
@@ -68,6 +80,22 @@ class Fusion(nn.Module):
             return {name: self(only(encodings, [name])) for name in self.dims}
         bias = self.classifier.bias / len(self.dims)
         return {name: F.linear(e, weights[name], bias) for name, e in pool_all(encodings, self.dims).items()}
+
+
+def linear_classifier(size: int, num_classes: int, init: ClassifierInit) -> nn.Linear:
+    """A classifier of (B, size), initialised as `Fusion` says.
+
+    Raises:
+        UserError: `init` is not allowed.
+    """
+    if init not in get_args(ClassifierInit):
+        allowed = ", ".join(get_args(ClassifierInit))
+        raise UserError(f"fusion: classifier_init must be one of {allowed}; got {init!r}")
+    classifier = nn.Linear(size, num_classes)
+    if init == "xavier_normal":
+        nn.init.xavier_normal_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+    return classifier
 
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]

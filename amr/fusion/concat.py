@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.fusion.base import Fusion, pool_all
+from amr.fusion.base import ClassifierInit, Fusion, pool_all
 
 
 class Concat(Fusion):
@@ -18,10 +18,17 @@ class Concat(Fusion):
         dims: Encoding size of each modality.
         num_classes: Number of classes C.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
+        classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_classes: int, hidden: int | None = None) -> None:
-        super().__init__(dims, num_classes, sum(dims.values()), hidden)
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
+    ) -> None:
+        super().__init__(dims, num_classes, sum(dims.values()), hidden, classifier_init)
 
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, sum of D_m)."""

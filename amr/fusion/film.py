@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amr.errors import UserError
-from amr.fusion.base import Fusion, pool_all
+from amr.fusion.base import ClassifierInit, Fusion, pool_all
 
 
 class FiLM(Fusion):
@@ -23,6 +23,7 @@ class FiLM(Fusion):
         num_classes: Number of classes C.
         conditioner: The modality that modulates; None for the first.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
+        classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.
 
     Raises:
         UserError: `conditioner` is not a modality.
@@ -34,12 +35,13 @@ class FiLM(Fusion):
         num_classes: int,
         conditioner: str | None = None,
         hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
     ) -> None:
         if conditioner is not None and conditioner not in dims:
             raise UserError(f"fusion: conditioner must be one of {', '.join(dims)}, got {conditioner!r}")
         conditioner = conditioner if conditioner is not None else next(iter(dims), "")
         modulated_dim = sum(size for name, size in dims.items() if name != conditioner)
-        super().__init__(dims, num_classes, modulated_dim or sum(dims.values()), hidden)
+        super().__init__(dims, num_classes, modulated_dim or sum(dims.values()), hidden, classifier_init)
         self.conditioner = conditioner
         self.film = nn.Linear(dims[conditioner], 2 * modulated_dim) if modulated_dim else None
 

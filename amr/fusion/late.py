@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.fusion.base import Fusion, pool_all
+from amr.fusion.base import ClassifierInit, Fusion, linear_classifier, pool_all
 
 
 class Late(Fusion):
@@ -19,10 +19,17 @@ class Late(Fusion):
         dims: Encoding size of each modality.
         num_classes: Number of classes C.
         hidden: Width of each modality's hidden ReLU layer; None for none.
+        classifier_init: How the classifiers start: `torch` or `xavier_normal`, as `Fusion` says.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_classes: int, hidden: int | None = None) -> None:
-        super().__init__(dims, num_classes, sum(dims.values()), hidden)
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
+    ) -> None:
+        super().__init__(dims, num_classes, sum(dims.values()), hidden, classifier_init)
         del self.hidden, self.classifier  # joint layers, which this head replaces by one of each a modality
         self.hiddens = nn.ModuleDict(
             {
@@ -31,7 +38,9 @@ class Late(Fusion):
             }
         )
         self.sizes = {name: size if hidden is None else hidden for name, size in dims.items()}
-        self.classifiers = nn.ModuleDict({name: nn.Linear(size, num_classes) for name, size in self.sizes.items()})
+        self.classifiers = nn.ModuleDict(
+            {name: linear_classifier(size, num_classes, classifier_init) for name, size in self.sizes.items()}
+        )
 
     def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Single-modality features side by side, shape (B, sum of their sizes)."""

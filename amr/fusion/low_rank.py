@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.fusion.base import Fusion, pool_all, require_positive
+from amr.fusion.base import ClassifierInit, Fusion, pool_all, require_positive
 
 
 class LowRank(Fusion):
@@ -23,6 +23,7 @@ class LowRank(Fusion):
         rank: Number of terms in W's factorization.
         dim: Size of h; None for the largest encoding's.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
+        classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.
 
     Raises:
         UserError: A size or the rank is below 1.
@@ -35,10 +36,11 @@ class LowRank(Fusion):
         rank: int = 4,
         dim: int | None = None,
         hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
     ) -> None:
         require_positive(rank=rank, dim=dim)
         dim = dim or max(dims.values(), default=1)
-        super().__init__(dims, num_classes, dim, hidden)
+        super().__init__(dims, num_classes, dim, hidden, classifier_init)
         self.rank = rank
         self.factors = nn.ModuleDict({name: nn.Linear(size, rank * dim) for name, size in dims.items()})
 

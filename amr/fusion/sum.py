@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.fusion.base import Fusion, pool_all, require_positive
+from amr.fusion.base import ClassifierInit, Fusion, pool_all, require_positive
 
 
 class Sum(Fusion):
@@ -19,17 +19,23 @@ class Sum(Fusion):
         num_classes: Number of classes C.
         dim: Size of the shared space; None for the largest encoding's.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
+        classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.
 
     Raises:
         UserError: A size is below 1.
     """
 
     def __init__(
-        self, dims: Mapping[str, int], num_classes: int, dim: int | None = None, hidden: int | None = None
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        dim: int | None = None,
+        hidden: int | None = None,
+        classifier_init: ClassifierInit = "torch",
     ) -> None:
         require_positive(dim=dim)
         dim = dim or max(dims.values(), default=1)
-        super().__init__(dims, num_classes, dim, hidden)
+        super().__init__(dims, num_classes, dim, hidden, classifier_init)
         self.projections = nn.ModuleDict({name: nn.Linear(size, dim, bias=False) for name, size in dims.items()})
 
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:

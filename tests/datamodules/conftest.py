@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 
-from amr.datamodules import Clips
+from amr.datamodules import ClipDataModule, Clips
 from amr.datamodules.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 
@@ -69,3 +70,13 @@ def make_module(clip_folder: Path, clip_store: Path) -> Callable[..., Clips]:
         return Clips(clip_folder / "clips.csv", **{**defaults, **kwargs})
 
     return make
+
+
+def parse_data(path: Path, *arguments: str) -> ClipDataModule:
+    """The data module of a configuration file, with changes of the command line (`--data.key value`)."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(ClipDataModule, "data")
+    module: Any = parser.instantiate_classes(parser.parse_args(["--config", str(path), *arguments])).data
+    assert isinstance(module, ClipDataModule)
+    return module

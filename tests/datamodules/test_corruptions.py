@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from torch import Tensor
 
 from amr.datamodules import Clips, corruptions
@@ -103,12 +104,34 @@ def test_what_is_done_to_frames_is_as_much_as_the_level_says(frames: Tensor) -> 
         assert float(ratio) == pytest.approx(VIDEO["contrast"].levels[severity - 1], abs=0.02)
     grey = torch.full((4, 1, 50, 50), 127, dtype=torch.uint8)
     assert float(apply(VIDEO["noise"], 2, grey).float().std()) == pytest.approx(VIDEO["noise"].levels[1], rel=0.05)
-    line = torch.zeros(1, 1, 41, 41, dtype=torch.uint8)
-    line[..., 20] = 255
-    profile = apply(VIDEO["blur"], 4, line).float()[0, 0, 20]
-    profile /= profile.sum()
-    variance = (profile * (torch.arange(41) - 20) ** 2).sum()
-    assert float(variance.sqrt()) == pytest.approx(VIDEO["blur"].levels[3] * 41, rel=0.15)  # cut off at 2 sd
+
+
+@pytest.mark.parametrize(("size", "severity"), [((200, 300), 3), ((300, 200), 5), ((120, 120), 4)])
+def test_blur_reaches_its_deviation(size: tuple[int, int], severity: int) -> None:
+    """The picture of an edge is the normal distribution, of the level's deviation, along either axis."""
+    sigma = VIDEO["blur"].levels[severity - 1] * min(size)
+    for axis, side in enumerate(size):
+        edge = torch.zeros(1, 1, *size)
+        edge.transpose(-1, -2 + axis)[..., side // 2 :] = 255
+        blurred = apply(VIDEO["blur"], severity, edge.to(torch.uint8)).float()
+        profile = blurred.mean((0, 1, 3 - axis)) / 255
+        assert float(blurred.std(3 - axis).max()) == 0  # the other axis is even
+        place = torch.arange(side) - side // 2 + 0.5
+        expected = 0.5 * (1 + torch.erf(place / sigma / 2**0.5))
+        inside = place.abs() < side / 2 - 4 * sigma  # beyond, the mirrored edge is in sight
+        torch.testing.assert_close(profile[inside], expected[inside], rtol=0, atol=0.004)  # a grey level
+
+
+def test_blur_reflects_at_the_borders() -> None:
+    """As often as the kernel reaches over them: an even picture stays even, and a mirrored one keeps its mean."""
+    even = torch.full((2, 3, 9, 30), 77, dtype=torch.uint8)
+    assert torch.equal(apply(VIDEO["blur"], 5, even), even)
+    picture = torch.randint(0, 256, (1, 1, 40, 12), dtype=torch.uint8)
+    for severity in (1, 5):
+        sigma = VIDEO["blur"].levels[severity - 1] * 12
+        expected = gaussian_filter(picture[0, 0].double().numpy(), sigma, mode="mirror", truncate=4)
+        got = apply(VIDEO["blur"], severity, picture)[0, 0].numpy()
+        assert np.abs(got - expected).max() < 2
 
 
 @pytest.mark.parametrize("name", [*AUDIO, *VIDEO])

@@ -1,11 +1,16 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amr.datamodules import CremaD
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.errors import UserError
+
+from ..conftest import REPOSITORY
+from . import librosa_reference
+from .conftest import parse_data
 
 
 @pytest.fixture
@@ -85,6 +90,22 @@ def test_sample_of_one_actor(shared_data: Path, tmp_path: Path) -> None:
         assert batch["inputs"]["audio"].shape == (6, 1, 257, 136)
         assert batch["inputs"]["video"].shape == (6, 3, 3, 224, 224)
         assert sorted(batch["label"].tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_the_recipes_sound_is_librosas(shared_data: Path, tmp_path: Path, in_memory: bool) -> None:
+    """In every row: those above 8 kHz, which the recording does not reach, hold only the resampler's rounding."""
+    changes = ["--data.root", str(shared_data / "crema_d_sample"), "--data.split", "all", "--data.num_workers", "0"]
+    changes += ["--data.store", str(tmp_path), "--data.prepare_workers", "0", "--data.in_memory", str(in_memory)]
+    module = parse_data(REPOSITORY / "configs/data/crema-d.yaml", *changes)
+    module.prepare_data()
+    (batch,) = module.train_dataloader()
+    reference = librosa_reference.load()
+    assert batch["inputs"]["audio"].shape == (6, 1, 257, 188)
+    assert sorted(batch["id"]) == sorted(reference)
+    for id, (x,) in zip(batch["id"], batch["inputs"]["audio"].numpy(), strict=True):
+        np.testing.assert_allclose(x[:, librosa_reference.COLUMNS], reference[id], rtol=0, atol=1e-3)
+        assert x[188:].mean() < -15
 
 
 def test_bad_folders_and_lists(fake_root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import io
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -6,9 +8,11 @@ import pytest
 import torch
 import torchaudio
 from PIL import Image
+from scipy.signal import spectrogram  # type: ignore[import-untyped]
 
 from amr.datamodules.loader import seeded
-from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.datamodules.spectra import power_density, resampled
+from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.errors import UserError
 
 
@@ -28,18 +32,77 @@ def jpegs(n: int, height: int = 24, width: int = 32) -> list[bytes]:
     return files
 
 
-def test_the_recipe_of_ogm_ge() -> None:
-    transform = AudioTransform(
-        seconds=3, fit="tile", crop="first", kind="log_stft", n_fft=512, hop_length=353, eps=1e-7, normalise=False
-    )
+@pytest.mark.parametrize(("padding", "mode"), [("reflect", "reflect"), ("zeros", "constant")])
+def test_the_recipe_of_ogm_ge(padding: Any, mode: Any) -> None:
+    recipe: dict[str, Any] = {"fit": "tile", "crop": "first", "kind": "log_stft", "normalise": False}
+    transform = AudioTransform(seconds=3, n_fft=512, hop_length=353, eps=1e-7, padding=padding, **recipe)
     samples = tone(1.3, 22050)
     x = transform(samples, 22050, train=True)
     assert x.shape == transform.shape(22050) == (1, 257, 188)
     wave = np.tile(samples / 32768, 3)[: 3 * 22050]
-    padded = np.pad(wave, 256, mode="reflect")
+    padded = np.pad(wave, 256, mode=mode)
     window = np.hanning(513)[:-1]
     reference = np.stack([np.abs(np.fft.rfft(window * padded[i : i + 512])) for i in range(0, len(wave) + 1, 353)], 1)
-    np.testing.assert_allclose(x[0].exp().numpy(), reference + 1e-7, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(x[0].numpy(), np.log(reference + 1e-7), atol=1e-5)
+    batch = transform.batch([samples, samples], [nullcontext()] * 2, sample_rate=22050, train=False)
+    torch.testing.assert_close(batch[1], x)
+
+
+def test_the_recipe_of_pmr() -> None:
+    """PMR's and MMCosine's, and the one of VGGSound's authors: SciPy's power density."""
+    transform = AudioTransform(seconds=3, fit="tile", crop="first", kind="log_psd", n_fft=512, hop_length=159)
+    samples = (tone(1.7) + np.random.default_rng(0).normal(0, 200, 27200)).astype(np.int16)
+    x = transform(samples, 16000, train=False)
+    assert x.shape == transform.shape(16000) == (1, 257, 299)
+    _, _, density = spectrogram(np.tile(samples / 32768, 3)[:48000], 16000, nperseg=512, noverlap=353)
+    reference = np.log(density + 1e-7)
+    reference = (reference - reference.mean()) / (reference.std() + 1e-9)
+    np.testing.assert_allclose(x[0].numpy(), reference, atol=1e-3)  # 1e-5 is added to the deviation
+    with pytest.raises(UserError, match=r"audio.n_fft is 512; with log_psd it must be at most the input's 160 samples"):
+        AudioTransform(seconds=0.01, kind="log_psd")(samples, 16000, train=False)
+
+
+@pytest.mark.parametrize("nperseg", [64, 63])
+def test_power_density_is_scipys(nperseg: int) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 1000)) + 5  # the mean is taken off
+    _, _, expected = spectrogram(x, 8000, nperseg=nperseg, noverlap=nperseg - 20)
+    np.testing.assert_allclose(power_density(torch.from_numpy(x), 8000, nperseg, 20).numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("rate", "to"), [(16000, 22050), (22050, 16000), (16000, 8000)])
+def test_resampling_keeps_time_and_pitch(rate: int, to: int) -> None:
+    """A tone that both rates can hold is the tone sampled at the other rate."""
+    t = np.arange(3 * to // 2) / to
+    got = resampled((0.5 * np.sin(2 * np.pi * 440 * np.arange(3 * rate // 2) / rate)).astype(np.float32), rate, to)
+    assert got.dtype == np.float32
+    assert len(got) == len(t)
+    middle = slice(to // 10, -to // 10)
+    np.testing.assert_allclose(got[middle], 0.5 * np.sin(2 * np.pi * 440 * t)[middle], atol=2e-6)
+
+
+def test_resampling_ends_and_overshoot() -> None:
+    for length in (1, 2, 101, 33017):
+        assert len(resampled(np.ones(length, np.float32), 16000, 22050)) == math.ceil(length * 22050 / 16000)
+    square = np.where(np.arange(4000) % 100 < 50, 1, -1).astype(np.float32)
+    assert np.abs(resampled(square, 16000, 22050)).max() == 1
+    assert np.abs(resampled(3 * square, 16000, 22050)).max() == 3
+    assert resampled(square, 16000, 16000) is square
+
+
+def test_the_inputs_rate_counts() -> None:
+    """A transform that resamples is the one of the other rate after resampling, in all that knows of seconds."""
+    samples = tone(1.0)
+    options: dict[str, Any] = {"seconds": 0.5, "time_shift_ms": 50, "noise_snr_db": 10, "n_mels": 20}
+    one, other = AudioTransform(sample_rate=8000, **options), AudioTransform(**options)
+    halved = resampled(samples.astype(np.float32) / 32768, 16000, 8000) * 32768
+    for train in (True, False):
+        with seeded("rate"):
+            x = one(samples, 16000, train=train)
+        with seeded("rate"):
+            torch.testing.assert_close(x, other(halved, 8000, train=train))
+    assert one.shape(16000) == other.shape(8000)
+    assert one.bin_edges(16000) == other.bin_edges(8000)
+    assert one.atoms(16000).grid == other.atoms(8000).grid
 
 
 @pytest.mark.parametrize(
@@ -48,6 +111,7 @@ def test_the_recipe_of_ogm_ge() -> None:
         ({"kind": "log_mel", "n_mels": 40, "hop_length": 160}, (1, 40, 101)),
         ({"kind": "log_stft", "n_fft": 400, "hop_length": 200}, (1, 201, 81)),
         ({"kind": "waveform"}, (1, 16000)),
+        ({"kind": "log_psd", "n_fft": 400, "hop_length": 200}, (1, 201, 79)),
     ],
 )
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.2])
@@ -129,6 +193,40 @@ def test_segment_sampling() -> None:
         assert set(drawn[:, i].tolist()) == set(range(5 * i, 5 * i + 5))
 
 
+def test_the_first_frames() -> None:
+    transform = VideoTransform(frames=2, size=(24, 32), mean=0.0, std=1.0, pick="first")
+    for train in (True, False):
+        assert brightness(transform(jpegs(20), train=train)) == [0, 1]
+        assert brightness(transform(jpegs(1), train=train)) == [0, 0]
+
+
+@pytest.mark.parametrize("augment", ["shift", "resized_crop"])
+def test_each_frame_of_a_clip_is_augmented_by_itself(augment: Any) -> None:
+    options: dict[str, Any] = {"size": (24, 32), "augment": augment, "shift": 6, "flip": True}
+    alike, apart = VideoTransform(frames=3, **options), VideoTransform(frames=3, per_frame=True, **options)
+    single, same = VideoTransform(frames=1, **options), [jpegs(20)[-1]] * 3
+    differing = 0
+    for seed in range(20):
+        with seeded(seed):
+            x = apart(same, train=True)
+        with seeded(seed):
+            torch.rand(3)  # which frames
+            views = [single._view(lambda: (24, 32), train=True) for _ in range(3)]
+        frames = single.decode(same)
+        for frame, view, got in zip(frames, views, x, strict=True):  # each as a clip of one frame with its own draws
+            expected = single._look([frame], view).float().div(255).sub(0.5).div(0.5)
+            torch.testing.assert_close(got[None], expected)
+        differing += not (torch.equal(x[0], x[1]) and torch.equal(x[0], x[2]))
+        with seeded(seed):
+            (again,) = apart.batch([frames], [nullcontext()], train=True)
+        torch.testing.assert_close(again, x)
+    assert differing > 15
+    torch.testing.assert_close(apart(same, train=False), alike(same, train=False))
+    joined = ChosenFrames.join([apart.choose(same, train=True) for _ in range(2)])
+    assert [len(clip.views[0].frames) for clip in joined.clips()] == [3, 3]
+    assert apart.finish(joined, "cpu").shape == (2, 3, 3, 24, 32)
+
+
 @pytest.mark.parametrize("augment", ["shift", "resized_crop"])
 def test_all_frames_of_a_clip_are_augmented_alike(augment: Any) -> None:
     transform = VideoTransform(frames=3, size=(24, 32), augment=augment, shift=6, flip=True)
@@ -176,6 +274,7 @@ def test_values() -> None:
         (lambda: AudioTransform(seconds=0), "audio.seconds is 0"),
         (lambda: AudioTransform(eps=0), "audio.eps is 0"),
         (lambda: AudioTransform(time_mask=-1), "audio.time_mask is -1"),
+        (lambda: AudioTransform(sample_rate=0), "audio.sample_rate is 0"),
         (lambda: VideoTransform(frames=0), "video.frames is 0"),
         (lambda: VideoTransform(size=(0, 3)), "video.size is"),
         (lambda: VideoTransform(std=0.0), "video.std is 0"),
