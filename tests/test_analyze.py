@@ -292,7 +292,7 @@ def test_a_clip_whose_media_is_gone_says_so(whole: Path, checkpoint: Path, data:
     assert problems[1] is None
 
 
-def test_windows_say_what_an_input_shows(data: Any) -> None:
+def test_windows_say_what_an_input_shows(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = data.clips_of("train").clips[0]
     cut = dataclasses.replace(clip, start=2.0, end=5.0)
     sound = len(data._clip_store.get(clip.id)["audio"]) / data.decode.sample_rate
@@ -300,6 +300,12 @@ def test_windows_say_what_an_input_shows(data: Any) -> None:
     assert data.window("video", cut) == (2.0, 5.0)
     assert data.window("audio", cut) == pytest.approx((2 + (sound - 0.5) / 2, 2 + (sound + 0.5) / 2))
     assert data.window("video", clip) == pytest.approx((0.0, sound), abs=0.1)
+    # The first two of 5 frames a second.
+    monkeypatch.setattr(data, "video", dataclasses.replace(data.video, pick="first", frames=2))
+    monkeypatch.setattr(data, "decode", dataclasses.replace(data.decode, fps=5))
+    assert data.window("video", cut) == pytest.approx((2.0, 2.4))
+    monkeypatch.setattr(data, "decode", dataclasses.replace(data.decode, fps=None))
+    assert data.window("video", cut) is None
 
 
 def test_calibration_equals_torchmetrics() -> None:

@@ -13,15 +13,20 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+import soxr
 import torch
 import torchaudio.functional as AF
 import yaml
+from scipy.signal import spectrogram  # type: ignore[import-untyped]
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
 from amr.cli import main
 from amr.datamodules import Synthetic
+from amr.datamodules.media import DecodeOptions
+from amr.datamodules.preprocessing import preprocessing
+from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders.base import Encoder
 from amr.errors import UserError
 from amr.export import FILES, export_model
@@ -29,6 +34,7 @@ from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Su
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.parser import OneLineParser
+from tests.conftest import REPOSITORY
 from tests.toy import Linear, Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,6 +102,11 @@ def by_the_book(described: dict[str, Any], stored: Any) -> Tensor:
         match step["step"]:
             case "scale":
                 x = torch.as_tensor(np.asarray(x)).double() / step["divide_by"]
+            case "resample":
+                assert step["clamp"] == [-1, 1]
+                made = soxr.resample(x.numpy().astype(np.float32), step["from"], step["to"], "HQ").clip(-1, 1)
+                length = math.ceil(len(x) * step["to"] / step["from"])
+                x = torch.from_numpy(np.pad(made, (0, length - len(made)))).double()
             case "fit":
                 length = step["samples"]
                 if len(x) > length:
@@ -107,20 +118,30 @@ def by_the_book(described: dict[str, Any], stored: Any) -> Tensor:
                     x = torch.cat([x, x.new_zeros(length - len(x))])
             case "spectrogram":
                 half = step["n_fft"] // 2
-                padded = torch.cat([x[1 : half + 1].flip(0), x, x[-half - 1 : -1].flip(0)])
+                if "zeros" in step["centred"]:
+                    padded = torch.cat([x.new_zeros(half), x, x.new_zeros(half)])
+                else:
+                    padded = torch.cat([x[1 : half + 1].flip(0), x, x[-half - 1 : -1].flip(0)])
                 window = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(step["n_fft"]).double() / step["n_fft"])
                 frames = padded.unfold(0, step["n_fft"], step["hop_length"]) * window
                 x = torch.fft.rfft(frames).abs().T ** step["power"]
+            case "power spectral density":
+                size, overlap = step["n_fft"], step["n_fft"] - step["hop_length"]
+                density = spectrogram(x.numpy(), step["sample_rate"], nperseg=size, noverlap=overlap)[2]
+                x = torch.from_numpy(density)
             case "mel":
-                rate = described["source"]["sample_rate"]
+                ends = step["f_min"], step["f_max"]
                 bank = AF.melscale_fbanks(
-                    len(x), step["f_min"], step["f_max"], step["n_mels"], rate, step["norm"], step["scale"]
+                    len(x), *ends, step["n_mels"], step["sample_rate"], step["norm"], step["scale"]
                 )
                 x = bank.double().T @ x
             case "log":
                 x = (x + step["add"]).log()[None]
             case "choose frames":
-                x = [x[math.floor((i + 0.5) * len(x) / step["count"])] for i in range(step["count"])]
+                if "floor" in step["index"]:
+                    x = [x[math.floor((i + 0.5) * len(x) / step["count"])] for i in range(step["count"])]
+                else:
+                    x = [x[min(i, len(x) - 1)] for i in range(step["count"])]
             case "colour":
                 mode = ImageReadMode.GRAY if step["channels"] == "luminance" else ImageReadMode.RGB
                 files = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in x]
@@ -131,7 +152,8 @@ def by_the_book(described: dict[str, Any], stored: Any) -> Tensor:
                 if "over" in step:
                     x = (x - x.mean()) / (x.std() + step["add_to_deviation"])
                 else:
-                    x = (x - step["subtract"]) / step["divide_by"]
+                    mean, deviation = (torch.tensor(step[key]).view(-1, 1, 1) for key in ("subtract", "divide_by"))
+                    x = (x - mean) / deviation
             case other:
                 raise AssertionError(other)
     assert ["batch", *x.shape] == described["shape"]
@@ -160,6 +182,34 @@ def test_what_is_said_of_the_inputs_makes_them(run: Path, exported: Path) -> Non
     with torch.no_grad():
         expected = load_model(run / "checkpoints/best.ckpt")(batch["inputs"])
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-3)
+
+
+RECIPES = ["crema-d", "crema-d-mmpareto", "crema-d-pmr", "vggsound", "vggsound-ogm-ge", "grid-letters"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_said_of_each_recipes_inputs_makes_them(name: str) -> None:
+    """Of a sound and frames that are longer and shorter than the input, and one that resampling makes overshoot."""
+    section = yaml.safe_load((REPOSITORY / f"configs/data/{name}.yaml").read_text())["data"]
+    described = preprocessing(section)
+    for part in described.values():  # as `export` writes it
+        part.update(shape=["batch", *part["shape"]], axes=["batch", *part["axes"]])
+    parser = OneLineParser()
+    parts: dict[str, Any] = {"decode": DecodeOptions, "audio": AudioTransform, "video": VideoTransform}
+    for key, part in parts.items():
+        parser.add_class_arguments(part, key)
+    made = parser.instantiate_classes(parser.parse_object({key: section["init_args"][key] for key in parts}))
+    rng = np.random.default_rng(0)
+    for seconds, frames in ((1.3, 1), (11, 20)):
+        sound = rng.normal(0, 4000, round(seconds * 16000)).clip(-32768, 32767).astype(np.int16)
+        sound[1000:2000] = np.where(np.arange(1000) % 100 < 50, 32767, -32768)
+        x = made.audio(sound, made.decode.sample_rate, train=False)
+        torch.testing.assert_close(by_the_book(described["audio"], sound), x, rtol=0, atol=2e-3)
+        jpegs = [
+            encode_jpeg(torch.full((3, 42, 64), 10 * i, dtype=torch.uint8)).numpy().tobytes() for i in range(frames)
+        ]
+        x = made.video(jpegs, train=False)
+        torch.testing.assert_close(by_the_book(described["video"], jpegs), x, rtol=0, atol=1e-3)
 
 
 def test_the_readme_is_true(exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

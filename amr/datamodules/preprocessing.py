@@ -77,6 +77,7 @@ def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
             steps.append({"step": "log", "add": transform.eps})
         case "log_mel":
             mel = {"n_mels": transform.n_mels, "scale": "htk", "f_min": 0.0, "f_max": rate / 2, "norm": None}
+            mel["sample_rate"] = rate
             steps += [{"step": "spectrogram", **window, "power": 2}, {"step": "mel", **mel}]
             steps.append({"step": "log", "add": transform.eps})
     if transform.normalise:

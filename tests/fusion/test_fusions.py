@@ -311,9 +311,33 @@ def test_late_is_the_mean_of_unimodal_heads(hidden: int | None) -> None:
     torch.testing.assert_close(head(encodings), sum(logits, torch.zeros(())) / 3)
 
 
+@every_fusion
+def test_the_classifier_starts_as_asked(name: str) -> None:
+    """OGM-GE's weight_init: variance 2 / (inputs + classes), and no bias. Without the option all stays as it was."""
+    dims, classes = {"a": 400, "b": 600}, 30
+    torch.manual_seed(0)
+    head = FUSIONS[name](dims, classes, classifier_init="xavier_normal")
+    layers = [*head.classifiers.values()] if isinstance(head, Late) else [head.classifier]
+    for layer in layers:
+        assert isinstance(layer, nn.Linear)
+        assert not layer.bias.any()
+        size = layer.in_features
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / (size + classes)) ** 0.5, rel=0.1)
+        assert layer.weight.abs().max() > 2.5 * layer.weight.std()  # normal; torch's are uniform
+    torch.manual_seed(0)
+    plain = FUSIONS[name](dims, classes)
+    torch.manual_seed(0)
+    default = FUSIONS[name](dims, classes, classifier_init="torch")
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), default.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (
+            lambda: Concat(SIZES, 3, classifier_init="zeros"),  # type: ignore[arg-type]
+            r"classifier_init must be one of torch, xavier_normal; got 'zeros'",
+        ),
         (lambda: FiLM(SIZES, 3, conditioner="x"), r"conditioner must be one of a, b, c, d, got 'x'"),
         (lambda: Attention({"a": 6}, 3), r"heads must divide dim=6, so be one of 1, 2, 3, 6; got 4"),
         (lambda: Attention(SIZES, 3, layers=0), r"layers must be at least 1, got 0"),

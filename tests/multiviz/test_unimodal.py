@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.metrics import pairwise_distances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -482,6 +484,18 @@ def test_lime_kernel_by_hand() -> None:
     torch.testing.assert_close(lime_kernel(keep, 0.25), expected)
     cosine = F.cosine_similarity(keep.double()[:2], torch.ones(1, 4).double())
     torch.testing.assert_close(lime_kernel(keep, 0.3)[:2], torch.exp(-((1 - cosine) ** 2) / 0.3**2))
+
+
+@pytest.mark.parametrize("width", [0.25, 0.7])
+def test_lime_kernel_against_the_papers_and_the_packages(width: float) -> None:
+    """The paper's exp(−D²/σ²). The `lime` package takes the square root of it: its width w is w√2 here."""
+    keep = torch.rand(40, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    keep[0] = True
+    distance = pairwise_distances(keep.double(), np.ones((1, 9)), metric="cosine").ravel()  # as lime_image does
+    paper = np.exp(-(distance**2) / width**2)
+    package = np.sqrt(np.exp(-(distance**2) / width**2))  # lime 0.2.0.1, lime_image.py
+    torch.testing.assert_close(lime_kernel(keep, width), torch.from_numpy(paper))
+    torch.testing.assert_close(lime_kernel(keep, width * 2**0.5), torch.from_numpy(package))
 
 
 def test_lime_fits_its_own_draws_as_sklearn_does() -> None:

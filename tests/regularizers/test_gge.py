@@ -17,6 +17,7 @@ from amr.classifier import FusionClassifier
 from amr.errors import UserError
 from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
+from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
 from tests.ranks import fit_on, on_one_and_two_ranks
@@ -62,6 +63,26 @@ def test_edges_of_the_targets() -> None:
     assert torch.equal(residual_targets(label, label), torch.zeros(1, 3))  # explained: nothing is left
     assert torch.equal(residual_targets(label, torch.tensor([[1.0, 0.0, 0.0]])), label)
     torch.testing.assert_close(residual_targets(label, torch.full((1, 3), 1 / 3)), label * 2 / 3)
+
+
+def test_the_loss_is_the_released_softmax_form() -> None:
+    """GreedyGradient_softmaxCE of github.com/GeraldHan/GGE at d3acd23, vqa_debias_loss_functions.py, by its formula."""
+    torch.manual_seed(0)
+    model = FusionModel({"one": Linear(3, 4), "two": Linear(3, 4)}, Concat({"one": 4, "two": 4}, 5))
+    gge = GGE(bias="one")
+    gge.setup(model)
+    encodings = model.encode({"one": torch.randn(6, 3), "two": torch.randn(6, 3)})
+    logits, label = model.head(encodings), torch.randint(5, (6,))
+    main = F.cross_entropy(logits, label)
+    terms = gge.losses(Step(model, {}, [""] * 6, encodings, logits, main, label, None, 0, 1.0, 0))
+    bias = gge.heads["one"](encodings["one"].detach()).softmax(1)
+    y_gradient = torch.clamp(F.one_hot(label, 5) - bias, min=0, max=1.0).detach()
+    released = -(logits.log_softmax(-1) * y_gradient).sum(1).mean(0)
+    torch.testing.assert_close(terms["residual"] + main, released)
+    ours, theirs = (
+        torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (terms["residual"] + main, released)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
