@@ -1,6 +1,6 @@
 """AMR's extra time a step and extra peak memory with every fusion, as ratios to the naive step.
 
-Two ResNet-18s at the CREMA-D recipe's shapes: spectrograms (B, 1, 257, 188), three 224 x 224 frames, SGD. The steps are
+Two ResNet-18s on the CREMA-D recipe's spectrograms (B, 1, 257, 188) and three 224 x 224 frames, SGD. The steps are
 FusionClassifier's own, through Lightning's Trainer on batches in memory. Time is taken within each AMR step, as the
 whole step over the step without AMR's own part: steps of two runs, naive and AMR, differ by several per cent on a noisy
 machine. Memory is the peak of three steps with AMR over that of three naive ones. Prints a table and one JSON line.

@@ -71,16 +71,17 @@ def clips(data: Data, count: int, folder: Path, **kwargs: Any) -> Clips:
     if data == "vggsound":
         settings["decode"] = DecodeOptions(sample_rate=16000, fps=1.0, size=256)
         settings["audio"] = AudioTransform(
-            5.0, "tile", "random", "log_stft", n_fft=256, hop_length=128, normalise=False
+            5.0, "tile", "random", "log_stft", n_fft=256, hop_length=128, normalise=False, padding="zeros"
         )
-        settings["video"] = VideoTransform(3, 224, "resized_crop", flip=True, **imagenet)
+        settings["video"] = VideoTransform(3, 224, "resized_crop", flip=True, per_frame=True, **imagenet)
         paths = vggsound(folder / data, count)
         rows = [{"id": p.stem, "file": p.name, "label": "0", "split": "train"} for p in paths]
         listing, root = _write(folder / data / "clips.csv", rows), None
     elif data != "grid":
-        settings["decode"] = DecodeOptions(sample_rate=22050, fps=1, size=256 if data == "crema-d-256" else None)
-        settings["audio"] = AudioTransform(3.0, "tile", "first", "log_stft", n_fft=512, hop_length=353, normalise=False)
-        settings["video"] = VideoTransform(3, 224, "resized_crop", flip=True, **imagenet)
+        settings["decode"] = DecodeOptions(sample_rate=16000, fps=1.0, size=256 if data == "crema-d-256" else None)
+        stft: dict[str, Any] = {"n_fft": 512, "hop_length": 353, "normalise": False, "padding": "zeros"}
+        settings["audio"] = AudioTransform(3.0, "tile", "first", "log_stft", sample_rate=22050, **stft)
+        settings["video"] = VideoTransform(1, 224, "resized_crop", flip=True, pick="first", per_frame=True, **imagenet)
         listing, root = _made(folder / data, count, (360, 480), 1), None
     else:
         settings["decode"] = DecodeOptions(crop=(67, 32, 42, 64))

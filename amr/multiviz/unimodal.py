@@ -455,7 +455,8 @@ def kernel_shap(
 def lime_kernel(keep: Tensor, width: float) -> Tensor:
     """Weight of a perturbed clip, exp(−D² / width²) (Ribeiro et al. 2016, section 3.4).
 
-    D is the cosine distance between z and the clip itself, all ones: 1 − √(kept / A), and 1 where no atom is kept.
+    D is the cosine distance between z and the clip itself, all ones: 1 − √(kept / A), and 1 where no atom is kept. The
+    `lime` package takes the square root of this kernel: its width w is w√2 here.
 
     Args:
         keep: Atoms that stay, boolean (..., A).
