@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from amr.datamodules.media import _decode, _Files, _ProblemError
+from amr.datamodules.decoding.picture import Pictures, turns
+from amr.datamodules.decoding.sound import Sound
+from amr.datamodules.decoding.source import ProblemError, Source
+from amr.datamodules.decoding.timeline import Timeline
 from amr.files import replacing
 
 LONGEST = 640  # pixels of the longer side; larger frames are made smaller
@@ -38,10 +42,10 @@ def cut(files: Mapping[str, Path], out: Path, start: float | None = None, end: f
         UserError: `out` cannot be written.
     """
     try:
-        with closing(_Files()) as opened, replacing(out) as target:
-            if not (start is None and end is None and _copy(files, opened, target)):
-                _encode(files, opened, target, start or 0.0, math.inf if end is None else end)
-    except _ProblemError as problem:
+        with replacing(out) as target:
+            if not (start is None and end is None and _copy(files, target)):
+                _encode(files, target, start or 0.0, math.inf if end is None else end)
+    except ProblemError as problem:
         return str(problem)
     except av.FFmpegError as error:
         return f"decode error: {error.strerror}"
@@ -62,54 +66,54 @@ def _container(target: Any) -> Any:
     return av.open(target, "w", format="mp4", options={"movflags": "+faststart"})
 
 
-def _copy(files: Mapping[str, Path], opened: _Files, target: Any) -> bool:
+def _copy(files: Mapping[str, Path], target: Any) -> bool:
     """Copies the packets of one whole file, if a browser plays them; whether it did."""
     if len(set(files.values())) != 1:
         return False
-    path = next(iter(files.values()))
-    streams = [opened.open(path, kind)[1] for kind in files]
-    source, _ = opened.open(path, next(iter(files)))
-    for stream in streams:
-        codec = stream.codec_context
-        plays = codec.name == "aac" if stream.type == "audio" else (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
-        if not plays or "mp4" not in source.format.name.split(","):
-            return False
-    with _container(target) as container:
-        outs = {stream.index: container.add_stream_from_template(stream) for stream in streams}
-        for packet in source.demux(streams):
-            if packet.dts is not None:
-                packet.stream = outs[packet.stream.index]
-                container.mux(packet)
+    with closing(Source(next(iter(files.values())))) as source:
+        streams = [source.stream(kind) for kind in files]
+        for stream in streams:
+            codec = stream.codec_context
+            sound = stream.type == "audio"
+            plays = codec.name == "aac" if sound else (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+            if not plays or "mp4" not in source.formats:
+                return False
+        with _container(target) as container:
+            outs = {stream.index: container.add_stream_from_template(stream) for stream in streams}
+            for packet in source.packets():
+                if packet.dts is not None and packet.stream_index in outs:
+                    packet.stream = outs[packet.stream_index]
+                    container.mux(packet)
     return True
 
 
-def _encode(files: Mapping[str, Path], opened: _Files, target: Any, start: float, end: float) -> None:
-    with _container(target) as container:
+def _encode(files: Mapping[str, Path], target: Any, start: float, end: float) -> None:
+    with _container(target) as container, ExitStack() as opened:
+        sources = {kind: opened.enter_context(closing(Source(path))) for kind, path in files.items()}
         video = audio = None
-        if "video" in files:
-            source, stream = opened.open(files["video"], "video")
-            rate = stream.average_rate or Fraction(25)
+        if "video" in sources:
+            timeline = Timeline(sources["video"], start, end)
+            shown = _shown(sources["video"], timeline, start, end)
+            first = next(shown)
+            rate = sources["video"].stream("video").average_rate or Fraction(25)
             video = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "23"})
-            video.width, video.height = _fit(stream.codec_context.width, stream.codec_context.height)
+            video.width, video.height = _fit(first[1].width, first[1].height)
             video.pix_fmt, video.codec_context.thread_count = "yuv420p", 1
             video.codec_context.time_base = Fraction(1, _CLOCK)
-        if "audio" in files:
-            _, sound = opened.open(files["audio"], "audio")
-            hz = sound.codec_context.sample_rate
-            hz = hz if hz in _AAC_RATES else 48000
-            layout = "mono" if sound.codec_context.layout.nb_channels == 1 else "stereo"
+        if "audio" in sources:
+            sound = sources["audio"].stream("audio").codec_context
+            hz = sound.sample_rate if sound.sample_rate in _AAC_RATES else 48000
+            layout = "mono" if sound.layout.nb_channels == 1 else "stereo"
             audio = container.add_stream("aac", rate=hz, layout=layout)
         if video is not None:
-            source, stream = opened.open(files["video"], "video")
-            for time, frame in _window(_decode(source, stream, start), start, end):
+            for time, frame in chain([first], shown):
                 scaled = frame.reformat(video.width, video.height, "yuv420p")
                 scaled.pts, scaled.time_base = round((time - start) * _CLOCK), Fraction(1, _CLOCK)
                 scaled.pict_type = av.video.frame.PictureType.NONE
                 container.mux(video.encode(scaled))
             container.mux(video.encode(None))
         if audio is not None:
-            source, sound = opened.open(files["audio"], "audio")
-            wave = _wave(_decode(source, sound, start), layout, hz, start, end)
+            wave = _wave(sources["audio"], layout, hz, start, end)
             for i in range(0, wave.shape[1], _BLOCK):
                 block = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, i : i + _BLOCK]), "fltp", layout)
                 block.sample_rate, block.pts, block.time_base = hz, i, Fraction(1, hz)
@@ -117,45 +121,33 @@ def _encode(files: Mapping[str, Path], opened: _Files, target: Any, start: float
             container.mux(audio.encode(None))
 
 
-def _window(frames: Iterator[tuple[float, Any]], start: float, end: float) -> Iterator[tuple[float, Any]]:
-    """The frames on show in the window; the first is on show from `start`."""
-    previous, any_frame = None, False
-    for time, frame in frames:
-        if time >= end - 1e-6:
-            break
-        if time > start + 1e-6:
-            if previous is not None:
-                yield max(previous[0], start), previous[1]
-                previous, any_frame = None, True
-            yield time, frame
-            any_frame = True
-        else:
-            previous = (time, frame)
-    if previous is not None:
-        yield max(previous[0], start), previous[1]
-        any_frame = True
-    if not any_frame:
-        raise _ProblemError("no frames in the window")
+def _shown(source: Source, timeline: Timeline, start: float, end: float) -> Iterator[tuple[float, Any]]:
+    """The upright frames on show in the window; the first is on show from `start`."""
+    if not timeline.is_still:
+        timeline.check(start, end, timeline.picture_end)
+    times: list[float] = []
+    for time, frame, _ in Pictures(source, timeline, start, end, None, on_show=True):
+        time = max(time, start)
+        if times and time <= times[-1]:
+            continue
+        times.append(time)
+        if ops := turns(frame):
+            image = frame.to_image()
+            for op in ops:
+                image = image.transpose(op)
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), "rgb24")
+        yield time, frame
 
 
-def _wave(frames: Iterator[tuple[float, Any]], layout: str, hz: int, start: float, end: float) -> Any:
+def _wave(source: Source, layout: str, hz: int, start: float, end: float) -> Any:
     """Samples of the window, (channels, samples) float32; what is not there before the first one is silence."""
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=hz)
-    chunks, first = [], None
-    for time, frame in frames:
-        if time > end + 0.1:
-            break
-        first = time if first is None else first
-        chunks += [out.to_ndarray() for out in resampler.resample(frame)]
-    if first is None:
-        raise _ProblemError("no samples in the window")
-    wave = np.concatenate([*chunks, *(out.to_ndarray() for out in resampler.resample(None))], axis=1)
-    skip = round((start - first) * hz)
-    wave = wave[:, skip:] if skip >= 0 else np.pad(wave, ((0, 0), (-skip, 0)))
-    if end < math.inf:
-        wave = wave[:, : round((end - start) * hz)]
+    sound = Sound(hz, start, end, layout=layout, format="fltp")
+    timeline = Timeline(source, start, end, sound)
+    wave = sound.finish()
+    assert timeline.audio is not None
+    timeline.check(start, end, timeline.audio.end)
     if not wave.shape[1]:
-        raise _ProblemError("no samples in the window")
+        raise ProblemError("no samples in the window")
     return wave.astype(np.float32)
 
 

@@ -96,7 +96,7 @@ def test_large_frames_are_made_smaller(tmp_path: Path) -> None:
         (None, (None, None), "file missing"),
         (b"", (None, None), "zero bytes"),
         (b"no film at all", (None, None), "decode error"),
-        ("film", (5.0, 6.0), "in the window"),
+        ("film", (5.0, 6.0), "window outside the clip"),
     ],
 )
 def test_why_not(film: Path, tmp_path: Path, content: Any, window: Any, why: str) -> None:
