@@ -135,7 +135,7 @@ def as_ogm_ge(module: Clips, folder: Path) -> Callable[[Clip], dict[str, Tensor]
         spectrogram = np.log(np.abs(spectrogram) + 1e-7)
         names = sorted(path.name for path in (folder / clip.id).iterdir())
         if module.video.pick == "first":
-            places = range(count)
+            places = np.arange(count)
         else:
             places = np.sort(np.random.default_rng().choice(len(names), count, replace=len(names) < count))
         mode = "L" if module.video.grayscale else "RGB"

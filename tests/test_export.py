@@ -205,9 +205,8 @@ def test_what_is_said_of_each_recipes_inputs_makes_them(name: str) -> None:
         sound[1000:2000] = np.where(np.arange(1000) % 100 < 50, 32767, -32768)
         x = made.audio(sound, made.decode.sample_rate, train=False)
         torch.testing.assert_close(by_the_book(described["audio"], sound), x, rtol=0, atol=2e-3)
-        jpegs = [
-            encode_jpeg(torch.full((3, 42, 64), 10 * i, dtype=torch.uint8)).numpy().tobytes() for i in range(frames)
-        ]
+        greys = [torch.full((3, 42, 64), 10 * i, dtype=torch.uint8) for i in range(frames)]
+        jpegs = [bytes(file.numpy()) for file in encode_jpeg(greys)]
         x = made.video(jpegs, train=False)
         torch.testing.assert_close(by_the_book(described["video"], jpegs), x, rtol=0, atol=1e-3)
 

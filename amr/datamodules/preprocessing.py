@@ -71,7 +71,11 @@ def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
             steps += [{"step": "spectrogram", **window, "power": 1, "dtype": "float64"}]
             steps.append({"step": "log", "add": transform.eps})
         case "log_psd":
-            density = {"n_fft": transform.n_fft, "hop_length": transform.hop_length, "sample_rate": rate}
+            density: dict[str, Any] = {
+                "n_fft": transform.n_fft,
+                "hop_length": transform.hop_length,
+                "sample_rate": rate,
+            }
             density |= {"window": "tukey of 0.25, periodic", "each_window": "less its mean", "dtype": "float64"}
             steps += [{"step": "power spectral density", **density, "like": "scipy.signal.spectrogram"}]
             steps.append({"step": "log", "add": transform.eps})

@@ -85,7 +85,7 @@ def test_resampling_ends_and_overshoot() -> None:
         assert len(resampled(np.ones(length, np.float32), 16000, 22050)) == math.ceil(length * 22050 / 16000)
     square = np.where(np.arange(4000) % 100 < 50, 1, -1).astype(np.float32)
     assert np.abs(resampled(square, 16000, 22050)).max() == 1
-    assert np.abs(resampled(3 * square, 16000, 22050)).max() == 3
+    assert np.abs(resampled(square * np.float32(3), 16000, 22050)).max() == 3
     assert resampled(square, 16000, 16000) is square
 
 
@@ -94,7 +94,7 @@ def test_the_inputs_rate_counts() -> None:
     samples = tone(1.0)
     options: dict[str, Any] = {"seconds": 0.5, "time_shift_ms": 50, "noise_snr_db": 10, "n_mels": 20}
     one, other = AudioTransform(sample_rate=8000, **options), AudioTransform(**options)
-    halved = resampled(samples.astype(np.float32) / 32768, 16000, 8000) * 32768
+    halved = resampled(samples.astype(np.float32) / np.float32(32768), 16000, 8000) * np.float32(32768)
     for train in (True, False):
         with seeded("rate"):
             x = one(samples, 16000, train=train)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_share_gradient_matches_finite_differences(name: str) -> None:
 def test_gradgradcheck(name: str) -> None:
     torch.manual_seed(0)
     dims = {"a": 2, "b": 2, "c": 2}
-    options = {"dim": 2, "heads": 1} if name == "attention" else {}
+    options: dict[str, Any] = {"dim": 2, "heads": 1} if name == "attention" else {}
     head = (Attention if name == "attention" else FUSIONS[name])(dims, 2, **options).double()
     names = [key for key, _ in head.named_parameters()]
 
