@@ -80,4 +80,5 @@ def _tukey(length: int, taper: float = 0.25) -> Tensor:
     """Tukey's window, (length,) float64, periodic: half a cosine's period rises over `taper` / 2 of it at each end."""
     place = torch.arange(length, dtype=torch.float64) / length
     edge = torch.minimum(place, 1 - place) / (taper / 2)
-    return 0.5 * (1 - torch.cos(math.pi * edge.clamp(max=1)))
+    window: Tensor = 0.5 * (1 - torch.cos(math.pi * edge.clamp(max=1)))
+    return window
