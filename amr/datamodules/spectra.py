@@ -67,7 +67,7 @@ def power_density(x: Tensor, sample_rate: int, n_fft: int, hop_length: int) -> T
         raise UserError(f"audio.n_fft is {n_fft}; with log_psd it must be at most the input's {x.shape[-1]} samples")
     window = _tukey(n_fft)
     windows = x.unfold(-1, n_fft, hop_length)  # (..., T, n_fft)
-    power = torch.fft.rfft((windows - windows.mean(-1, keepdim=True)) * window).abs().square()
+    power: Tensor = torch.fft.rfft((windows - windows.mean(-1, keepdim=True)) * window).abs().square()
     power *= 2 / (sample_rate * window.square().sum())  # 2: the power of both signs of a frequency
     power[..., 0] /= 2
     if n_fft % 2 == 0:
