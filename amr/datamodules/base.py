@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,11 +26,13 @@ from amr.datamodules.corruptions import (
     Corruption,
     OtherWaves,
 )
+from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
+from amr.datamodules.listing import check_labels
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
 from amr.datamodules.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.prepare import prepare, verify
 from amr.datamodules.report import PrepareReport, count_reasons, describe_reasons
-from amr.datamodules.store import ClipStore
+from amr.datamodules.store import ClipStore, shard_files
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
 from amr.errors import UserError
 
@@ -55,7 +57,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
     width).
 
     Args:
-        root: Folder of the data set; no clip's file may lie outside.
+        root: Folder of the data set; no clip's path may lead outside.
         store: Folder for the decoded clips; None: a folder in `stores/` named by data set and options.
         modalities: Which ones the batches hold, in this order.
         decode: What is kept of each clip.
@@ -75,6 +77,8 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise and with in_memory.
         in_memory: Keep the clips in each loader process's memory, frames decoded, and transform a batch at a time; for
             small data sets, with num_workers=0. The inputs are the same up to rounding.
+        follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of
+            the folder `root` made.
 
     Attributes:
         name: Name of the data set.
@@ -108,6 +112,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         prepare_workers: int | None = None,
         decode_on: Literal["auto", "cpu", "gpu"] = "auto",
         in_memory: bool = False,
+        follow_links: bool | None = None,
     ) -> None:
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
@@ -120,7 +125,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         self.decode, self.audio, self.video = decode, audio, video
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
-        self.in_memory = in_memory
+        self.in_memory, self.follow_links = in_memory, follow_links
         if in_memory and decode_on == "gpu":
             raise UserError("data.decode_on is gpu; allowed with in_memory, which keeps frames, are auto and cpu")
         if in_memory and (audio.freq_mask or audio.time_mask):
@@ -166,6 +171,7 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         self._prepare()
 
     def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
+        self._check_there()
         return prepare(
             self.clips,
             self.store,
@@ -176,6 +182,14 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             recheck=recheck,
             locate=self.locate,
         )
+
+    def _check_there(self) -> None:
+        """Before a store is begun: refuse a root folder in which no clip's file is, if it is known where they are."""
+        files = [file for clip in self.clips for file in clip.files.values()]
+        if shard_files(self.store) or any(is_there(self.root / file) for file in files):
+            return
+        if other := found_elsewhere(self.root, files):
+            raise UserError(f"{self.name}: looked for {self.root / files[0]}{other}")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and set aside the clips that cannot be used, saying how many and why."""
@@ -420,7 +434,8 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
                 f"{self.name}: clip id {twice[0]!r} is listed {Counter(c.id for c in self.clips)[twice[0]]} times"
             )
         allowed = set(self.labels)
-        inside = _root_check(self.root)
+        check_labels(self.labels, self.name)
+        root = RootFolder(self.root, self.follow_links)
         for clip in self.clips:
             where = f"{self.name}: clip {clip.id!r}"
             if clip.label not in allowed:
@@ -430,36 +445,9 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             if (clip.start or 0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0)):
                 raise UserError(f"{where} has start {clip.start} and end {clip.end}; 0 <= start < end is allowed")
             for path in clip.files.values():
-                if not inside(path):
-                    raise UserError(f"{where} has file {path}, which leaves the root folder {self.root}")
+                if refusal := root.refusal(path):
+                    raise UserError(f"{where} has file {path}, {refusal}")
         if not any(clip.split in ("train", "all") for clip in self.clips):
             raise UserError(
                 f"{self.name}: no clip has split 'train'; splits found: {sorted({c.split for c in self.clips})}"
             )
-
-
-def _root_check(root: Path) -> Callable[[Path], bool]:
-    """Whether a relative path stays inside a folder, links followed; a system call or two a file."""
-    base = root.resolve()
-
-    @cache
-    def folder_inside(folder: Path) -> bool:
-        return (base / folder).resolve().is_relative_to(base)
-
-    def inside(path: Path) -> bool:
-        if path.is_absolute() or ".." in path.parts or not folder_inside(path.parent):
-            return False
-        return not (base / path).is_symlink() or (base / path).resolve().is_relative_to(base)
-
-    return inside
-
-
-def check_folder(folder: Path, key: str) -> Path:
-    """The folder, if it is one.
-
-    Raises:
-        UserError: It does not exist or is a file.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{key} {folder}: no such folder")
-    return folder

@@ -1,15 +1,14 @@
 """Any folder of clips with a CSV."""
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules.base import ClipDataModule, check_folder
+from amr.datamodules.base import ClipDataModule
+from amr.datamodules.folders import check_folder
+from amr.datamodules.listing import read_cells, read_lines
 from amr.datamodules.media import MODALITIES, Clip
 from amr.errors import UserError
-
-_REST = "\0"  # key of cells beyond the header's; "" is that of an index that pandas wrote
 
 
 class Clips(ClipDataModule):
@@ -17,7 +16,7 @@ class Clips(ClipDataModule):
 
     Its columns are `id`, `label`, `split` (train, val, test, or all: in each of the three), then either `file` or any
     of `audio_file` and `video_file`, and optionally `start` and `end`, seconds of the window to use. Files are relative
-    to `root`; an empty one means that the clip lacks it. Other columns are ignored.
+    to `root`; an empty one means that the clip lacks it. Other columns are ignored, and so are spaces around a cell.
 
     Args:
         csv: The listing; relative to the current folder or else to `root`.
@@ -50,7 +49,10 @@ class Clips(ClipDataModule):
         clips = _read_csv(self.csv)
         if self._labels is None:
             return clips, sorted({clip.label for clip in clips})
-        labels = self._labels if isinstance(self._labels, list) else read_labels(find_file(self._labels, self.root))
+        if isinstance(self._labels, list):
+            labels = [label.strip() for label in self._labels]
+        else:
+            labels = read_lines(find_file(self._labels, self.root), "data.labels")
         if len(set(labels)) < len(labels):
             raise UserError(f"data.labels names a label twice: {labels}")
         return clips, labels
@@ -61,35 +63,21 @@ def find_file(path: str | Path, root: Path) -> Path:
     return Path(path) if Path(path).exists() else root / path
 
 
-def read_labels(path: Path) -> list[str]:
-    """The file's lines that are not empty.
-
-    Raises:
-        UserError: No such file.
-    """
-    if not path.is_file():
-        raise UserError(f"data.labels {path}: no such file")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def _read_csv(path: Path) -> list[Clip]:
-    if not path.is_file():
-        raise UserError(f"data.csv {path}: no such file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey=_REST, strict=True)
-        try:
-            columns = reader.fieldnames or []
-            files = _file_columns(path, columns)
-            return [_read_row(f"{path}, line {reader.line_num}", row, files) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num}: not a CSV in UTF-8 ({error})") from error
+    rows = read_cells(path, "data.csv")
+    _, columns = next(rows, ("", []))
+    files = _file_columns(path, columns)
+    return [_read_row(where, columns, cells, files) for where, cells in rows]
 
 
-def _file_columns(path: Path, columns: Any) -> dict[str, str]:
+def _file_columns(path: Path, columns: list[str]) -> dict[str, str]:
     """The column that holds each modality's file."""
     for column in ("id", "label", "split"):
         if column not in columns:
             raise UserError(f"{path}: no column {column!r}; it has {', '.join(columns) or 'none'}")
+    twice = [column for column in columns if column and columns.count(column) > 1]  # "" is an index that pandas wrote
+    if twice:
+        raise UserError(f"{path}: there are two columns {twice[0]!r}; allowed is one of each name")
     own = {modality: f"{modality}_file" for modality in MODALITIES if f"{modality}_file" in columns}
     if ("file" in columns) == bool(own):
         allowed = " or ".join(f"{modality}_file" for modality in MODALITIES)
@@ -97,11 +85,12 @@ def _file_columns(path: Path, columns: Any) -> dict[str, str]:
     return own or dict.fromkeys(MODALITIES, "file")
 
 
-def _read_row(where: str, row: dict[str, Any], files: dict[str, str]) -> Clip:
-    if _REST in row or None in row.values():
+def _read_row(where: str, columns: list[str], cells: list[str], files: dict[str, str]) -> Clip:
+    if len(cells) != len(columns):
         raise UserError(f"{where}: another number of cells than the header has")
+    row = dict(zip(columns, cells, strict=True))
     for column in ("id", "label", "split"):
-        if not row[column].strip():
+        if not row[column]:
             raise UserError(f"{where}: {column!r} is empty")
     start, end = (_seconds(where, column, row.get(column, "")) for column in ("start", "end"))
     paths = {modality: Path(row[column]) for modality, column in files.items() if row[column]}
@@ -109,7 +98,7 @@ def _read_row(where: str, row: dict[str, Any], files: dict[str, str]) -> Clip:
 
 
 def _seconds(where: str, column: str, text: str) -> float | None:
-    if not text.strip():
+    if not text:
         return None
     try:
         value = float(text)

@@ -1,23 +1,32 @@
 """CREMA-D: 7,442 clips of 91 actors saying twelve sentences in six emotions."""
 
-import csv
 import re
 from pathlib import Path
 from typing import Any, Literal
 
-from amr.datamodules.base import ClipDataModule, check_folder, stable_order
+from amr.datamodules.base import ClipDataModule, stable_order
+from amr.datamodules.folders import check_folder, found_elsewhere
+from amr.datamodules.listing import read_cells
 from amr.datamodules.media import Clip
 from amr.errors import UserError
 
 LABELS = ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
 _NAME = re.compile(rf"(\d{{4}})_[A-Z]{{3}}_({'|'.join(LABELS)})_[A-Z]{{1,2}}")  # actor, sentence, emotion, level
+_FOLDERS = {"audio": "AudioWAV", "video": "VideoFlash"}
+_SUFFIXES = {  # in the order in which they are taken, in small or capital letters
+    "audio": (".wav", ".mp3", ".flac", ".m4a"),
+    "video": (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi"),
+}
+
+Files = dict[str, dict[str, Path]]  # by modality and clip
 
 
 class CremaD(ClipDataModule):
     """CREMA-D as downloaded: sound from `AudioWAV/*.wav`, frames from `VideoFlash/*.flv`.
 
     The label is in the file's name. A clip that is in one folder only is listed; `prepare` reports the other file as
-    missing.
+    missing. Copies whose files end in capital letters, or were converted to another format such as .mp4, are read as
+    they are. A copy that has one of the two folders can be used with `modalities` set to what is there.
 
     Args:
         root: Folder with `AudioWAV` and `VideoFlash`.
@@ -46,27 +55,43 @@ class CremaD(ClipDataModule):
 
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """Name the clips by the files in the two folders, or by OGM-GE's lists."""
-        check_folder(self.root, "data.root")
+        files = self._scan()
         match self.split:
             case "actor":
-                splits = self._split_by_actor(self._scan())
+                splits = self._split_by_actor(self._clips_in(files))
             case "ogm":
                 splits = self._read_ogm_split()
             case "all":
-                splits = dict.fromkeys(self._scan(), "all")
+                splits = dict.fromkeys(self._clips_in(files), "all")
             case _:
                 raise UserError(f"data.split is {self.split!r}; allowed are actor, ogm, all")
-        return [_clip(id, splits[id]) for id in sorted(splits)], LABELS
+        return [_clip(id, splits[id], files) for id in sorted(splits)], LABELS
 
-    def _scan(self) -> list[str]:
-        """The clips in either folder."""
-        ids = set()
-        for folder, suffix in (("AudioWAV", ".wav"), ("VideoFlash", ".flv")):
-            for path in check_folder(self.root / folder, "CREMA-D's").glob(f"[!.]*{suffix}"):
-                ids.add(_checked(path.stem, str(path)))
-        if not ids:
-            raise UserError(f"{self.root}: no AudioWAV/*.wav and no VideoFlash/*.flv")
-        return sorted(ids)
+    def _scan(self) -> Files:
+        """The files in the two folders."""
+        check_folder(self.root, "data.root")
+        files: Files = {modality: {} for modality in _FOLDERS}
+        for modality, folder in _FOLDERS.items():
+            kinds = _SUFFIXES[modality]
+            for path in sorted((self.root / folder).glob("[!.]*.*")):
+                if (kind := path.suffix.lower()) in kinds:
+                    id = _checked(path.stem, str(path))
+                    other = files[modality].get(id)
+                    if other is None or kinds.index(kind) < kinds.index(other.suffix.lower()):
+                        files[modality][id] = Path(folder, path.name)
+        return files
+
+    def _clips_in(self, files: Files) -> list[str]:
+        """The clips in either folder; each modality that is wanted must have some."""
+        for modality in self.modalities:
+            if not files[modality]:
+                folder = self.root / _FOLDERS[modality]
+                what = f"no {'/'.join(_SUFFIXES[modality])} files in it" if folder.is_dir() else "no such folder"
+                there = [m for m in _FOLDERS if files[m]]
+                hint = f"; there is {there[0]} alone: use --data.modalities [{there[0]}]" if there else ""
+                hint = hint or found_elsewhere(self.root, [Path(_FOLDERS[modality])])
+                raise UserError(f"CREMA-D's {folder}: {what}{hint}")
+        return sorted({id for ids in files.values() for id in ids})
 
     @property
     def split_kind(self) -> str:
@@ -110,8 +135,10 @@ class CremaD(ClipDataModule):
         return splits
 
 
-def _clip(id: str, split: str) -> Clip:
-    return Clip(id, _label(id), split, {"audio": Path(f"AudioWAV/{id}.wav"), "video": Path(f"VideoFlash/{id}.flv")})
+def _clip(id: str, split: str, files: Files) -> Clip:
+    """The clip with its files; one that is not there by the name under which it was published."""
+    published = {m: Path(folder, f"{id}{_SUFFIXES[m][0]}") for m, folder in _FOLDERS.items()}
+    return Clip(id, _label(id), split, {m: files[m].get(id, path) for m, path in published.items()})
 
 
 def _label(id: str) -> str:
@@ -130,9 +157,8 @@ def _read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; data.ogm_split must hold train.csv and test.csv")
     ids = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if len(row) != 2 or _label(_checked(row[0], f"{path}, line {number}")) != row[1]:
-                raise UserError(f"{path}, line {number}: {','.join(row)!r} is not a name and the label in it")
-            ids.append(row[0])
+    for where, cells in read_cells(path, "data.ogm_split"):
+        if len(cells) != 2 or _label(_checked(cells[0], where)) != cells[1]:
+            raise UserError(f"{where}: {','.join(cells)!r} is not a name and the label in it")
+        ids.append(cells[0])
     return ids

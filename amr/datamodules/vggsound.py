@@ -1,6 +1,5 @@
 """VGGSound: 199,176 ten-second clips of 309 sounds from YouTube, about a fifth of which is gone."""
 
-import csv
 import os
 import sys
 from collections import Counter
@@ -10,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules.base import ClipDataModule, check_folder, stable_order
-from amr.datamodules.clips import find_file, read_labels
+from amr.datamodules.base import ClipDataModule, stable_order
+from amr.datamodules.clips import find_file
+from amr.datamodules.folders import RootFolder, check_folder, found_elsewhere
+from amr.datamodules.listing import read_cells, read_lines
 from amr.datamodules.media import MODALITIES, Clip
 from amr.datamodules.report import PrepareReport
 from amr.errors import UserError
@@ -108,8 +109,8 @@ class VGGSound(ClipDataModule):
     def _scan(self) -> dict[str, Found]:
         """Each clip's files, from one pass over the folder; says how many clips there are."""
         found: dict[str, Found] = {clip.id: "" for clip in self.clips}  # "" until a file is found
-        base = check_folder(self.root, "data.root").resolve()
-        for folder, name, is_link in _walk(base, "", _DEPTH):
+        root = RootFolder(check_folder(self.root, "data.root"), self.follow_links)
+        for folder, name, is_link in _walk(root, "", _DEPTH):
             stem, dot, suffix = name.rpartition(".")
             for id in _readings(stem):
                 if id not in found:
@@ -117,7 +118,7 @@ class VGGSound(ClipDataModule):
                 if dot + suffix.lower() not in _SUFFIXES["audio"]:
                     continue
                 if is_link:
-                    _check_link(base, folder + name)
+                    _check_link(root, folder + name)
                 best = [_better(m, folder + name, old) for m, old in zip(MODALITIES, _files(found[id]), strict=True)]
                 found[id] = best[0] if best[0] == best[1] else (best[0], best[1])
         listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if found[c.id])
@@ -125,7 +126,10 @@ class VGGSound(ClipDataModule):
         print(f"{self.name}: {present.total()} of {len(found)} clips are in {self.root} ({parts})", file=sys.stderr)
         if not present:
             example = f"{self.clips[0].id}.mp4"
-            raise UserError(f"data.root {self.root}: no file is named as a clip of {self.csv} is, like {example}")
+            other = found_elsewhere(self.root, [Path(f"{clip.id}.mp4") for clip in self.clips[:20]])
+            raise UserError(
+                f"data.root {self.root}: no file is named as a clip of {self.csv} is, like {example}{other}"
+            )
         return found
 
     def _read_labels(self) -> list[str]:
@@ -134,9 +138,10 @@ class VGGSound(ClipDataModule):
             labels = self._labels or []
         else:
             path = find_file(self._labels, self.root)
-            labels = read_labels(path)
             if path.suffix == ".csv":
-                labels = sorted(row[0] for row in csv.reader(labels))
+                labels = sorted(cells[0] for _, cells in read_cells(path, "data.labels"))
+            else:
+                labels = read_lines(path, "data.labels")
         if len(set(labels)) < len(labels):
             raise UserError(f"data.labels {self._labels}: names {Counter(labels).most_common(1)[0][0]!r} twice")
         return labels
@@ -209,13 +214,13 @@ def _readings(stem: str) -> Iterator[str]:
         yield _id(video, int(first) // unit)
 
 
-def _walk(base: Path, folder: str, depth: int) -> Iterator[tuple[str, str, bool]]:
-    """(folder within base, name, whether it is a link) of the files, without a system call for each; hidden ones not.
+def _walk(root: RootFolder, folder: str, depth: int) -> Iterator[tuple[str, str, bool]]:
+    """(folder within the root, name, whether it is a link) of files not hidden, without a system call for each.
 
     The folder is empty or ends with a slash.
     """
     try:
-        with os.scandir(base / folder) as entries:
+        with os.scandir(root.base / folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
@@ -223,36 +228,28 @@ def _walk(base: Path, folder: str, depth: int) -> Iterator[tuple[str, str, bool]
                     yield folder, entry.name, entry.is_symlink()
                 elif depth and not entry.name.lower().endswith(_SUFFIXES["audio"]):  # not a clip's extracted frames
                     if entry.is_symlink():
-                        _check_link(base, folder + entry.name)
-                    yield from _walk(base, f"{folder}{entry.name}/", depth - 1)
+                        _check_link(root, folder + entry.name)
+                    yield from _walk(root, f"{folder}{entry.name}/", depth - 1)
     except OSError as error:
-        raise UserError(f"data.root {base / folder}: cannot be read ({error.strerror})") from error
+        raise UserError(f"data.root {root.base / folder}: cannot be read ({error.strerror})") from error
 
 
-def _check_link(base: Path, path: str) -> None:
-    if not (base / path).resolve().is_relative_to(base):
-        raise UserError(f"data.root: {path} is a link that leaves the root folder {base}")
+def _check_link(root: RootFolder, path: str) -> None:
+    if refusal := root.refusal(Path(path)):
+        raise UserError(f"data.root: file {path}, {refusal}")
 
 
 def _read_csv(path: Path, labels: Collection[str]) -> list[Clip]:
     """The clips, without files, in train and test; labels: the allowed ones, or none if all are."""
-    if not path.is_file():
-        raise UserError(f"data.csv {path}: no such file")
     no_files: dict[str, Path] = {}  # `locate` knows them; 200,000 paths would take seconds at every start
     allowed, clips = set(labels), dict[str, Clip]()
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for cells in reader:
-                where = f"{path}, line {reader.line_num}"
-                video, start, label, split = _read_row(where, cells)
-                if allowed and label not in allowed:
-                    raise UserError(f"{where}: label {label!r} is not among the {len(allowed)} of data.labels")
-                if (id := _id(video, start)) in clips:
-                    raise UserError(f"{where}: clip {id!r} is listed twice")
-                clips[id] = Clip(id, label, split, no_files)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num}: not a CSV in UTF-8 ({error})") from error
+    for where, cells in read_cells(path, "data.csv"):
+        video, start, label, split = _read_row(where, cells)
+        if allowed and label not in allowed:
+            raise UserError(f"{where}: label {label!r} is not among the {len(allowed)} of data.labels")
+        if (id := _id(video, start)) in clips:
+            raise UserError(f"{where}: clip {id!r} is listed twice")
+        clips[id] = Clip(id, label, split, no_files)
     if not clips:
         raise UserError(f"data.csv {path}: no rows")
     return list(clips.values())
@@ -266,7 +263,7 @@ def _read_row(where: str, cells: list[str]) -> Row:
             (video, _, start), split = name.rpartition(".")[0].rpartition("_"), "test"
         case _:
             raise UserError(f"{where}: {len(cells)} cells; allowed: video id, start, label, split; or file, label")
-    if not video.replace("-", "").replace("_", "").isalnum() or not start.isdecimal():
+    if not video.replace("-", "").replace("_", "").isalnum() or not (start.isdecimal() and len(start) < 10):
         raise UserError(f"{where}: {video!r} and {start!r} are not a video id (letters, digits, -, _) and seconds")
     if split not in ("train", "test") or not label:
         raise UserError(f"{where}: label {label!r} and split {split!r}; allowed are any label, and train or test")

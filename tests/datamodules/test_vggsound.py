@@ -307,15 +307,21 @@ def test_links_that_leave_the_folder(row: Callable[..., VGGSound], tmp_path: Pat
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
     (outside / "clip.mp4").touch()
-    module = row()
+    module = row(follow_links=False)
     (tmp_path / "notes.txt").symlink_to(outside / "clip.mp4")  # nobody reads it
     (tmp_path / "-a_1_30.mp4").symlink_to(outside / "clip.mp4")
-    with pytest.raises(UserError, match="-a_1_30.mp4 is a link that leaves the root folder"):
+    with pytest.raises(
+        UserError,
+        match=r"file -a_1_30.mp4, which leaves the root folder .*: -a_1_30.mp4 is a link to .*clip.mp4; data.follow",
+    ):
         module.locate(module.clips[0])
     (tmp_path / "-a_1_30.mp4").unlink()
     (tmp_path / "train").symlink_to(outside)
-    with pytest.raises(UserError, match="train is a link that leaves the root folder"):
+    with pytest.raises(UserError, match=r"file train, which leaves the root folder .*: train is a link to"):
         module.prepare()
+    (outside / "-a_1_30.mp4").touch()
+    module = row()
+    assert module.locate(module.clips[0]).files["audio"] == Path("train/-a_1_30.mp4")  # the owner's link
 
 
 @pytest.mark.parametrize(
