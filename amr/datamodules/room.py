@@ -30,28 +30,49 @@ def check_room(
 ) -> None:
     """Say how much room the clips will take, and refuse what surely has none.
 
+    Raises:
+        UserError: The disk is too small.
+    """
+    estimated = estimate(clips, options, root, workers, executor, locate)
+    if estimated is None:
+        return
+    need, error = estimated
+    free = shutil.disk_usage(store).free
+    text = f"{store}: about {_size_text(need)} (± {_size_text(2 * error)}) for {len(clips)} clips"
+    text += f", {_size_text(free)} free"
+    if need - 2 * error > free:
+        raise UserError(f"{text}; name another folder as `store`, or keep less by decode.fps and decode.size")
+    print(text, file=sys.stderr)
+
+
+def estimate(
+    clips: Sequence[Clip],
+    options: DecodeOptions,
+    root: Path,
+    workers: int,
+    executor: Executor | None = None,
+    locate: Callable[[Clip], Clip] = lambda clip: clip,
+) -> tuple[float, float] | None:
+    """Bytes that the clips will take in a store, and the standard error; None: there is nothing to tell from.
+
     A clip is drawn with a probability proportional to its weight (seconds of its window, or else bytes of its files),
     so that a few long clips count for what they are. The mean of (stored bytes / weight) then estimates the whole
     without bias (Hansen and Hurwitz 1943).
 
     Args:
         clips: Those to be decoded.
-        store: Folder whose disk must have the room.
         options: How to decode.
         root: Folder that the clips' files are relative to.
         workers: Processes, as in `prepare`.
         executor: As in `prepare`.
         locate: As in `prepare`.
-
-    Raises:
-        UserError: The disk is too small.
     """
     looked = [locate(clip) for clip in clips[:: math.ceil(len(clips) / _WEIGHED)]]
     windowed = all(clip.end is not None for clip in looked)
     weights = [_weight(clip, root, windowed=windowed) for clip in looked]
     total = sum(weights)
     if not total:  # nothing is there
-        return
+        return None
     reach = list(accumulate(weights))
     drawn = [bisect_left(reach, (i + 0.5) / _SAMPLE * total) for i in range(_SAMPLE)]
     stored: dict[int, float] = {}
@@ -63,15 +84,9 @@ def check_room(
         pass
     ratios = [stored[number] / weights[number] for number in drawn if number in stored]
     if len(ratios) < 2:
-        return
+        return None
     whole = total * len(clips) / len(looked)
-    need, error = whole * statistics.mean(ratios), whole * statistics.stdev(ratios) / len(ratios) ** 0.5
-    free = shutil.disk_usage(store).free
-    text = f"{store}: about {_size_text(need)} (± {_size_text(2 * error)}) for {len(clips)} clips"
-    text += f", {_size_text(free)} free"
-    if need - 2 * error > free:
-        raise UserError(f"{text}; name another folder as `store`, or keep less by decode.fps and decode.size")
-    print(text, file=sys.stderr)
+    return whole * statistics.mean(ratios), whole * statistics.stdev(ratios) / len(ratios) ** 0.5
 
 
 def _weight(clip: Clip, root: Path, *, windowed: bool) -> float:
