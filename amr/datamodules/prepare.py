@@ -46,7 +46,7 @@ class Pending(NamedTuple):
 
     group: Group
     clips: Sequence[Clip]  # to be decoded
-    count: int  # clips in the shards that will be written
+    size: int  # clips in the shards that will be written
 
 
 def prepare(
@@ -205,7 +205,7 @@ def _fill(
     decoded = [clip for pending in todo for clip in pending.clips]
     if len(decoded) >= _SMALL:
         check_room(decoded, store, options, root, workers, executor, locate)
-    count = sum(pending.count for pending in todo)
+    count = sum(pending.size for pending in todo)
     progress = Progress(f"prepare {store.name}", count, "clips")
     tasks = ((g.path, g.key, [locate(clip) for clip in g.clips], root, options, shard_bytes) for g, _, _ in todo)
     deaths = _Deaths()

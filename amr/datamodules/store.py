@@ -274,7 +274,7 @@ class Shard:
         crc = zlib.crc32(data["audio"]) if "audio" in data else 0
         for frame in data.get("video", ()):
             crc = zlib.crc32(frame, crc)
-        return crc == self._crc[row]
+        return bool(crc == self._crc[row])
 
     def _batch(self, number: int) -> Any:
         """A record batch whose offsets lie within its buffers: reading beyond them would kill the process."""

@@ -13,7 +13,7 @@ from typing import Any
 from amr.datamodules.base import ClipDataModule, stable_order
 from amr.datamodules.media import MODALITIES, Clip
 from amr.datamodules.planted import FRAMES, Place, Planted, Task
-from amr.datamodules.prepare import PrepareReport
+from amr.datamodules.report import PrepareReport
 from amr.datamodules.synthesis import SECONDS, SIDE, Evidence, Recipe, write_clips
 from amr.datamodules.work import Progress, run_tasks
 from amr.errors import UserError

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def run_tasks(
     workers: int,
     executor: Executor | None = None,
     again: Callable[[Task], bool] = lambda task: False,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yield `function(*task)` for each task as they are done, in no fixed order.
 
     Only so many tasks are drawn from the iterable as are needed to keep the workers busy.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from amr.datamodules import Clips
 from amr.datamodules import prepare as prepare_module
 from amr.datamodules.media import Clip, Decoded, DecodeOptions
 from amr.datamodules.prepare import PrepareReport, prepare, verify
@@ -309,3 +310,12 @@ def test_mutated_shards_end_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FUZZ, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"at {done.stdout.split()[-1:]}: {done.stderr[-2000:]}"
+
+
+def test_options_of_one_meaning_are_one_store(clip_folder: Path, tmp_path: Path) -> None:
+    """5 in Python, 5.0 in YAML; a tuple and a list."""
+    options = [DecodeOptions(fps=5, crop=(0, 0, 16, 16)), DecodeOptions(fps=5.0, crop=[0, 0, 16, 16])]  # type: ignore[arg-type]
+    modules = [Clips(clip_folder / "clips.csv", decode=decode) for decode in options]
+    assert modules[0].store == modules[1].store
+    some = modules[0].clips[:2]
+    assert [prepare(some, tmp_path, o, root=clip_folder, workers=0).decoded for o in options] == [2, 0]
