@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, and refused by name where they are not ours."""
 
-import glob
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from amr.errors import UserError
-from amr.files import replacing
+from amr.files import replacing, sweep
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,8 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: If it cannot be written, as on a full disk; the one that was there stays.
         """
         target = Path(path)
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # by a killed process; they are large
-            left.unlink(missing_ok=True)
+        sweep(target.parent, target.name)  # they are large
         with replacing(target) as file:
             torch.save(checkpoint, file)
 

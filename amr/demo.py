@@ -60,7 +60,7 @@ def demo(out: Path, picture: Path | None = None) -> str:
         run_command(["fit", *data, *training, *method, "--name", name, *resume])
     table = compare([out / "runs"], out / "report.html", picture)
     analyses = [_analyze(out, name) for name in ("naive", "amr")]
-    write_site(analyses, out / "site")
+    write_site(analyses, out / "site", [out / "clips"])
     return table
 
 

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import glob
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The place cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -39,6 +41,37 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def _host() -> str:
+    """This machine's name, as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes what dead processes of this machine left half written; other machines' may be at work.
+
+    Args:
+        folder: Where; below it, too, if `name` is a pattern.
+        name: The target's name; by default any.
+    """
+    left = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.tmp")
+    pattern = f".{name if name == '*' else glob.escape(name)}.{_host()}.*.tmp"
+    for path in folder.rglob(pattern) if name == "*" else folder.glob(pattern):
+        match = left.fullmatch(path.name)
+        if match and not _lives(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return process > 0
 
 
 @contextmanager

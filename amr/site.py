@@ -1,13 +1,16 @@
 """`amr site`: a static site from one analysis, or from two side by side; `amr agreement`: of people who named units."""
 
 import argparse
-import json
+import re
+import shlex
+import sys
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from amr.errors import UserError
+from amr.readers import printable, read_json
 
+NAMES = 2000  # of an export; alpha takes a table of all names by all units
 FORMAT = "amr-concepts-1"  # of the page's export
 
 
@@ -15,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `site`."""
     parser.add_argument("analyses", nargs="+", type=Path, metavar="DIR", help="one or two folders of `amr analyze`")
     parser.add_argument("--out", type=Path, required=True, help="the site's folder; one that is there goes on")
+    about = "the clips' folder, whose media are shown; one for each analysis if they differ"
+    parser.add_argument("--root", type=Path, action="append", default=[], metavar="DIR", help=about)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,7 +38,12 @@ def run(options: argparse.Namespace) -> int:
 
     if len(options.analyses) > 2:
         raise UserError(f"{len(options.analyses)} analyses; a site shows one, or two side by side")
-    write_site(options.analyses, options.out)
+    sources = write_site(options.analyses, options.out, options.root)
+    for source in sources:
+        if source.unconfirmed is not None:
+            where = shlex.quote(printable(source.unconfirmed))
+            text = f"{source.folder}: shown without film and sound; if its clips lie in {where}, add --root {where}"
+            print(text, file=sys.stderr)
     print(f"{options.out / 'index.html'}: open it in a browser")
     return 0
 
@@ -83,8 +93,8 @@ def agreement(first: Path, second: Path) -> str:
     both = sorted(set(one) & set(other))
     if not both:
         raise UserError(f"{first}, {second}: no unit has a name in both ({len(one)} and {len(other)} have one)")
-    names = sorted({*one.values(), *other.values()})
-    table = [[names.index(given[unit]) for unit in both] for given in (one, other)]
+    code = {name: number for number, name in enumerate(sorted({*one.values(), *other.values()}))}
+    table = [[code[given[unit]] for unit in both] for given in (one, other)]
     same = sum(one[unit] == other[unit] for unit in both)
     lines = [f"{len(one)} and {len(other)} units named, {len(both)} of them by both; {same} of these alike"]
     if len({*table[0], *table[1]}) == 1:
@@ -97,18 +107,15 @@ def agreement(first: Path, second: Path) -> str:
 
 def _read(path: Path) -> tuple[str, dict[int, str]]:
     """An export's checkpoint, and its names as they are compared."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: it is not JSON: {error}") from error
+    content = read_json(path)  # by whoever named the units
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("names"), dict):
         raise UserError(f"{path}: it is no export of the site (format {FORMAT!r})")
+    if len(content["names"]) > NAMES:
+        raise UserError(f"{path}: {len(content['names']):,} names; allowed are {NAMES:,}")
     names = {}
     for unit, name in content["names"].items():
-        if not unit.isdecimal() or not isinstance(name, str):
-            raise UserError(f"{path}: names must map units' numbers to text; got {unit!r}: {name!r}")
+        if not re.fullmatch(r"[0-9]{1,9}", unit) or not isinstance(name, str):
+            raise UserError(f"{path}: names must map units' numbers to text; got {unit[:40]!r}: {str(name)[:40]!r}")
         if plain := " ".join(unicodedata.normalize("NFC", name).casefold().split()):
             names[int(unit)] = plain
     return str(content.get("checkpoint")), names

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from amr import files
 from amr.errors import UserError
-from amr.files import locked
+from amr.files import locked, sweep, write_text
+from tests.processes import dead_process
 
 
 def _hold(folder: Path, held: Event, done: Event) -> None:
@@ -64,3 +66,24 @@ def test_a_process_is_let_in_again_and_an_empty_folder_goes(tmp_path: Path) -> N
     with locked(folder, "choose another --name"):
         (folder / "file").touch()
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "file"]
+
+
+def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
+    here, dead, alive = files._host(), dead_process(), os.getpid()
+    names = [f".a.{here}.{dead}.tmp", f".a.{here}.{alive}.tmp", f".a.elsewhere.{dead}.tmp", ".a.tmp", "a.tmp"]
+    for folder in (tmp_path, tmp_path / "below"):
+        folder.mkdir(exist_ok=True)
+        for name in [*names, f".b.{here}.{dead}.tmp"]:
+            (folder / name).touch()
+    sweep(tmp_path, "a")
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], f".b.{here}.{dead}.tmp", "below"}
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "below"}
+    assert {path.name for path in (tmp_path / "below").iterdir()} == {*names[1:]}
+
+
+def test_a_file_that_is_being_written_says_by_whom(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "a"):
+        assert [path.name for path in tmp_path.iterdir()] == [f".a.{files._host()}.{os.getpid()}.tmp"]
+    write_text(tmp_path / "a", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         if any(stage == wanted or stage in STAGES[wanted] for wanted in options.stages):
             getattr(stages, stage)(analysis)
     summary.write(analysis)
-    write_site([analysis.out], analysis.out / "site")
+    write_site([analysis.out], analysis.out / "site", [analysis.data.root], follow_links=True)  # the user's own data
     print(f"{analysis.out}: done; docs/multiviz/files.md says what each file holds")
     print(f"{analysis.out / 'site' / 'index.html'}: open it in a browser")
     return 0

@@ -72,5 +72,5 @@ def test_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["agreement", good, str(tmp_path / "b.json")]) == 2
     assert main(["agreement", good, str(tmp_path / "c.json")]) == 2
     said = capsys.readouterr().err
-    assert "it is not JSON" in said
+    assert "not JSON" in said
     assert "No such file" in said

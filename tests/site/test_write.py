@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from amr import files
 from amr.cli import main
 from amr.datamodules.cut import cut
+from amr.errors import UserError
 from amr.multiviz.site import write, write_site
 from amr.multiviz.site.pack import quantised, script
+from tests.processes import dead_process, other_process_holds
 from tests.site.analysis import write_analysis
 
 
@@ -136,11 +140,24 @@ def test_what_is_there_is_kept(analysis: Path, tmp_path: Path, monkeypatch: pyte
     assert {path: path.stat().st_mtime_ns for path in before} == before
     gone = [stem for stem in cuts if not (out / f"media/{stem}.mp4").is_file()]
     assert set(cuts[there:]) <= set(gone)  # only what could not be cut is tried again
-    newer = analysis / "clips/clip00001.npz"
-    newer.write_bytes(newer.read_bytes())
-    write_site([analysis], out)
-    changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert changed == ["clip00001.js"]
+
+
+def test_content_decides_what_is_stale(analysis: Path, tmp_path: Path) -> None:
+    """A copy is newer and the same; after a clock that was set back, what changed is older."""
+    write_site([analysis], tmp_path / "site")
+    made = [*(tmp_path / "site").rglob("clip*.js"), *(tmp_path / "site").rglob("*.mp4")]
+    before = {path: path.stat().st_mtime_ns for path in made}
+    same, other, film = analysis / "clips/clip00000.npz", analysis / "clips/clip00001.npz", analysis / "root/2.mp4"
+    same.write_bytes(same.read_bytes())
+    with np.load(other) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez_compressed(other, **{**arrays, "U/audio/lime": -arrays["U/audio/lime"]})
+    film.write_bytes((analysis / "root/1.mp4").read_bytes())
+    for path in (other, film):
+        os.utime(path, (1, 1))
+    write_site([analysis], tmp_path / "site")
+    changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"clip00001.js", "clip00002.mp4"}
 
 
 def test_media_that_go_away_later_stay_in_the_site(analysis: Path, tmp_path: Path) -> None:
@@ -190,7 +207,7 @@ def _labels(one: Path) -> None:
     ("harm", "message"),
     [
         (lambda one: (one / "summary.json").unlink(), "its analysis is not finished: repeat `amr analyze`"),
-        (lambda one: (one / "summary.json").write_text("{"), "summary.json: cannot be read"),
+        (lambda one: (one / "summary.json").write_text("{"), "summary.json: not JSON"),
         (_version, "version 9; this amr reads 1"),
         (_slug, "the slug '../../x' is no file name"),
         (lambda one: (one / "clips/clip00000.npz").write_bytes(b"x"), "clip00000.npz: cannot be read"),
@@ -235,6 +252,82 @@ def test_files_that_lead_elsewhere_are_not_copied(analysis: Path, tmp_path: Path
     media = unpack(tmp_path / "site/data/index.js")["clips"]["media"]
     assert all(one["why"].endswith("leads out of the clips' folder") for one in media[:2])
     assert av.open(str(tmp_path / "site/media/clip00002.mp4")).streams.video
+
+
+def _with_root(analysis: Path, root: Path) -> Path:
+    summary = json.loads((analysis / "summary.json").read_text())
+    (analysis / "summary.json").write_text(json.dumps({**summary, "root": str(root)}))
+    return root
+
+
+def _media(site: Path) -> Any:
+    return unpack(site / "data/index.js")["clips"]["media"]
+
+
+def test_a_root_that_nobody_confirmed_is_not_looked_into(
+    analysis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a stranger's analysis would put any film of the reader's machine into a site that is to be shared."""
+    private = _with_root(analysis, (analysis / "root").rename(tmp_path / "private"))
+    site = tmp_path / "site"
+    assert main(["site", str(analysis), "--out", str(site)]) == 0
+    assert f"if its clips lie in {private}, add --root {private}" in capsys.readouterr().err
+    assert _media(site)[0]["why"] == "the clips' folder was not named (amr site --root)"
+    assert not list(site.rglob("*.mp4"))
+    assert main(["site", str(analysis), "--out", str(site), "--root", str(private)]) == 0
+    assert "add --root" not in capsys.readouterr().err
+    assert _media(site)[0]["file"] == "media/clip00000.mp4"
+    assert main(["site", str(analysis), "--out", str(site)]) == 0
+    assert _media(site)[0]["file"] == "media/clip00000.mp4", "it was confirmed before"
+    for roots, message in (([tmp_path / "no"], "no such folder"), ([private] * 3, "3 folders; allowed are one")):
+        given = [part for root in roots for part in ("--root", str(root))]
+        assert main(["site", str(analysis), "--out", str(site), *given]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_media_of_another_analysis_are_not_shown(analysis: Path, tmp_path: Path) -> None:
+    write_site([analysis], tmp_path / "site")
+    other = write_analysis(tmp_path / "two", 5, 2, units=4, seed=3)
+    (other / "plan.json").write_text(json.dumps({"checkpoint": "c" * 64}))
+    _with_root(other, tmp_path)
+    write_site([other], tmp_path / "site")
+    assert all("why" in one for one in _media(tmp_path / "site") if one)
+
+
+@pytest.mark.parametrize("kind", ["file", "root", "archive"])
+def test_links_are_not_followed_out(analysis: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "root":
+        (analysis / "root").rename(tmp_path / "private")
+        (analysis / "root").symlink_to(tmp_path / "private")
+    elif kind == "file":
+        (analysis / "root/0.mp4").rename(tmp_path / "private.mp4")
+        (analysis / "root/0.mp4").symlink_to(tmp_path / "private.mp4")
+    else:
+        (analysis / "clips/clip00000.npz").rename(tmp_path / "private.npz")
+        (analysis / "clips/clip00000.npz").symlink_to(tmp_path / "private.npz")
+        with pytest.raises(UserError, match=r"clip00000\.npz: a link that leads out of the analysis"):
+            write_site([analysis], tmp_path / "site")
+        return
+    write_site([analysis], tmp_path / "site")
+    assert "why" in _media(tmp_path / "site")[0]
+    if kind == "file":
+        assert _media(tmp_path / "site")[1]["file"]
+        write_site([analysis], tmp_path / "site", [analysis / "root"], follow_links=True)  # as of one's own data
+        assert _media(tmp_path / "site")[0]["file"]
+
+
+def test_a_second_process_is_refused_and_what_a_dead_one_left_is_swept(
+    analysis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, number = tmp_path / "site", dead_process()
+    write_site([analysis], site)
+    (site / f"data/.index.js.{files._host()}.{number}.tmp").touch()
+    (site / f"data/.index.js.another-machine.{number}.tmp").touch()
+    with other_process_holds(site) as holder:
+        assert main(["site", str(analysis), "--out", str(site)]) == 2
+        assert f"{site} is in use by process {holder} " in capsys.readouterr().err
+    assert main(["site", str(analysis), "--out", str(site)]) == 0
+    assert [path.name for path in site.rglob("*.tmp")] == [f".index.js.another-machine.{number}.tmp"]
 
 
 def test_the_wheel_brings_the_program() -> None:

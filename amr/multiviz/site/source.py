@@ -1,18 +1,20 @@
 """Reads the folder that `amr analyze` leaves (docs/multiviz/files.md)."""
 
 import functools
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amr.errors import UserError
 from amr.multiviz.site.pack import quantised
+from amr.readers import bad, read_arrays, read_object, read_table, reading
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 VERSION = 1  # of the folder
 KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is for others to read.
@@ -33,6 +35,20 @@ KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is 
     *("methods", "stages", "notes"),
 )
 MAPS = ("U", "D", "R", "C", "RC")
+ALLOWED = "a folder as `amr analyze` leaves it"
+LATEST = 1e7  # seconds; a window that ends later is none
+
+
+def checked(method: Callable[P, T]) -> Callable[P, T]:
+    """Of a method of `Source`: content of a wrong shape is an error that names the folder."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        source: Any = args[0]
+        with reading(source.folder, ALLOWED):
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 class Source:
@@ -40,51 +56,78 @@ class Source:
 
     Args:
         folder: What `amr analyze --out` named.
+        root: Folder of the clips' files, which the user has named. None: the one that the analysis names, if it lies
+            within the analysis; another one is not looked into.
+        links: Whether links below the root that lead out of it are followed.
 
     Raises:
         UserError: It is not there, unfinished, or of another version.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, root: Path | None = None, *, links: bool = False) -> None:
+        self.folder, self.root, self.links = folder, root, links
         if not (folder / "summary.json").is_file():
             there = "its analysis is not finished: repeat `amr analyze`" if (folder / "plan.json").is_file() else ""
             raise UserError(f"{folder}: no summary.json; {there or 'name a folder that `amr analyze` wrote'}")
         self.summary: dict[str, Any] = self._json("summary.json")
         if (version := self.summary.get("version")) != VERSION:
             raise UserError(f"{folder / 'summary.json'}: version {version}; this amr reads {VERSION}")
-        self.labels: list[str] = self.summary["labels"]
-        self.modalities: list[str] = self.summary["modalities"]
+        self._take(self.summary)
+
+    @checked
+    def _take(self, summary: Mapping[str, Any]) -> None:
+        self.labels = _names("labels", summary["labels"])
+        self.modalities = _names("modalities", summary["modalities"])
+        for key in ("title", "split"):
+            if not isinstance(summary[key], str):
+                raise TypeError(f"{key}: {summary[key]!r}")
+        named, here = summary.get("root"), self.folder.resolve()
+        if self.root is None and isinstance(named, str) and Path(named).resolve().is_relative_to(here):
+            self.root = Path(named)
+        self._known = frozenset(self.labels)
         self.rows = {row["id"]: row for row in self.table("predictions")}
         for row in self.rows.values():
-            if not re.fullmatch(r"[\w-]+", row["slug"]):
-                raise UserError(f"{folder / 'predictions.parquet'}: the slug {row['slug']!r} is no file name")
+            self._check_row(row)
+
+    def _check_row(self, row: Mapping[str, Any]) -> None:
+        if not isinstance(row["id"], str) or not re.fullmatch(r"[\w-]{1,200}", row["slug"]):
+            raise bad(self.folder / "predictions.parquet", f"the slug {row['slug']!r} is no file name")
+        if not {row["label"], row["predicted"]} <= self._known:
+            raise ValueError(f"clip {row['id']!r}: the label {row['label']!r} or {row['predicted']!r} is unknown")
+        times = [row[key] for key in ("start", "end") if row[key] is not None]
+        if not all(isinstance(time, float) and 0 <= time <= LATEST for time in times) or sorted(times) != times:
+            raise ValueError(f"clip {row['id']!r}: the window {times}")
+        for modality in self.modalities:
+            name = row.get(f"file_{modality}")
+            if name is not None and (not isinstance(name, str) or "\0" in name):
+                raise TypeError(f"clip {row['id']!r}: the file {name!r}")
+
+    @property
+    def unconfirmed(self) -> str | None:
+        """The clips' folder that the analysis names, where it is not looked into."""
+        named = self.summary.get("root")
+        return named if self.root is None and isinstance(named, str) else None
+
+    def path(self, name: str) -> Path:
+        """A file of the analysis; a link that leads out of its folder is refused."""
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise bad(path, "a link that leads out of the analysis")
+        return path
 
     def _json(self, name: str) -> Any:
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
+        return read_object(self.path(name))
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """A parquet file's rows; none if the stage did not run."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self.folder / f"{name}.parquet"
-        if not path.is_file():
-            return []
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
-        return rows
+        path = self.path(f"{name}.parquet")
+        return read_table(path, "a table as `amr analyze` writes it") if path.exists() else []
 
     @functools.cached_property
     def checkpoint(self) -> str:
         """The checkpoint's SHA-256: what names of units belong to."""
-        return str(self._json("plan.json")["checkpoint"])
+        with reading(self.folder / "plan.json", ALLOWED):
+            return str(self._json("plan.json")["checkpoint"])
 
     @functools.cached_property
     def extremes(self) -> list[str]:
@@ -97,6 +140,7 @@ class Source:
         ends = set(self.extremes)
         return [id for id, row in self.rows.items() if row["explained"] or row["slug"] in ends]
 
+    @checked
     def kinds(self) -> dict[str, str]:
         """How each modality's input is looked at: frames, spectrogram, wave or vector."""
         found = {}
@@ -106,6 +150,7 @@ class Source:
             found[modality] = "frames" if frames else "spectrogram" if bins else "wave" if wave else "vector"
         return found
 
+    @checked
     def pictured(self) -> tuple[str, int] | None:
         """The modality that a clip's thumbnail is of, and how many frames lie side by side in its picture."""
         kinds = self.kinds()
@@ -116,6 +161,7 @@ class Source:
                     return modality, grid[0] if kind == "frames" else 1
         return None
 
+    @checked
     def run(self) -> dict[str, Any]:
         """What the overview shows."""
         simulation = {row["stage"]: row for row in self.table("simulation")}
@@ -133,6 +179,7 @@ class Source:
             "error_units": self.table("error_units"),
         }
 
+    @checked
     def columns(self, ids: Iterable[str]) -> dict[str, Any]:
         """A column each of what is known of clips, in their order; -1 or NaN for those that this analysis lacks."""
         place = {label: i for i, label in enumerate(self.labels)}
@@ -151,6 +198,7 @@ class Source:
             "top_p": [[round(float(p), 4) for p in row["top_probabilities"]] if row else [] for row in rows],
         }
 
+    @checked
     def units(self) -> dict[str, Any]:
         """Units of the sparse classifier, with their coefficients and extreme clips."""
         place = {label: i for i, label in enumerate(self.labels)}
@@ -178,11 +226,11 @@ class Source:
 
     def clip(self, path: Path) -> dict[str, Any]:
         """All that an archive of clips/ or extremes/ holds, as the page reads it."""
-        try:
-            with np.load(path) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
+        arrays = read_arrays(path)
+        with reading(path, "an archive as `amr analyze` writes it"):
+            return self._clip(arrays)
+
+    def _clip(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {"id": str(arrays["id"]), "label": int(arrays["label"]), "modalities": {}}
         for modality in self.modalities:
             start, stop = arrays[f"window/{modality}"].tolist()
@@ -212,16 +260,23 @@ class Source:
 
     def media(self, id: str) -> tuple[dict[str, Path], str | None]:
         """The media file of each modality that has one, and why it cannot be shown."""
-        row, root = self.rows[id], self.summary.get("root")
+        row = self.rows[id]
         names = {m: row[f"file_{m}"] for m in self.modalities if row.get(f"file_{m}")}
         if row.get("problem"):
             return {}, str(row["problem"])
-        if not names or root is None:
+        if not names or self.summary.get("root") is None:
             return {}, "the data do not say which file it comes from"
+        if self.root is None:
+            return {}, "the clips' folder was not named (amr site --root)"
         for name in names.values():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 return {}, f"{name} leads out of the clips' folder"
-        return {m: Path(root) / name for m, name in names.items()}, None
+            path = self.root / name
+            if not (self.links or path.resolve().is_relative_to(self.root.resolve())):
+                return {}, f"{name} is a link that leads out of the clips' folder"
+            if not path.is_file():
+                return {}, f"{name} is gone"
+        return {m: self.root / name for m, name in names.items()}, None
 
 
 def _maps(arrays: Mapping[str, NDArray[Any]], stage: str) -> dict[str, Any]:
@@ -238,6 +293,12 @@ def _maps(arrays: Mapping[str, NDArray[Any]], stage: str) -> dict[str, Any]:
                 one["why"] = str(why)
             found[where][method] = one
     return dict(found)
+
+
+def _names(key: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{key}: {str(value)[:60]!r} is no list of names")
+    return value
 
 
 def _number(value: Any) -> float:

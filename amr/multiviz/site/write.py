@@ -5,54 +5,115 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amr.datamodules.cut import cut, probe
 from amr.datamodules.work import Progress
 from amr.errors import UserError
-from amr.files import write_bytes
+from amr.files import locked, sweep, write_bytes, write_text
 from amr.multiviz.site.pack import script
 from amr.multiviz.site.source import Source
+from amr.readers import TEXT_BYTES, opened, printable, read_arrays, read_json, read_text, reading
 
 STATIC = Path(__file__).parent / "static"
 FORMAT = 1  # of the data; another one is written anew
 THUMB = (96, 64)  # pixels
+MADE = "made.txt"
 
 
-def write_site(analyses: Sequence[Path], out: Path) -> None:
+class Made:
+    """What each file of a site was made from, kept in `made.txt`: a line of digest and name; a file's last one counts.
+
+    Modification times do not tell: a copy, a clock that was set back or a restored backup has any time.
+
+    Args:
+        out: The site's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.file = out, out / MADE
+        lines = read_text(self.file).splitlines() if self.file.is_file() else []
+        pairs = [line.partition("  ") for line in lines]
+        self._origins = {name: digest for digest, _, name in pairs if len(digest) == 64 and name}
+        write_text(self.file, "".join(f"{digest}  {name}\n" for name, digest in self._origins.items()))
+
+    def is_of(self, target: Path, origin: str) -> bool:
+        """Whether a file is there and was made from this."""
+        return target.is_file() and self._origins.get(self._name(target)) == origin
+
+    def is_known(self, target: Path) -> bool:
+        """Whether a file is there and was made by this site."""
+        return target.is_file() and self._name(target) in self._origins
+
+    def add(self, target: Path, origin: str) -> None:
+        """Notes what a file, which is in place, was made from."""
+        self._origins[self._name(target)] = origin
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{origin}  {self._name(target)}\n")
+
+    def _name(self, target: Path) -> str:
+        return target.relative_to(self.out).as_posix()
+
+
+def write_site(
+    analyses: Sequence[Path], out: Path, roots: Sequence[Path] = (), *, follow_links: bool = False
+) -> list[Source]:
     """Writes a site of one analysis, or of two, whose clips are then shown side by side.
 
-    Clips and media that are there already are kept unless what they come from is newer: interrupted work goes on. A
-    clip whose media cannot be shown is left without, and the page says why.
+    Clips and media that are there already are kept unless the content that they come from has changed: interrupted work
+    goes on. A clip whose media cannot be shown is left without, and the page says why.
 
     Args:
         analyses: One or two folders that `amr analyze` wrote; two of the same labels and modalities.
         out: The site's folder: a new one, an empty one, or one that holds a site.
+        roots: Folder of the clips' files of each analysis, or one of all. What an analysis says of it is not trusted:
+            without a root, only media that lie within the analysis itself are shown.
+        follow_links: Whether links below a root that lead out of it are followed.
+
+    Returns:
+        The analyses as they were read.
 
     Raises:
-        UserError: An analysis cannot be read, two do not go together, or `out` holds something else.
+        UserError: An analysis cannot be read, two do not go together, another process writes the site, or `out` holds
+            something else.
     """
     if not 1 <= len(analyses) <= 2:
         raise UserError(f"{len(analyses)} analyses; a site shows one, or two side by side")
-    sources = [Source(Path(folder)) for folder in analyses]
+    if len(roots) not in (0, 1, len(analyses)):
+        raise UserError(f"--root: {len(roots)} folders; allowed are one for all, or one for each of {len(analyses)}")
+    if missing := [root for root in roots if not root.is_dir()]:
+        raise UserError(f"--root: {missing[0]}: no such folder")
+    each = [*roots] if len(roots) == len(analyses) else [roots[0] if roots else None] * len(analyses)
+    sources = [Source(Path(folder), root, links=follow_links) for folder, root in zip(analyses, each, strict=True)]
     if len(sources) == 2:
         _check_pair(*sources)
+    _check_place(out)
+    with locked(out, "name another folder"):
+        sweep(out)
+        _write(sources, out)
+    return sources
+
+
+def _write(sources: Sequence[Source], out: Path) -> None:
     _begin(sources, out)
+    made = Made(out)
     titles = _titles(sources)
-    places = [_media(source, out) for source in sources]
+    places = [_media(source, out, made) for source in sources]
     clips: dict[str, Any] = {}
     for source, media in zip(sources, places, strict=True):
+        label = {name: i for i, name in enumerate(source.labels)}
         for id, row in source.rows.items():
-            one = clips.setdefault(id, {"slug": row["slug"], "label": source.labels.index(row["label"]), "media": None})
+            one = clips.setdefault(id, {"slug": row["slug"], "label": label[row["label"]], "media": None})
             one["media"] = one["media"] or media.get(id)
             one["split"] = source.summary["split"]
     thumbs: set[str] = set()
     for number, source in enumerate(sources):
-        thumbs |= _clips(source, number, out)
+        thumbs |= _clips(source, number, out, made)
     index = {
         "format": FORMAT,
         "runs": [{**source.run(), "name": title} for source, title in zip(sources, titles, strict=True)],
@@ -83,17 +144,22 @@ def _titles(sources: Sequence[Source]) -> list[str]:
     return titles
 
 
+def _check_place(out: Path) -> None:
+    if (out / "site.json").is_file():
+        return
+    if out.exists() and not (out.is_dir() and all(path.name == ".lock" for path in out.iterdir())):
+        raise UserError(f"{out}: it holds something that is not a site of amr; name another folder")
+
+
 def _begin(sources: Sequence[Source], out: Path) -> None:
     """Puts the program in place; data of other analyses, or of another format, go."""
     marker = out / "site.json"
-    plans = [hashlib.sha256((source.folder / "plan.json").read_bytes()).hexdigest() for source in sources]
+    plans = [_digest(source.path("plan.json"), most=TEXT_BYTES) for source in sources]
     wanted = {"format": FORMAT, "analyses": plans}
-    if marker.is_file():
-        if json.loads(marker.read_text()) != wanted:
-            for folder in ("data", "thumbs"):
-                shutil.rmtree(out / folder, ignore_errors=True)
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: it holds something that is not a site of amr; name another folder")
+    if marker.is_file() and read_json(marker) != wanted:
+        for folder in ("data", "thumbs"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        (out / MADE).unlink(missing_ok=True)  # media whose origin is not at hand could be those of another clip
     _replace(marker, f"{json.dumps(wanted)}\n".encode())
     for file in sorted(STATIC.rglob("*")):
         if file.is_file():
@@ -101,17 +167,21 @@ def _begin(sources: Sequence[Source], out: Path) -> None:
             _replace(out / (name if name.name == "index.html" else "static" / name), file.read_bytes())
 
 
-def _media(source: Source, out: Path) -> dict[str, dict[str, Any]]:
+def _media(source: Source, out: Path, made: Made) -> dict[str, dict[str, Any]]:
     """The window of each shown clip, cut once; what the page is told of it, by id."""
     found: dict[str, dict[str, Any]] = {}
-    progress = Progress(f"media of {source.summary['title']}", len(source.shown), "clips")
+    progress = Progress(f"media of {printable(source.summary['title'])}", len(source.shown), "clips")
     for id in source.shown:
         row = source.rows[id]
         target = out / "media" / f"{row['slug']}.mp4"
         files, why = source.media(id)
-        if why is None and not _newer(target, *files.values()):
-            why = cut(files, target, row["start"], row["end"])
-        if target.is_file():  # also where its file has gone since: it was whole
+        if why is None:
+            origin = _origin([files[m] for m in sorted(files)], row["start"], row["end"], sorted(files))
+            if not made.is_of(target, origin):
+                target.unlink(missing_ok=True)
+                if (why := cut(files, target, row["start"], row["end"])) is None:
+                    made.add(target, origin)
+        if made.is_known(target):  # also where its file has gone since: it was whole
             found[id] = {"file": f"media/{target.name}", "start": row["start"] or 0.0, **probe(target)}
         else:
             found[id] = {"why": why or "its media could not be read"}
@@ -119,7 +189,7 @@ def _media(source: Source, out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _clips(source: Source, number: int, out: Path) -> set[str]:
+def _clips(source: Source, number: int, out: Path, made: Made) -> set[str]:
     """Scripts of an analysis, and thumbnails of its explained clips; returns the slugs that have one."""
     thumbs: set[str] = set()
     pictured = source.pictured()
@@ -127,12 +197,18 @@ def _clips(source: Source, number: int, out: Path) -> set[str]:
     ends = set(source.extremes)
     todo = [(row["slug"], "clips") for row in source.rows.values() if row["explained"]]
     todo += [(row["slug"], "extremes") for row in source.rows.values() if row["slug"] in ends]
-    progress = Progress(f"maps of {source.summary['title']}", len(todo), "clips")
+    progress = Progress(f"maps of {printable(source.summary['title'])}", len(todo), "clips")
     for slug, part in todo:
-        npz, key = source.folder / part / f"{slug}.npz", f"{number}/{part}/{slug}"
-        _unless_newer(out / "data" / f"{key}.js", functools.partial(_clip, source, key, npz), npz)
+        npz, key = source.path(f"{part}/{slug}.npz"), f"{number}/{part}/{slug}"
+        origin = _origin([npz], pictured)
+        for target, content in (
+            (out / "data" / f"{key}.js", functools.partial(_clip, source, key, npz)),
+            *([(out / "thumbs" / f"{slug}.jpg", functools.partial(_thumbnail, npz, *pictured))] if pictured else []),
+        ):
+            if not made.is_of(target, origin):
+                write_bytes(target, content())
+                made.add(target, origin)
         if pictured is not None:
-            _unless_newer(out / "thumbs" / f"{slug}.jpg", functools.partial(_thumbnail, npz, *pictured), npz)
             thumbs.add(slug)
         progress.advance(1)
     return thumbs
@@ -144,10 +220,13 @@ def _clip(source: Source, key: str, npz: Path) -> bytes:
 
 def _thumbnail(npz: Path, modality: str, blocks: int) -> bytes:
     """A small picture of a clip: the middle one of its frames, or its spectrogram."""
+    with reading(npz, "an archive as `amr analyze` writes it"):
+        return _jpeg(read_arrays(npz)[f"picture/{modality}"], blocks)
+
+
+def _jpeg(picture: NDArray[Any], blocks: int) -> bytes:
     from PIL import Image
 
-    with np.load(npz) as archive:
-        picture = archive[f"picture/{modality}"]
     width = picture.shape[1] // blocks
     image = Image.fromarray(picture[:, blocks // 2 * width : (blocks // 2 + 1) * width])
     image.thumbnail((THUMB[0] * 2, THUMB[1] * 2))
@@ -161,14 +240,13 @@ def _replace(target: Path, content: bytes) -> None:
         write_bytes(target, content)
 
 
-def _unless_newer(target: Path, content: Callable[[], bytes], *sources: Path) -> None:
-    if not _newer(target, *sources):
-        write_bytes(target, content())
+def _origin(files: Sequence[Path], *about: Any) -> str:
+    """A digest of what a file is made from: the content of others, and how."""
+    parts = [_digest(file) for file in files]
+    return hashlib.sha256(json.dumps([FORMAT, parts, about], default=str).encode()).hexdigest()
 
 
-def _newer(target: Path, *sources: Path) -> bool:
-    """Whether a file is there and no older than what it comes from, as far as that is still there."""
-    if not target.is_file():
-        return False
-    made = target.stat().st_mtime_ns
-    return all(not one.is_file() or one.stat().st_mtime_ns <= made for one in sources)
+def _digest(file: Path, most: int = 1 << 40) -> str:
+    """Sha256 of a file's content."""
+    with opened(file, most) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
