@@ -4,7 +4,6 @@ DIR/ holds runs/<row>-s<seed>-<hash>/, logs/, cells/<hash>.json (a record a fini
 results.parquet, table.md, report.html and grid.json. A cell is known by the hash of its resolved configuration.
 """
 
-import fcntl
 import gc
 import hashlib
 import io
@@ -34,7 +33,8 @@ from typing import Any
 
 from amr.compare import read_run, table_text, write_report, write_results
 from amr.errors import UserError
-from amr.files import locked, write_text
+from amr.files import locked, sweep, write_text
+from amr.readers import YAML_BYTES, parse_yaml, read_object, read_text
 from amr.trust import packages
 
 KEYS = ("base", "unimodal", "methods", "amr", "teachers")
@@ -139,12 +139,7 @@ def read_grid(path: Path) -> tuple[list[str], list[Row]]:
     Raises:
         UserError: The file, a key, or an entry is not as it should be.
     """
-    import yaml
-
-    try:
-        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'not YAML ({error})'}") from None
+    grid = parse_yaml(path, read_text(path, YAML_BYTES))
     if not isinstance(grid, dict) or not grid.get("methods") or set(grid) - set(KEYS):
         unknown = min((str(key) for key in grid if key not in KEYS), default="") if isinstance(grid, dict) else ""
         raise UserError(
@@ -369,8 +364,12 @@ class Grid:
     def _record(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell left; None if it is not finished, or its run is gone."""
         try:
-            record: dict[str, Any] = json.loads((self.out / "cells" / f"{cell.hash}.json").read_text())
-        except (OSError, ValueError):
+            record = read_object(self.out / "cells" / f"{cell.hash}.json")
+            if not isinstance(record["resumed"], bool) or not isinstance(record["seconds"], int | float):
+                raise TypeError("resumed, seconds")
+            datetime.fromisoformat(record["finished"])
+            dict.items(record["versions"])
+        except (KeyError, TypeError, ValueError):  # not there, or damaged: the cell is measured again
             return None
         return record if self.best(cell).is_file() else None
 
@@ -599,7 +598,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(grid.describe())
         return 0
-    with _alone(options.out), _signals():
+    with locked(options.out, "choose another --out"), _signals():
+        sweep(options.out)
         try:
             if grid.waiting:
                 prepare_stores(grid.waiting)
@@ -616,21 +616,6 @@ def run(arguments: Sequence[str]) -> int:
     for cell, reason in grid.failed.items():
         print(f"failed: {cell.name}: {reason} ({grid.log(cell)})", file=sys.stderr)
     return 1 if grid.failed else 0
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Refuses a second grid in the folder; the lock goes with the process, however it ends."""
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--out: another `amr benchmark` is at work in {out}") from None
-            yield
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--out: {out}: {error.strerror}; allowed is a folder that can be written") from None
 
 
 @contextmanager

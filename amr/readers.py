@@ -272,7 +272,7 @@ def _array(content: bytes) -> "NDArray[Any]":
         raise ValueError(f"version {version} of numpy's format")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read_header(stream)
-    data = content[stream.tell() :]
+    data = bytearray(content[stream.tell() :])  # an array of it can be written to, which torch wants
     if dtype.hasobject or dtype.kind not in "biufcUS":
         raise ValueError(f"an array of {dtype}")
     count = math.prod(shape)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from amr import __version__
-from amr.analyze.files import read_arrays, slug, write_arrays
+from amr.analyze.files import slug, write_arrays
 from amr.attribution import (
     Score,
     absolute_shares,
@@ -47,7 +47,7 @@ from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
 from amr.multiviz.shapley import coalition_outputs
-from amr.readers import read_table, reading
+from amr.readers import read_arrays, read_table, reading
 
 Split = Literal["train", "val", "test"]
 Context = Callable[[], AbstractContextManager[Any]]

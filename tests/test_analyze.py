@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ import torch
 import yaml
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from amr import files
 from amr.analyze import STAGES, add_arguments, maps, stages, summary
 from amr.analyze.analysis import Analysis, datamodule
-from amr.analyze.files import read_arrays, slug
+from amr.analyze.files import read_table, slug
 from amr.analyze.summary import calibration
 from amr.attribution import attribution_shares
 from amr.cli import main
+from amr.errors import UserError
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.base import Unit
 from amr.multiviz.faithfulness import interaction_sensitivity_n
+from amr.readers import read_arrays
+from tests.processes import dead_process, other_process_holds
 
 CLIPS = 3
 ATOMS = {"audio": (64, 16), "video": (32, 8)}  # fine and coarse, of the tiny clips
@@ -332,8 +337,7 @@ def test_it_goes_on_where_it_stopped(
 
     monkeypatch.setattr(maps, "explain", stop)
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        main(command(checkpoint, out, "--stages", "clips"))
+    assert main(command(checkpoint, out, "--stages", "clips")) == 130
     assert len(list((out / "clips").iterdir())) == 1
     assert not (out / "summary.json").exists()
     assert main(command(checkpoint, out, "--stages", "clips")) == 0
@@ -345,10 +349,56 @@ def test_it_goes_on_where_it_stopped(
     assert {m["stage"] for m in overview["methods"]} == {"U", "C", "D", "R", "P"}
 
 
+def test_a_damaged_file_is_named_and_made_again(
+    whole: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failing disk must not end an analysis for good."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    archives = sorted((out / "clips").glob("*.npz"))
+    parts = [archives[0], *sorted((out / "extremes").glob("*.npz"))[:1], out / "sparse.npz", out / "encodings-train.pt"]
+    parts += [out / f"{name}.parquet" for name in ("representation", "errors", "trust", "crossmodal")]
+    before = {path: _content(path) for path in parts}
+    for path in parts:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+        path.write_bytes(data)
+    (out / "notes.json").write_text("{")
+    capsys.readouterr()
+    assert main(command(checkpoint, out)) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("; made again")]
+    assert {line.partition(": ")[0] for line in said} == {str(path) for path in [*parts, out / "notes.json"]}
+    for path, content in before.items():
+        assert _content(path) == content, path
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    if path.suffix == ".npz":
+        return {name: (array.dtype, array.tolist()) for name, array in read_arrays(path).items()}
+    return [str(torch.load(path)[key]) for key in ("ids", "labels", "encodings", "index")]
+
+
+def test_a_part_that_is_missing_is_not_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trust-U\.parquet: cannot be read \(No such file"):
+        read_table(tmp_path / "trust-U.parquet")
+
+
+def test_a_second_analysis_of_the_folder_is_refused(whole: Path, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    with other_process_holds(tmp_path / "out") as holder:
+        assert main(command(checkpoint, tmp_path / "out")) == 2
+        assert f"{tmp_path / 'out'} is in use by process {holder} " in capsys.readouterr().err
+    left = whole / f".x.npz.{files._host()}.{dead_process()}.tmp"
+    left.touch()
+    assert main(command(checkpoint, whole)) == 0
+    assert not left.exists()
+
+
 def test_a_finished_analysis_is_left_alone(whole: Path, checkpoint: Path) -> None:
     def written() -> dict[str, int]:
         files = {path for path in whole.rglob("*.*") if path.name not in ("plan.json", "atoms.json", "summary.json")}
-        return {str(p): p.stat().st_mtime_ns for p in files if p.name != "predictions.parquet"}
+        return {str(p): p.stat().st_mtime_ns for p in files if p.name not in ("predictions.parquet", ".lock")}
 
     before = written()
     assert main(command(checkpoint, whole)) == 0

@@ -27,6 +27,7 @@ from amr.compare import read_run, table_text
 from amr.errors import UserError
 from amr.regularizers import AMR
 from tests.conftest import REPOSITORY
+from tests.processes import other_process_holds
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 
@@ -332,14 +333,13 @@ def test_what_is_refused_before_anything_is_made(command: list[str], tmp_path: P
     check_refused(capsys, command, "naive+amr: ")
     assert not (tmp_path / "out").exists()
     file = [*command, "--only", "naive", "--out", str(tmp_path / "amr.yaml")]
-    check_refused(capsys, file, "amr.yaml: Not a directory; allowed is a folder")
+    check_refused(capsys, file, "amr.yaml: File exists; allowed: a folder that can be written")
 
 
 def test_a_second_instance_is_refused(command: list[str], tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out/.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        check_refused(capsys, [*command, "--only", "naive"], "--out: another `amr benchmark` is at work in")
+    with other_process_holds(tmp_path / "out") as holder:
+        said = f"{tmp_path / 'out'} is in use by process {holder} "
+        check_refused(capsys, [*command, "--only", "naive", "--out", str(tmp_path / "out")], said)
     assert not (tmp_path / "out/runs").exists()
 
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from amr.errors import UserError
+from amr.files import locked, sweep
 from amr.trust import TRUST, only_trusted, trusting
 
 STAGES = {
@@ -62,14 +63,17 @@ def run(options: argparse.Namespace) -> int:
     from amr.analyze.analysis import Analysis
     from amr.multiviz.site import write_site
 
-    # A configuration that the user names is as if typed; the run's own may be a stranger's.
-    with trusting(options.trust), nullcontext() if options.data else only_trusted():
-        analysis = Analysis.open(options)
-    for stage in STAGES:
-        if any(stage == wanted or stage in STAGES[wanted] for wanted in options.stages):
-            getattr(stages, stage)(analysis)
-    summary.write(analysis)
-    write_site([analysis.out], analysis.out / "site", [analysis.data.root], follow_links=True)  # the user's own data
+    with locked(options.out, "choose another --out"):
+        sweep(options.out)
+        # A configuration that the user names is as if typed; the run's own may be a stranger's.
+        with trusting(options.trust), nullcontext() if options.data else only_trusted():
+            analysis = Analysis.open(options)
+        for stage in STAGES:
+            if any(stage == wanted or stage in STAGES[wanted] for wanted in options.stages):
+                getattr(stages, stage)(analysis)
+        summary.write(analysis)
+        root = analysis.data.root  # of the data that were analysed
+        write_site([analysis.out], analysis.out / "site", [root] if root.is_dir() else [], follow_links=True)
     print(f"{analysis.out}: done; docs/multiviz/files.md says what each file holds")
     print(f"{analysis.out / 'site' / 'index.html'}: open it in a browser")
     return 0

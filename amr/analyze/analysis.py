@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from amr.analyze.files import Arrays, read_arrays, slug, write_arrays, write_table
+from amr.analyze.files import Arrays, is_whole, slug, write_arrays, write_table
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.datamodules.work import Progress
@@ -25,6 +25,7 @@ from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
 from amr.multiviz.unimodal import grad_cam, guided_backprop
+from amr.readers import read_arrays, read_object
 
 Name = Literal["train", "val", "test"]
 PREDICTION_CLIPS = 2000  # training clips that the sparse classifiers are fitted to
@@ -76,7 +77,7 @@ class Analysis:
         self.seed, self.samples = int(options.seed), int(options.samples)
         self.device = next(model.parameters()).device
         notes = self.out / "notes.json"
-        self.notes: dict[str, str] = json.loads(notes.read_text()) if notes.is_file() else {}
+        self.notes: dict[str, str] = read_object(notes) if is_whole(notes) else {}
         self.clips = self._encode(self.split, None)
         count = min(options.clips, len(self.clips.ids))
         if count < 2:
@@ -101,7 +102,7 @@ class Analysis:
         }
         path = options.out / "plan.json"
         if path.is_file():
-            there = json.loads(path.read_text())
+            there = read_object(path)
             if differing := [key for key in plan if plan[key] != there.get(key)]:
                 raise UserError(
                     f"--out={options.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
@@ -157,9 +158,9 @@ class Analysis:
     def _encode(self, split: Name, most: int | None) -> Split:
         """A split's clips, or `most` of them, encoded once: from the file if it is there."""
         path = self.out / f"encodings-{split}.pt"
-        if path.is_file():
-            return Split(**torch.load(path, weights_only=True))
         dataset = self.data.clips_of(split)
+        if path.is_file() and (kept := self._kept(path, len(dataset))):
+            return kept
         ids: list[str] = []
         labels, encodings, lacking = [], [], 0
         with undisturbed(self.model), torch.no_grad():
@@ -179,6 +180,19 @@ class Analysis:
         with replacing(path) as file:
             torch.save(vars(found), file)
         return found
+
+    def _kept(self, path: Path, clips: int) -> Split | None:
+        """A split that was encoded before; None if its file is damaged, which is said."""
+        try:
+            kept = Split(**torch.load(path, weights_only=True, map_location="cpu"))
+            sizes = {len(kept.labels), len(kept.index), *map(len, kept.encodings.values())}
+            if sizes == {len(kept.ids)} and {*kept.encodings} == {*self.model.modalities} and max(kept.index) < clips:
+                return kept
+            error: Any = "of other clips"
+        except Exception as problem:  # torch and pickle raise whatever they stumble over
+            error = f"damaged: {' '.join(str(problem).split())[:200]}"
+        print(f"{path}: {error}; made again", file=sys.stderr)
+        return None
 
     def _batches(self, split: Name, most: int | None) -> Iterator[Any]:
         """A split's batches without augmentation, or those of `most` of its clips, with progress."""
@@ -201,7 +215,7 @@ class Analysis:
 
     def each(self, title: str, unit: str, todo: Mapping[Path, Callable[[], Any]]) -> None:
         """Makes and writes the files that are not there, with progress: arrays (.npz), rows (.parquet) or bytes."""
-        left = {path: make for path, make in todo.items() if not path.is_file()}
+        left = {path: make for path, make in todo.items() if not is_whole(path)}
         write: dict[str, Callable[[Path, Any], None]] = {".npz": write_arrays, ".parquet": write_table}
         progress = Progress(title, len(left), unit)
         for path, make in left.items():
@@ -240,7 +254,7 @@ class Analysis:
     def sparse(self) -> Arrays | None:
         """The chosen sparse classifier, if there is one."""
         path = self.out / "sparse.npz"
-        return read_arrays(path) if path.is_file() else None
+        return read_arrays(path) if is_whole(path) else None
 
 
 def last_convolution(encoder: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
-"""The files of an analysis: tables and archives of arrays, whole or not at all."""
+"""The files of an analysis: tables and archives of arrays, whole or not at all; a damaged one is made again."""
 
 import hashlib
 import io
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amr import readers
+from amr.errors import UserError
 from amr.files import write_bytes
+from amr.readers import read_arrays
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -28,10 +32,39 @@ def write_table(path: Path, rows: Any, columns: Iterable[str] = ()) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """A parquet file's rows; none if it is not there."""
+    """A table's rows.
+
+    Raises:
+        UserError: It is not there, or cannot be read; a part that is missing is not an empty one.
+    """
+    return readers.read_table(path, "a table as amr analyze writes it")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of the analysis is there and can be read; a damaged one is named and removed, to be made again."""
+    if not path.is_file():
+        return False
+    try:
+        if path.suffix == ".npz":
+            read_arrays(path)
+        elif path.suffix == ".json":
+            readers.read_object(path)
+        elif path.suffix == ".parquet":
+            _read_through(path)
+    except UserError as error:
+        print(f"{error}; made again", file=sys.stderr)
+        path.unlink()
+        return False
+    return True
+
+
+def _read_through(path: Path) -> None:
+    """Reads a table of any size, a piece at a time."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pylist() if path.is_file() else []
+    with readers.reading(path, "a table as amr analyze writes it"), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            batch.validate()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -39,12 +72,6 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     write_bytes(path, buffer.getvalue())
-
-
-def read_arrays(path: Path) -> Arrays:
-    """All arrays of an archive."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
 
 
 def slug(id: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amr.analyze import maps
 from amr.analyze.analysis import Analysis
-from amr.analyze.files import Row, read_arrays, read_table, remove, write_arrays, write_table
+from amr.analyze.files import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.analyze.study import selection, simulation
 from amr.errors import UserError
 from amr.multiviz.base import Unit
@@ -25,6 +25,7 @@ from amr.multiviz.faithfulness import trust as trust_scores
 from amr.multiviz.prediction import sparse_path, top_units
 from amr.multiviz.representation import extreme_features
 from amr.multiviz.unimodal import Importance
+from amr.readers import read_arrays
 
 __all__ = ["clips", "errors", "prediction", "representation", "selection", "simulation", "trust"]
 
@@ -41,7 +42,7 @@ AGREES = "share of clips for which the sparse classifier says what the model say
 
 def prediction(analysis: Analysis) -> None:
     """P: the path of sparse classifiers, fitted to training clips, and the sparsest good one."""
-    if (analysis.out / "sparse.npz").is_file():
+    if is_whole(analysis.out / "sparse.npz"):
         return
     train = analysis.train
     classes = analysis.data.num_classes
@@ -82,7 +83,7 @@ def prediction(analysis: Analysis) -> None:
 def representation(analysis: Analysis) -> None:
     """R: the clips of the split that activate each penultimate unit most and least, and maps of some."""
     table, labels = analysis.out / "representation.parquet", analysis.data.labels
-    if not table.is_file():
+    if not is_whole(table):
         found = extreme_features(analysis.features, analysis.clips.ids, analysis.clips.labels, k=EXTREMES)
         rows = [
             {"unit": unit, "end": end, "rank": rank, "id": id, "value": value, "label": labels[label]}
@@ -111,7 +112,7 @@ def representation(analysis: Analysis) -> None:
 def errors(analysis: Analysis) -> None:
     """Wrong predictions of the split, sorted by what repairs them, and the units that are active on them."""
     path, labels = analysis.out / "errors.parquet", analysis.data.labels
-    if path.is_file():
+    if is_whole(path):
         return
     everything = list(range(len(analysis.clips.ids)))
     truth = analysis.clips.labels
@@ -160,7 +161,7 @@ def clips(analysis: Analysis) -> None:
 def trust(analysis: Analysis) -> None:
     """How far each kind of map can be believed on this model, from a few clips; a row is the unit of work."""
     table = analysis.out / "trust.parquet"
-    if table.is_file():
+    if is_whole(table):
         return
     few = analysis.chosen[:TRUST_CLIPS]
     inputs, target = analysis.inputs(few), analysis.predicted[few].to(analysis.device)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from amr.analyze import maps
 from amr.analyze.analysis import Analysis
-from amr.analyze.files import Arrays, Row, read_arrays, read_table, remove, write_table
+from amr.analyze.files import Arrays, Row, is_whole, read_table, remove, write_table
 from amr.datamodules.base import stable_order
 from amr.errors import UserError
 from amr.multiviz.crossmodal import ablation
 from amr.multiviz.errors import compare_selections
 from amr.multiviz.simulation import simulate
 from amr.multiviz.unimodal import occlusion
+from amr.readers import read_arrays
 
 CLASSES, CLIPS, LEAST = 5, 12, 4  # of the simulated user: predicted classes, clips a class, and how few will not do
 
@@ -27,7 +28,7 @@ CLASSES, CLIPS, LEAST = 5, 12, 4  # of the simulated user: predicted classes, cl
 def simulation(analysis: Analysis) -> None:
     """A student that sees the explanations of clips learns to name the model's output on others."""
     table = analysis.out / "simulation.parquet"
-    if table.is_file() or "simulation" in analysis.notes:
+    if is_whole(table) or "simulation" in analysis.notes:
         return
     if analysis.sparse is None:
         analysis.note("simulation", "no simulated user: there is no sparse classifier to show")
@@ -63,7 +64,7 @@ def simulation(analysis: Analysis) -> None:
 def selection(analysis: Analysis) -> None:
     """Which clips to label next: likely errors, uncertain ones or any."""
     table = analysis.out / "selection.parquet"
-    if table.is_file() or "selection" in analysis.notes:
+    if is_whole(table) or "selection" in analysis.notes:
         return
     fitted = None if analysis.split == "train" else (analysis.head(analysis.train)[1], analysis.train.labels)
     try:

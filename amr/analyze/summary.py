@@ -14,13 +14,14 @@ from torch import Tensor
 
 from amr.analyze import STAGES
 from amr.analyze.analysis import Analysis
-from amr.analyze.files import Arrays, Row, read_arrays, read_table, slug, write_table
+from amr.analyze.files import Arrays, Row, is_whole, read_table, slug, write_table
 from amr.analyze.methods import METHODS
 from amr.attribution import attributed_rows, attribution_shares
 from amr.compare.runs import Run, read_folder
 from amr.errors import UserError
 from amr.files import write_text
 from amr.metrics import split_metrics
+from amr.readers import read_arrays
 
 VERSION = 1
 BINS = 15  # of the calibration
@@ -49,7 +50,8 @@ def write(analysis: Analysis) -> None:
     write_table(out / "predictions.parquet", predictions)
     archives = [analysis.archive(position) for position in analysis.chosen]
     explained = all(path.is_file() for path in archives)
-    if explained and not (out / "modalities.parquet").is_file():
+    tables = ("unimodal", *(("crossmodal", "modalities") if len(analysis.model.modalities) > 1 else ()))
+    if explained and not all(is_whole(out / f"{name}.parquet") for name in tables):
         _tables(analysis, archives)
     found = _summary(analysis, shares, predictions, explained)
     write_text(out / "summary.json", json.dumps(_plain(found), indent=1, allow_nan=False) + "\n")
@@ -97,7 +99,7 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
     data, labels = analysis.data, analysis.data.labels
     probabilities = analysis.logits.double().softmax(1)
     top = probabilities.topk(min(TOP, data.num_classes), dim=1)
-    errors = {row["id"]: row for row in read_table(analysis.out / "errors.parquet")}
+    errors = {row["id"]: row for row in _errors(analysis)}
     listing = data.clips_of(analysis.split).clips
     attributed = attributed_rows(shares)
     rows = []
@@ -128,6 +130,12 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
     kinds: dict[str, Any] = dict.fromkeys(texts, pa.string()) | {"start": pa.float64(), "end": pa.float64()}
     kinds |= {f"share_{m}": pa.float64() for m in analysis.model.modalities}
     return table.cast(pa.schema([pa.field(f.name, kinds.get(f.name, f.type)) for f in table.schema]))
+
+
+def _errors(analysis: Analysis) -> list[Row]:
+    """Wrong predictions; none if the stage was not asked for."""
+    path = analysis.out / DONE["errors"]
+    return read_table(path) if path.is_file() else []
 
 
 def _problem(root: Path, files: dict[str, Path | None]) -> str | None:
@@ -182,10 +190,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         "emap": _emap(analysis) if len(analysis.model.modalities) > 1 else None,
         "sparse": _sparse(analysis),
         "errors": dict(
-            Counter(
-                " ".join(filter(None, (row["kind"], row["modality"])))
-                for row in read_table(analysis.out / "errors.parquet")
-            ).most_common()
+            Counter(" ".join(filter(None, (row["kind"], row["modality"]))) for row in _errors(analysis)).most_common()
         ),
         "methods": _methods(analysis, explained),
         "stages": stages,

@@ -40,7 +40,8 @@ class Made:
         lines = read_text(self.file).splitlines() if self.file.is_file() else []
         pairs = [line.partition("  ") for line in lines]
         self._origins = {name: digest for digest, _, name in pairs if len(digest) == 64 and name}
-        write_text(self.file, "".join(f"{digest}  {name}\n" for name, digest in self._origins.items()))
+        if len(self._origins) < len(lines):
+            write_text(self.file, "".join(f"{digest}  {name}\n" for name, digest in self._origins.items()))
 
     def is_of(self, target: Path, origin: str) -> bool:
         """Whether a file is there and was made from this."""
@@ -203,7 +204,11 @@ def _clips(source: Source, number: int, out: Path, made: Made) -> set[str]:
         origin = _origin([npz], pictured)
         for target, content in (
             (out / "data" / f"{key}.js", functools.partial(_clip, source, key, npz)),
-            *([(out / "thumbs" / f"{slug}.jpg", functools.partial(_thumbnail, npz, *pictured))] if pictured else []),
+            *(
+                [(out / "thumbs" / f"{slug}.jpg", functools.partial(_thumbnail, npz, *pictured))]
+                if pictured and slug not in thumbs
+                else []
+            ),
         ):
             if not made.is_of(target, origin):
                 write_bytes(target, content())
