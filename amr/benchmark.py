@@ -600,6 +600,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     with locked(options.out, "choose another --out"), _signals():
         sweep(options.out)
+        (options.out / "cells").mkdir(exist_ok=True)
         try:
             if grid.waiting:
                 prepare_stores(grid.waiting)

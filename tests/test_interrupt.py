@@ -59,7 +59,7 @@ def test_in_the_middle_of_test(tiny: list[str], tmp_path: Path, capfd: pytest.Ca
     capfd.readouterr()
     act = '{"class_path": "tests.faults.Signal", "init_args": {"hook": "on_test_batch_start", "call": 1, "number": 2}}'
     given = ["--ckpt_path", str(tmp_path / "r/checkpoints/last.ckpt"), f"--trainer.callbacks+={act}"]
-    assert main(["test", *given, "--wandb", "disabled"]) == 130
+    assert main(["test", *given, "--wandb", "disabled", "--trust", "tests"]) == 130
     printed = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert printed[-1] == "amr: test was interrupted; nothing is half written; repeat the command"
     assert not any("Traceback" in line or "KeyboardInterrupt" in line for line in printed)

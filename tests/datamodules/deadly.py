@@ -37,5 +37,5 @@ def square(x: int) -> int:
 
 def sleep(seconds: float) -> None:
     """Says that it has begun."""
-    print("asleep", flush=True)
+    os.write(1, b"asleep\n")  # in one piece
     time.sleep(seconds)
