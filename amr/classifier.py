@@ -373,8 +373,13 @@ class FusionClassifier(pl.LightningModule):
         if state is None:
             raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
         trained = len(self._trained_parameters())
-        for optimizer in checkpoint.get("optimizer_states", []):
-            if sum(len(group["params"]) for group in optimizer["param_groups"]) != trained:
-                raise UserError("checkpoint: its method trains other parameters; training cannot go on with this one")
-        self._seed = state["seed"]
-        self.regularizers.restore_state(state["methods"])
+        try:
+            for optimizer in checkpoint.get("optimizer_states", []):
+                if sum(len(group["params"]) for group in optimizer["param_groups"]) != trained:
+                    raise UserError(
+                        "checkpoint: its method trains other parameters; training cannot go on with this one"
+                    )
+            self._seed = state["seed"]
+            self.regularizers.restore_state(state["methods"])
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f"checkpoint: its state is not as amr writes it ({error!r})") from error

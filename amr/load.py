@@ -1,12 +1,18 @@
 """A model back from its checkpoint alone, and the description of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from amr.checkpoints import check_checkpoint, check_same_architecture
+from amr.checkpoints import check_same_architecture, read_checkpoint
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
 from amr.files import run_folder
@@ -17,6 +23,8 @@ from amr.trust import check, only_trusted, trusting
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
+LARGEST = 10_000_000
+"""The largest number in it that is taken for one."""
 
 
 def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
@@ -33,20 +41,16 @@ def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
     Raises:
         UserError: If the file is not such a checkpoint, or names another class.
     """
-    check_checkpoint(Path(path))
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    checkpoint = read_checkpoint(Path(path))
     facts: dict[str, Any] = checkpoint["amr"]
     if not facts.get("model"):
         raise UserError(f"{path}: no model section in it; only the command line (amr fit) writes one")
+    weights = {
+        key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
+    }
     try:
         with trusting(trust):
-            model = _build(facts)
-        weights = {
-            key.removeprefix("model."): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith("model.")
-        }
-        check_same_architecture(model.state_dict(), weights)
+            model = _build(facts, weights)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     model.load_state_dict(weights)
@@ -89,16 +93,72 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build(facts: dict[str, Any]) -> FusionModel:
-    """The model that a checkpoint's facts describe, before it gets its weights."""
+def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionModel:
+    """The model that a checkpoint's facts describe, before it gets its weights, which fit.
+
+    It is built on the meta device first, where it takes no memory, for its sizes are only numbers in a file: what does
+    not have the weights' shapes is never built.
+    """
     section = {key: facts["model"][key] for key in ARCHITECTURE if facts["model"].get(key) is not None}
+    if not isinstance(section.get("encoders"), dict) or not section["encoders"]:
+        raise UserError("checkpoint: model.encoders names no encoder")
+    if list(section["encoders"]) != facts["modalities"]:
+        raise UserError("checkpoint: model.encoders and its list of modalities differ")
     check({"model": section}, "checkpoint")
+    _check_numbers(section)
+    classes = facts["num_classes"]
+    if not any(key.startswith("head.") and classes in value.shape for key, value in weights.items()):
+        raise UserError(f"checkpoint: num_classes={classes}, but no weight of the head has that size")
     for encoder in section["encoders"].values():  # the checkpoint has the weights
-        if "weights" in encoder.get("init_args", {}):
+        if isinstance(encoder, dict) and "weights" in (encoder.get("init_args") or {}):
             encoder["init_args"]["weights"] = None
     parser = OneLineParser()
     parser.add_class_arguments(FusionClassifier, "model")
     with only_trusted(), torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
-        config = parser.parse_object({"model": {**section, "num_classes": facts["num_classes"]}})
+        config = parser.parse_object({"model": {**section, "num_classes": classes}})
+        try:
+            with torch.device("meta"), _at_most(20 * len(weights) + 1000):
+                empty: FusionModel = parser.instantiate_classes(config).model.model
+        except UserError:
+            raise
+        except Exception as error:  # of a constructor, for arguments that nobody has checked
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"checkpoint: its model cannot be built: {type(error).__name__}: {reason}") from error
+        check_same_architecture(empty.state_dict(), weights)
         model: FusionModel = parser.instantiate_classes(config).model.model
     return model
+
+
+def _check_numbers(section: Any) -> None:
+    """Raises `UserError` for a number beyond any layer's size: a loop over it would not end."""
+    left = [section]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise UserError(f"checkpoint: model: a number beyond {LARGEST:,}, more than any layer has")
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Within the block, a model with more than so many layers and parameters is refused while it is built."""
+    left = count
+
+    def one_more(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise UserError("checkpoint: of another architecture, its model has more layers than the file has weights")
+
+    hooks = [
+        register_module_parameter_registration_hook(one_more),
+        register_module_module_registration_hook(one_more),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
