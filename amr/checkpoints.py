@@ -29,7 +29,7 @@ GLOBALS = {
     *("collections OrderedDict", "torch Size", "torch device", "builtins set", "builtins complex", "_codecs encode"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"),
 }
-"""What a checkpoint's pickle may name, beside dtypes and types of storages: nothing that makes an object of any size."""
+"""What a checkpoint's pickle may name, beside dtypes and storages' types: nothing that makes an object of any size."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -206,12 +206,11 @@ def _check_fields(content: Mapping[str, Any]) -> None:
     if not isinstance(facts, Mapping):
         raise ValueError("its `amr` entry is no mapping")
     modalities, classes = facts.get("modalities"), facts.get("num_classes")
-    if (
-        not isinstance(modalities, list)
-        or not modalities
-        or not all(isinstance(name, str) and name.isidentifier() and len(name) < 100 for name in modalities)
-    ):
+    if not isinstance(modalities, list) or not modalities:
         raise ValueError("its `amr.modalities` is no list of names")
+    for name in modalities:
+        if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
+            raise ValueError(f"its `amr.modalities`: {str(name)[:100]!r} cannot name a modality")
     if type(classes) is not int or not 2 <= classes < 2**31:
         raise ValueError("its `amr.num_classes` is no number of classes")
     for field, value, allowed in (

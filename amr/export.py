@@ -32,6 +32,7 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 RECORD, CARD = "preprocessing.json", "card.md"
 TOLERANCE = 1e-4
 CHECKED = (1, 5)  # batch sizes
+LARGEST_CARD = 2**20
 LARGEST = 2**31  # bytes; a protobuf, as an ONNX file is, holds no more
 
 
@@ -77,6 +78,10 @@ def run(options: argparse.Namespace) -> int:
     folder = run_folder(options.ckpt)
     labels = _labels(folder / "run.json")  # before the slow part
     card = [CARD] if (folder / CARD).is_file() else []
+    if card and not (folder / CARD).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / CARD}: it is a link out of the run's folder, whose file would be copied; remove it")
+    if card and (folder / CARD).stat().st_size > LARGEST_CARD:
+        raise UserError(f"{folder / CARD}: no model card is larger than {LARGEST_CARD} bytes; remove it")
     stale = _stale(options.out, [*(FILES[name] for name in formats), *card])
     models = export_model(model, examples, options.out, formats, encodings=options.encodings)
     for name in card:

@@ -25,6 +25,8 @@ ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
 LARGEST = 10_000_000
 """The largest number in it that is taken for one."""
+LONGEST = 4096
+"""The longest text in it, such as a file's path."""
 
 
 def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
@@ -52,7 +54,7 @@ def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
         with trusting(trust):
             model = _build(facts, weights)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {str(error)[:1000]}") from error
     model.load_state_dict(weights)
     return model.eval()
 
@@ -104,8 +106,8 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
         raise UserError("checkpoint: model.encoders names no encoder")
     if list(section["encoders"]) != facts["modalities"]:
         raise UserError("checkpoint: model.encoders and its list of modalities differ")
+    _check_values(section)
     check({"model": section}, "checkpoint")
-    _check_numbers(section)
     classes = facts["num_classes"]
     if not any(key.startswith("head.") and classes in value.shape for key, value in weights.items()):
         raise UserError(f"checkpoint: num_classes={classes}, but no weight of the head has that size")
@@ -129,17 +131,19 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
     return model
 
 
-def _check_numbers(section: Any) -> None:
-    """Raises `UserError` for a number beyond any layer's size: a loop over it would not end."""
+def _check_values(section: Any) -> None:
+    """Raises `UserError` for what no configuration has, and numbers beyond any layer's: a loop over one has no end."""
     left = [section]
     while left:
         value = left.pop()
         if isinstance(value, dict):
-            left += value.values()
+            left += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             left += value
         elif isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise UserError(f"checkpoint: model: a number beyond {LARGEST:,}, more than any layer has")
+        elif not isinstance(value, str | int | float | None) or (isinstance(value, str) and len(value) > LONGEST):
+            raise UserError(f"checkpoint: model: a value of type {type(value).__name__} that no configuration has")
 
 
 @contextmanager

@@ -328,6 +328,21 @@ def test_a_checkpoint_by_its_bare_name_and_one_far_from_its_run(
     assert "The classes' names are not in it" in readme
 
 
+def test_a_card_that_is_a_link_is_not_followed_out_of_the_run(run: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "secret").write_text("the owner's")
+    stranger = shutil.copytree(run, tmp_path / "stranger")
+    (stranger / "card.md").unlink(missing_ok=True)
+    (stranger / "card.md").symlink_to(tmp_path / "secret")
+    command = ["export", "--ckpt", str(stranger / "checkpoints/best.ckpt"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--format", "torch"]) == 2
+    assert "card.md: it is a link out of the run's folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (stranger / "card.md").unlink()
+    (stranger / "card.md").write_bytes(bytes(2**20 + 1))
+    assert main([*command, "--format", "torch"]) == 2
+    assert "no model card is larger" in capsys.readouterr().err
+
+
 def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = str(run / "checkpoints/best.ckpt")
     toy = tmp_path / "toy.yaml"
