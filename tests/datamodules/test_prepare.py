@@ -15,7 +15,7 @@ from amr.datamodules import Clips
 from amr.datamodules.media import KEPT, Clip, Decoded, DecodeOptions, decode
 from amr.datamodules.prepare import prepare
 from amr.datamodules.report import PrepareReport, count_reasons
-from amr.datamodules.store import ClipStore, read_rows, write_shard
+from amr.datamodules.store import ClipStore, read_problems, read_rows, write_shard
 from amr.datamodules.work import run_tasks
 from amr.errors import UserError
 
@@ -164,6 +164,33 @@ def test_killed_run_is_carried_on(clip_folder: Path, tmp_path: Path) -> None:
     assert {name: stamps(store)[name] for name in before} == before
     assert contents(store) == contents(tmp_path / "whole")
     assert not [path for path in store.iterdir() if path.suffix in (".tmp", ".journal")]
+
+
+def test_ctrl_c_leaves_a_store_that_resumes(tmp_path: Path) -> None:
+    """A terminal's, which the workers get too: one line, status 130, no traceback, no half file."""
+    write_clip(tmp_path / "a.mp4", seconds=0.4)
+    rows = "".join(f"{i:03d},a,train,a.mp4\n" for i in range(250))
+    (tmp_path / "clips.csv").write_text(f"id,label,split,file\n{rows}")
+    arguments = ["--data", "amr.datamodules.Clips", "--data.csv", str(tmp_path / "clips.csv")]
+    command = [sys.executable, "-c", "import sys, amr.cli; sys.exit(amr.cli.main())", "prepare", *arguments]
+    store = tmp_path / "store"
+    command += ["--data.store", str(store), "--data.prepare_workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("shard-*.arrow")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "amr: prepare was interrupted; the same command resumes"
+    assert "Traceback" not in said
+    assert "KeyboardInterrupt" not in said
+    assert not list(store.glob(".shard-*"))
+    before = stamps(store)
+    assert 0 < len(before) < 4
+    report = Clips(tmp_path / "clips.csv", store=store, prepare_workers=0).prepare()
+    assert (report.ok, report.decoded) == (250, 250 - sum(len(read_problems(store / name)) for name in before))
+    assert {name: stamps(store)[name] for name in before} == before
 
 
 def test_dead_worker_is_explained() -> None:
