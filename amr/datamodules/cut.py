@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from amr.datamodules.decoding.picture import Pictures, turns
+from amr.datamodules.decoding.picture import Pictures, photo_turns, turns
 from amr.datamodules.decoding.sound import Sound
 from amr.datamodules.decoding.source import ProblemError, Source
 from amr.datamodules.decoding.timeline import Timeline
@@ -131,7 +131,7 @@ def _shown(source: Source, timeline: Timeline, start: float, end: float) -> Iter
         if times and time <= times[-1]:
             continue
         times.append(time)
-        if ops := turns(frame):
+        if ops := photo_turns(source.path) if source.photo else turns(frame):
             image = frame.to_image()
             for op in ops:
                 image = image.transpose(op)

@@ -203,7 +203,7 @@ def _read_pictures(
     assert track is not None
     missing = 0.0 if timeline.is_still else timeline.check(start, end, timeline.picture_end)
     pictures = Pictures(source, timeline, -math.inf if clip.start is None else start, end, options.fps)
-    shape = Shaper(options.size, options.crop)
+    shape = Shaper(options.size, options.crop, source.path if source.photo else None)
     jpegs: list[bytes] = []
     first, still = None, True
     for _, frame, again in pictures:
@@ -247,15 +247,17 @@ def _judge(
     Raises:
         ProblemError: Too much is lost.
     """
-    if not missing and not lost and not moved:
+    holes = timeline.holes
+    if not missing and not lost and not moved and not holes:
         return
     track = timeline.audio if modality == "audio" else timeline.video
     assert track is not None
     length = max(min(end, timeline.end + missing if timeline.whole else math.inf) - start, 1e-3)
-    bad = options.damage == "skip"
+    bad = options.damage == "skip" and (missing or lost or moved)
     if missing and (bad or (missing + lost) / length >= _TOLERATED):
         raise ProblemError(f"truncated: {length - missing:.2f} of {length:.2f} s")
     details = [f"{missing + lost:.2f} of {length:.2f} s lost"] if missing or lost else []
+    details += [f"{holes:.2f} s without sound and picture"] if holes else []  # which a pause makes, too
     details += [f"{moved} of {len(track.times)} times wrong"] if moved else []
     if bad or lost / length >= _TOLERATED or moved / len(track.times) >= _TOLERATED:
         raise ProblemError(f"damaged: {', '.join(details)}")

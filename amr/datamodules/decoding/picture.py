@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -14,6 +15,18 @@ from PIL import Image
 from amr.datamodules.decoding.source import ProblemError, Source
 from amr.datamodules.decoding.timeline import Timeline, in_order, keyframe_before, nearest
 
+_T = Image.Transpose
+_BY_ANGLE = {90: [_T.ROTATE_90], 180: [_T.ROTATE_180], 270: [_T.ROTATE_270]}
+_BY_EXIF = {
+    2: [_T.FLIP_LEFT_RIGHT],
+    3: [_T.ROTATE_180],
+    4: [_T.FLIP_TOP_BOTTOM],
+    5: [_T.TRANSPOSE],
+    6: [_T.ROTATE_270],
+    7: [_T.TRANSVERSE],
+    8: [_T.ROTATE_90],
+}
+_ON_ITS_SIDE = {_T.ROTATE_90, _T.ROTATE_270, _T.TRANSPOSE, _T.TRANSVERSE}
 Crop = tuple[int, int, int, int]
 
 
@@ -130,6 +143,7 @@ class Pictures:
             for frame in frames:
                 before = self._tick(frame, count, before)
                 count += 1
+                self._errors += track.period if frame.is_corrupt and first <= before <= last else 0.0
                 yield before, frame
                 if before > last:
                     return
@@ -154,9 +168,7 @@ class Pictures:
         for fresh in (False, True):
             self._source.again(first, None if fresh or track.head is None else track.head[1])
             place = 0
-            for packet in self._source.packets():
-                if packet.stream_index != track.index:
-                    continue
+            for packet in self._source.packets("video"):
                 if not place and not fresh and (packet.pts, packet.dts, packet.size) != track.head:
                     break  # not the packet that came first before
                 yield place, packet
@@ -173,10 +185,12 @@ class Shaper:
     Args:
         size: Shorter side in pixels; None: as it is.
         crop: Part to keep, before resizing: top, left, height, width in pixels.
+        photo: File of a still picture, which may say how it is turned.
     """
 
-    def __init__(self, size: int | None = None, crop: Crop | None = None) -> None:
+    def __init__(self, size: int | None = None, crop: Crop | None = None, photo: Path | None = None) -> None:
         self._size, self._crop = size, crop
+        self._turns = None if photo is None else photo_turns(photo)
         self._first: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()  # one for all frames: each would build its own scaler otherwise
 
@@ -186,8 +200,8 @@ class Shaper:
         Raises:
             ProblemError: The part to keep is not in it.
         """
-        ops = turns(frame)
-        side = Image.Transpose.TRANSPOSE in ops
+        ops = turns(frame) if self._turns is None else self._turns
+        side = bool(_ON_ITS_SIDE.intersection(ops))
         if self._first is None:
             width, height = (frame.height, frame.width) if side else (frame.width, frame.height)
             self._first = (width, height) if self._crop is not None else scaled(width, height, self._size)
@@ -207,8 +221,11 @@ class Shaper:
 
 
 def turns(frame: Any) -> list[Image.Transpose]:
-    """What makes a frame upright: its display matrix, or its EXIF orientation, which FFmpeg gives as one."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    """What makes a frame upright, by its display matrix."""
+    try:
+        data = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # the frame has data that PyAV does not know, as EXIF
+        return _BY_ANGLE.get(frame.rotation % 360, [])
     if data is None:
         return []
     a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(data), np.int32)[:5])
@@ -219,6 +236,15 @@ def turns(frame: Any) -> list[Image.Transpose]:
     if (b if side else d) < 0:
         ops.append(Image.Transpose.FLIP_TOP_BOTTOM)
     return ops
+
+
+def photo_turns(path: Path) -> list[Image.Transpose]:
+    """What makes a still picture upright, by its EXIF orientation, which may mirror it."""
+    try:
+        with Image.open(path) as image:
+            return _BY_EXIF.get(image.getexif().get(0x0112, 1), [])
+    except Exception:  # not for Pillow to judge: FFmpeg has decoded it
+        return []
 
 
 def scaled(width: int, height: int, size: int | None) -> tuple[int, int]:

@@ -45,6 +45,7 @@ class Source:
     Attributes:
         audio: Its default sound; None: it has none.
         video: Its default picture, never a cover; None: it has none.
+        photo: Whether it is one picture, in a format of its own.
         start: Time that the file's clock shows at its beginning, s; None: the first packet's.
         declared: Seconds that the file says it has; None: it does not say. Nothing follows from it alone.
         cut: Whether bytes that the file says it has are missing, or reading it failed.
@@ -66,8 +67,9 @@ class Source:
         declared = self._container.duration
         self.declared = None if declared is None else declared / av.time_base
         with path.open("rb") as file:
-            self.cut, seconds = _missing_bytes(file, size)
-        self.declared = self.declared if seconds is None else seconds
+            self.cut, longer = _missing_bytes(file, size)
+        if self.declared is not None:
+            self.declared *= longer
 
     def _open(self) -> None:
         self._file = _Bytes(self.path)
@@ -82,6 +84,7 @@ class Source:
             self._file.close()
             raise
         self.formats = frozenset(self._container.format.name.split(","))
+        self.photo = self._container.format.name.endswith("_pipe")
         self.audio = _default(self._container.streams.audio)
         self.video = _default(self._container.streams.video)
         for stream in (self.audio, self.video):
@@ -100,9 +103,10 @@ class Source:
             raise ProblemError(f"no {kind} decoder" if unknown else f"no {kind} stream")
         return stream
 
-    def packets(self) -> Iterator[Any]:
-        """The packets of sound and picture from where the file is; reading goes on after an error."""
-        streams = [stream for stream in (self.audio, self.video) if stream is not None]
+    def packets(self, *kinds: str) -> Iterator[Any]:
+        """The packets of sound and picture, or of one of them, from where the file is; errors do not end it."""
+        chosen = {"audio": self.audio, "video": self.video}
+        streams = [chosen[kind] for kind in kinds or chosen if chosen[kind] is not None]
         for _ in range(_READ_ERRORS):
             try:
                 for packet in self._container.demux(streams):
@@ -187,43 +191,40 @@ def _default(streams: Any) -> Any:
     return max(streams, key=rank, default=None)
 
 
-def _missing_bytes(file: IO[bytes], size: int) -> tuple[bool, float | None]:
-    """Whether a file is shorter than its own structure says, and the seconds that a WAV file declares."""
+def _missing_bytes(file: IO[bytes], size: int) -> tuple[bool, float]:
+    """Whether a file is shorter than its own structure says; and how many times longer it should be.
+
+    The second is 1 but for WAV and AVI, for which FFmpeg takes the rest of a cut file for all of it.
+    """
     head = file.read(64)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return _wav(file, size)
     if head[:4] == b"RIFF":
-        return _short(int.from_bytes(head[4:8], "little") + 8, size), None
+        declared = _wav(file, size) if head[8:12] == b"WAVE" else int.from_bytes(head[4:8], "little") + 8
+        cut = size < declared < _NO_LENGTH
+        return cut, declared / size if cut else 1.0
+    cut = False
     if head[:4] == b"FORM":
-        return _short(int.from_bytes(head[4:8], "big") + 8, size), None
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _matroska(file, size), None
-    if head[:3] == b"FLV":
-        return _flv(file, size), None
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return _boxes(file, size), None
-    return False, None
+        cut = size < int.from_bytes(head[4:8], "big") + 8 < _NO_LENGTH
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        cut = _matroska(file, size)
+    elif head[:3] == b"FLV":
+        cut = _flv(file, size)
+    elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        cut = _boxes(file, size)
+    return cut, 1.0
 
 
-def _short(declared: int, size: int) -> bool:
-    return size < declared < _NO_LENGTH
-
-
-def _wav(file: IO[bytes], size: int) -> tuple[bool, float | None]:
-    """The length of the data counts, not that of the file, which writers get wrong."""
-    at, rate = 12, 0
+def _wav(file: IO[bytes], size: int) -> int:
+    """Where the samples should end. The length of the data counts, not that of the file, which writers get wrong."""
+    at = 12
     for _ in range(_PARTS):
         if at + 8 > size:
             break
         file.seek(at)
         name, length = struct.unpack("<4sI", file.read(8))
-        if name == b"fmt ":
-            rate = int.from_bytes(file.read(12)[8:12], "little")  # bytes a second
         if name == b"data":
-            cut = _short(at + 8 + length, size)
-            return cut, length / rate if cut and rate else None
+            return int(at + 8 + length)
         at += 8 + length + length % 2
-    return False, None
+    return 0
 
 
 def _boxes(file: IO[bytes], size: int) -> bool:

@@ -254,6 +254,8 @@ class Timeline:
             return 0.0
         last = max(track.times)
         end = max(track.end, last)
+        if self.source.cut:  # what it says of its end is no more true
+            return end
         if (told := self._told(track)) is not None:
             end = max(end, told)
         elif (gap := _steady_gap(track.times)) is not None:
@@ -274,6 +276,17 @@ class Timeline:
         except ValueError:
             return None
 
+    @property
+    def holes(self) -> float:
+        """Seconds in which there is neither sound nor picture, though a moment before and after there are both."""
+        if self.audio is None or self.video is None or not self.audio.times or not self.video.times:
+            return 0.0
+        heard = zip(self.audio.times, self.audio.spans, self.audio.times[1:], strict=False)
+        silent = [(time + span, then) for time, span, then in heard if then - time - span > 0.03]
+        shown = in_order(self.video)[0]
+        held = [(a + self.video.period, b) for a, b in pairwise(shown) if b - a > 2.5 * self.video.period]
+        return sum(max(0.0, min(b, d) - max(a, c)) for a, b in silent for c, d in held) if len(held) < 100 else 0.0
+
     def check(self, start: float, end: float, own_end: float) -> float:
         """Refuse a window that the file does not have, and a file that ends early.
 
@@ -291,7 +304,7 @@ class Timeline:
         if not self.whole:
             return 0.0
         file_end, declared = self.end, self.source.declared or 0.0
-        missing = declared - file_end if self.source.cut and declared > file_end + 0.2 else 0.0
+        missing = declared - file_end if self.source.cut and declared > file_end + 0.05 else 0.0
         if missing and min(end, declared) > file_end and start < declared:
             return min(end, declared) - max(start, file_end)
         if end < math.inf:
