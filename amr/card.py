@@ -17,6 +17,7 @@ from amr import __version__
 from amr.compare.runs import Run, Source, read_folder
 from amr.files import write_text
 from amr.readers import printable, read_object, reading
+from amr.resume import told
 
 if TYPE_CHECKING:
     from amr.robustness import Row
@@ -90,6 +91,7 @@ def _details(run: Run, facts: Mapping[str, Any]) -> str:
         ("optimizer", _class(settings, "model.optimizer")),
         ("schedule", _class(settings, "model.lr_scheduler") or "constant rate"),
         ("epochs", f"{len(run.epochs)} of {settings.get('trainer.max_epochs', 'unlimited')}"),
+        *(("resumed", told(start).removeprefix("resumed ")) for start in facts.get("resumed") or []),
         ("trained on", str(facts.get("device", ""))),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())),
     ]
@@ -212,6 +214,8 @@ def _caveats(run: Run, facts: Mapping[str, Any], robustness: "Sequence[Row]") ->
             "true` does)."
         )
     lines.append(f"One run, of seed {run.seed}: how much its numbers vary from seed to seed is not known from it.")
+    if facts.get("resumed"):
+        lines.append("It was not trained with these settings from the start: see `resumed` above.")
     clips = facts.get("clips", {})
     if empty := [SPLIT_NAMES[split] for split in SPLIT_NAMES if clips.get(split) == 0]:
         lines.append(f"There were no {_and(empty)} clips.")

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,6 +41,7 @@ from amr.regularizers import (
     Regularizer,
     Step,
 )
+from amr.resume import adopt, recipe, starts
 from amr.speed import CompileMode, compile_in_place, to_channels_last
 
 SPLITS = ("train", "val", "test")
@@ -157,6 +159,9 @@ class FusionClassifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
+        self.settings: dict[str, Any] | None = None  # of the whole configuration; see amr.resume
+        self.resumed: list[dict[str, Any]] = []  # starts with other settings; see amr.resume
+        self._recipe: dict[str, Any] | None = None
         self.losses_of_step: list[tuple[Tensor, list[str]]] = []
         """Loss and ids of each micro-batch since the last optimizer step."""
         self._steps: list[Step] = []
@@ -261,20 +266,19 @@ class FusionClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The main optimizer over all parameters, the methods' own included, that are not frozen, and its schedule."""
-        try:
-            optimizer = self.make_optimizer(self._trained_parameters())
-        except ValueError as error:
-            raise UserError(f"model.optimizer: {error}") from error
+        optimizer, scheduler = self._optimizer_and_scheduler()
+        self._recipe = self._make_recipe(optimizer, scheduler)
         if self.regularizers.scaling and isinstance(optimizer, ADAPTIVE):
             warnings.warn(
                 f"model.optimizer={type(optimizer).__name__}: it divides gradients by their size, which undoes most of "
                 f"what {', '.join(self.regularizers.scaling)} does by scaling them; torch.optim.SGD is recommended",
                 stacklevel=2,
             )
-        self._base_lr = float(optimizer.param_groups[0]["lr"])  # before a schedule changes it
-        if self.make_scheduler is None:
+        self._base_lr = float(
+            optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])
+        )  # before a schedule changes it
+        if scheduler is None:
             return optimizer
-        scheduler: Any = self.make_scheduler(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
@@ -289,8 +293,29 @@ class FusionClassifier(pl.LightningModule):
         self.regularizers.on_epoch_end(self.trainer.callback_metrics)
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 
-    def _trained_parameters(self) -> list[torch.nn.Parameter]:
-        return [p for part in (self.model, self.regularizers) for p in part.parameters() if p.requires_grad]
+    def _optimizer_and_scheduler(self) -> tuple[Optimizer, Any]:
+        """Fresh ones."""
+        try:
+            optimizer = self.make_optimizer(list(self._trained_parameters().values()))
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        try:
+            return optimizer, None if self.make_scheduler is None else self.make_scheduler(optimizer)
+        except ValueError as error:
+            raise UserError(f"model.lr_scheduler: {error}") from error
+
+    def _make_recipe(self, optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
+        return recipe(optimizer, scheduler, self.scheduler_interval, list(self._trained_parameters()))
+
+    def _trained_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """By name, the model's first."""
+        parts = {"model": self.model, "regularizers": self.regularizers}
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
 
     def _scaler(self) -> Any:
         """16-mixed's scaler of the loss; None elsewhere."""
@@ -353,13 +378,19 @@ class FusionClassifier(pl.LightningModule):
             "model": self.config,
             "seed": self._seed,
             "methods": self.regularizers.checkpoint_state(),
+            "recipe": self._recipe,
+            "settings": self.settings,
+            "resumed": self.resumed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture's checkpoint, and restores what `on_save_checkpoint` added.
 
+        Where training resumes, the optimizer's settings are this run's, and not the checkpoint's: see `amr.resume`.
+
         Raises:
-            UserError: If a parameter of the model is missing, unknown or of another shape.
+            UserError: If a parameter of the model is missing, unknown or of another shape, or if training is to resume
+                with another optimizer or schedule.
         """
         saved: dict[str, Tensor] = checkpoint["state_dict"]
         own = self.state_dict()
@@ -367,19 +398,21 @@ class FusionClassifier(pl.LightningModule):
             {key: value for key, value in own.items() if key.startswith("model.")},
             {key: value for key, value in saved.items() if key.startswith("model.")},
         )
-        # State of methods that only one of the two has does not bind: training may go on with another method.
-        checkpoint["state_dict"] = {key: saved.get(key, value) for key, value in own.items()}
         state = checkpoint.get("amr")
         if state is None:
             raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
-        trained = len(self._trained_parameters())
+        # State of methods that only one of the two has does not bind: training may resume with another method.
+        both = {key: saved[key] for key in own if key in saved}
+        check_same_architecture({key: own[key] for key in both}, both)
+        checkpoint["state_dict"] = {**own, **both}
+        training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         try:
-            for optimizer in checkpoint.get("optimizer_states", []):
-                if sum(len(group["params"]) for group in optimizer["param_groups"]) != trained:
-                    raise UserError(
-                        "checkpoint: its method trains other parameters; training cannot go on with this one"
-                    )
             self._seed = state["seed"]
-            self.regularizers.restore_state(state["methods"])
+            if training:
+                self.regularizers.restore_state(state["methods"])
+                if "optimizer_states" in checkpoint:
+                    optimizer, scheduler = self._optimizer_and_scheduler()
+                    adopt(checkpoint, optimizer, scheduler, self._make_recipe(optimizer, scheduler))
+                self.resumed = starts(checkpoint, self.settings)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"checkpoint: its state is not as amr writes it ({error!r})") from error

@@ -39,6 +39,7 @@ from amr.errors import Stopped, UserError
 from amr.files import locked, run_folder, write_text
 from amr.load import read_config
 from amr.parser import OneLineParser
+from amr.resume import settings_of, told
 from amr.trust import check, only_trusted, take_trust, trusting
 
 NOISE = (  # warnings that no user can act on
@@ -205,7 +206,8 @@ class AmrCLI(LightningCLI):
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_unset=False)
-        self.model.config = yaml.safe_load(config)["model"]
+        resolved = yaml.safe_load(config)
+        self.model.config, self.model.settings = resolved["model"], settings_of(resolved)
         callbacks: list[Callback] = (
             [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
         )
@@ -214,7 +216,7 @@ class AmrCLI(LightningCLI):
             kwargs["logger"] = False
         elif init.trainer.logger is None:
             kwargs["logger"] = self._loggers(options, folder, facts)
-            callbacks.append(WandbSetup(facts, yaml.safe_load(config), folder / "config.yaml"))
+            callbacks.append(WandbSetup(facts, resolved, folder / "config.yaml"))
         kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
@@ -339,10 +341,14 @@ class RunRecord(Callback):
         self.folder, self.facts, self.config = folder, facts, config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes both files from rank 0; going on with a run brings them up to date."""
+        """Writes both files from rank 0; a resumed start brings them up to date, and adds what is other than before."""
+        assert isinstance(pl_module, FusionClassifier)
+        if pl_module.resumed:
+            self.facts["resumed"] = pl_module.resumed  # which W&B's run gets, too
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        write_text(self.folder / "config.yaml", self.config)
+        remarks = [f"# {' '.join(told(start).split())}\n" for start in pl_module.resumed]
+        write_text(self.folder / "config.yaml", "".join(remarks) + self.config)
         data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
         facts = {
             **self.facts,

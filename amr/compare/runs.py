@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amr.readers import bad, csv_rows, printable, read_object, read_table, read_yaml, reading
+from amr.resume import are_starts, told
 
 Source = Literal["test", "val"]
 Key = tuple[str, str, str, int | None]
@@ -40,7 +41,7 @@ class Run:
         settings: config.yaml, flattened to `{"model.amr.weight": "0.5"}`, without the seed and the run's own name.
         has_metrics: Whether any metrics were written.
         title: How tables and plots call the method; the method's name where none is given.
-        notes: What went wrong in reading, to be said beside the table.
+        notes: What went wrong in reading, and starts with other settings, to be said beside the table.
         robustness: Of the test split, by (measure, modality, corruption, severity), from robustness.parquet.
     """
 
@@ -120,6 +121,7 @@ def read_folder(path: Path) -> Run:
         ),
         has_metrics=bool(versions),
         title=printable(info.get("title") or ""),
+        notes=tuple(printable(told(start)) for start in read_starts(file, info)),
         robustness=read_robustness(path / "robustness.parquet"),
     )
 
@@ -160,6 +162,18 @@ def check_facts(file: Path, info: Mapping[str, Any], where: str = "") -> None:
         value = info.get(key) or []
         if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
             raise bad(file, f"{where}{key}: {value!r}; allowed: a list of names")
+
+
+def read_starts(file: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The starts of a run with other settings than before, as run.json's `resumed` holds them.
+
+    Raises:
+        UserError: They are of a wrong type.
+    """
+    starts = info.get("resumed") or []
+    if not are_starts(starts):
+        raise bad(file, f"resumed: {starts!r}; allowed: a list, each with an epoch and the settings that differ")
+    return starts
 
 
 def _version(file: Path) -> int:

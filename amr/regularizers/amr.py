@@ -238,7 +238,7 @@ class AMR(Regularizer):
 
     def checkpoint_state(self) -> dict[str, object]:
         """The second optimizer's state, and the shares from which the target moves."""
-        state: dict[str, object] = {}
+        state: dict[str, object] = {"optimizer_name": self.optimizer_name}
         if self._optimizer is not None:
             state["optimizer"] = self._optimizer.state_dict()
         elif self._restored is not None:
@@ -248,8 +248,20 @@ class AMR(Regularizer):
         return state
 
     def restore_state(self, state: Mapping[str, object]) -> None:
-        """Keeps the second optimizer's state for its first step, when the parameters are where they will stay."""
+        """Keeps the second optimizer's state for its first step, when the parameters are where they will stay.
+
+        Raises:
+            UserError: If the state is another optimizer's.
+        """
         self._restored = state.get("optimizer")  # type: ignore[assignment]
+        before = state.get("optimizer_name", self.optimizer_name)
+        if "optimizer_name" not in state and self._restored is not None:  # of an earlier version
+            before = "adam" if "betas" in self._restored["param_groups"][0] else "sgd"
+        if before != self.optimizer_name:
+            raise UserError(
+                f"model.amr.optimizer={self.optimizer_name}: the checkpoint's is {before}; training can resume with "
+                f"{before} alone, whose state the checkpoint holds"
+            )
         measured = state.get("measured")
         self._measured = measured.cpu() if isinstance(measured, Tensor) else None
 
@@ -297,7 +309,10 @@ class AMR(Regularizer):
             else:
                 self._optimizer = Adam(parameters, lr=self.lr)
             if self._restored is not None:
+                asked = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
                 self._optimizer.load_state_dict(dict(self._restored))
+                for group, settings in zip(self._optimizer.param_groups, asked, strict=True):
+                    group.update(settings)  # this run's, not the checkpoint's
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         kept = [parameter.grad for parameter in parameters]
