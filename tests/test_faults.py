@@ -49,6 +49,8 @@ def places() -> dict[str, str]:
 
 SIGNALS = {
     "within an epoch": (signal.SIGTERM, callback("Signal", hook="on_before_backward", call=3, number=15)),
+    "by Ctrl-C": (signal.SIGINT, callback("Signal", hook="on_train_batch_start", call=3, number=2)),
+    "by a closed terminal": (signal.SIGHUP, callback("Signal", hook="on_before_optimizer_step", call=3, number=1)),
     "after the last batch": (signal.SIGTERM, callback("Signal", hook="on_train_batch_end", call=BATCHES, number=15)),
     "in validation": (signal.SIGUSR1, callback("Signal", hook="on_validation_batch_start", call=2, number=10)),
     "in the sanity check": (signal.SIGTERM, callback("Signal", hook="on_sanity_check_start", call=1, number=15)),
@@ -123,7 +125,8 @@ def test_signals_end_in_order(faults: tuple[Path, dict[str, Any]], case: str) ->
     name = f"signal-{list(SIGNALS).index(case)}"
     (status, said), (resumed, errors) = outcomes[name]
     assert status == 128 + SIGNALS[case][0]
-    step = {"within an epoch": 3, "accumulating": 2, "in the sanity check": 1}.get(case, BATCHES)
+    steps = {"within an epoch": 3, "by Ctrl-C": 3, "by a closed terminal": 4, "accumulating": 2}
+    step = {**steps, "in the sanity check": 1}.get(case, BATCHES)
     epoch = 1 if step == BATCHES else 0
     (line,) = (line for line in said.splitlines() if line.startswith("amr: "))
     name_of = signal.Signals(SIGNALS[case][0]).name

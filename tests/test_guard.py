@@ -89,6 +89,47 @@ def test_signals_are_given_back(tmp_path: Path) -> None:
     assert not Guard.active
 
 
+class Twice(At):
+    """Ctrl-C, and another one while the first is still being heeded."""
+
+    def act(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        (Path(self.folder) / "survived").touch()
+
+    def __init__(self, hook: str, call: int, folder: Path) -> None:
+        super().__init__(hook, call)
+        self.folder = folder
+
+
+def interrupted_twice(folder: Path) -> None:
+    fit(build(), callbacks=[*guard(folder), Twice("on_train_batch_start", 2, folder)])
+
+
+@pytest.mark.parametrize("launcher", ["none", "torchrun"])
+def test_a_second_interrupt_ends_at_once(tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But under torchrun, which hands each of the terminal's on a second time."""
+    if launcher == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    process = multiprocessing.get_context("fork").Process(target=interrupted_twice, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == (-signal.SIGINT if launcher == "none" else 1)  # 1: `Stopped`, which nothing catches
+    assert (tmp_path / "survived").exists() == (tmp_path / "last.ckpt").exists() == (launcher == "torchrun")
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(
+            build(), max_epochs=1, callbacks=[*guard(tmp_path), Signal("on_train_batch_start", 2, number=signal.SIGHUP)]
+        )
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
 class Everyone(At):
     """SIGTERM to this process and its loader processes, from yet another one, as SLURM sends it."""
 

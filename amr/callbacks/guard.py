@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,15 +19,16 @@ from amr.classifier import FusionClassifier
 from amr.distributed import AgreedMaximum, gather_objects
 from amr.errors import Stopped, UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Guard(pl.Callback):
     """Ends training in order, with a checkpoint to go on from.
 
-    At SIGTERM or SIGUSR1 the optimizer's step that is under way is finished, `last.ckpt` is saved, and `Stopped` is
-    raised; where validation is next or has begun, it and the epoch's end come first. Before a step on a loss that is
-    not finite, the state after the step before goes to `last-good.ckpt`, and `UserError` names the batch.
+    At SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP (a closed terminal) the optimizer's step that is under way is
+    finished, `last.ckpt` is saved, and `Stopped` is raised; where validation is next or has begun, it and the epoch's
+    end come first. A second SIGINT ends the process at once. Before a step on a loss that is not finite, the state
+    after the step before goes to `last-good.ckpt`, and `UserError` names the batch.
 
     All ranks stop at the same step, whichever of them a signal or a bad loss has reached: in each step they take the
     maximum of two numbers. That, and the look at the loss, is asked for between the forward and the backward pass and
@@ -55,14 +57,17 @@ class Guard(pl.Callback):
         """Takes the signals over, from Lightning too.
 
         On SIGTERM, Lightning would broadcast within the handler, which can deadlock, and leave without saving; under
-        SLURM, it would write a checkpoint of its own and requeue the job by itself.
+        SLURM, it would write a checkpoint of its own and requeue the job by itself. nohup has SIGHUP ignored, and so it
+        stays.
         """
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = lambda: None
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # would make the CPU wait for the GPU before every batch
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+            self._handlers = {number: signal.signal(number, self._note) for number in heeded}
             _shield_loaders()
             Guard.active = True
 
@@ -79,6 +84,10 @@ class Guard(pl.Callback):
 
     def _note(self, number: int, _: Any) -> None:
         self._signal = self._signal or number  # SLURM's SIGUSR1, which requeues, comes before its SIGTERM
+        if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the terminal's
+            signal.signal(number, signal.SIG_DFL)  # which a second one reaches wherever the process hangs
+            if sys.stderr.isatty():
+                os.write(2, b"\nstopping after this step, to save last.ckpt; Ctrl-C again stops at once\n")
 
     # --------------------------------------------------------------------------------------------------------- steps
 
