@@ -3,9 +3,11 @@
 import inspect
 import re
 import sys
+from enum import Enum
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, set_parsing_settings
+import yaml
+from jsonargparse import Namespace, set_dumper, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
 from amr.errors import UserError
@@ -13,6 +15,18 @@ from amr.errors import UserError
 # jsonargparse refuses, and does not only warn about, import paths of its own list, such as `subprocess`; and what looks
 # like a class in a value of any type stays a dict.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what YAML has no type for, such as an enumeration's member or a time span, as its value or its text."""
+
+
+def _represent(dumper: yaml.SafeDumper, value: object) -> yaml.Node:
+    return dumper.represent_data(value.value if isinstance(value, Enum) else str(value))
+
+
+_Dumper.add_multi_representer(object, _represent)
+set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 class OneLineParser(LightningArgumentParser):

@@ -22,12 +22,12 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from amr.arguments import check_monitors, check_trainer, told_by_lightning
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.card import versions, write_card
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
@@ -86,8 +86,6 @@ def _run(arguments: Sequence[str]) -> None:
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments, held)
-        except MisconfigurationException as error:
-            raise UserError(str(error)) from error
         except _wandb_error() as error:  # no API key, no such entity, no connection
             hint = "; --wandb offline keeps the record here, for wandb sync"
             raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
@@ -97,6 +95,10 @@ def _run(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
             ) from error
+        except Exception as error:
+            if isinstance(error, UserError | Stopped) or (line := told_by_lightning(error)) is None:
+                raise
+            raise UserError(line) from error
         finally:
             _finish_wandb()
 
@@ -187,9 +189,7 @@ class AmrCLI(LightningCLI):
             raise UserError(f"--wandb={options.wandb}: allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online")
         if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
             raise UserError(f"--project={options.project!r}: allowed are letters, digits and . _ -, 128 at most")
-        strategy = options.trainer.strategy
-        if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
-            raise UserError(f"trainer.strategy={strategy}: allowed are auto (a single device), ddp and its variants")
+        check_trainer(options.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer around the run's folder."""
@@ -220,10 +220,7 @@ class AmrCLI(LightningCLI):
         kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"trainer: {error}") from error
+        trainer = super().instantiate_trainer(**kwargs)
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
             # Lightning would train in bf16 instead.
             raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
@@ -260,6 +257,9 @@ class AmrCLI(LightningCLI):
         monitors = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{name}" for name in modalities))]
         if options.best.monitor not in monitors:
             raise UserError(f"best.monitor={options.best.monitor}: allowed are {', '.join(monitors)}")
+        init: Namespace = self.config_init[self.config.subcommand]
+        schedule = (options.model.lr_scheduler or {}).get("init_args") or {}
+        check_monitors(_listed(init.trainer.callbacks), schedule.get("monitor"), modalities)
         return {
             "method": self.model.method,
             "title": self.model.title,
