@@ -90,10 +90,8 @@ TRAINED = {
     ],
     "own metric": [
         '--trainer.callbacks+={"class_path": "tests.faults.Slow"}',
-        "--trainer.callbacks+="
-        + f'{{"class_path": "{CALLBACKS}.ModelCheckpoint", "init_args": {{"monitor": "val/own"}}}}',
-        "--trainer.limit_val_batches",
-        "0",
+        f'--trainer.callbacks+={{"class_path": "{CALLBACKS}.ModelCheckpoint", "init_args": {{"monitor": "val/own"}}}}',
+        *("--trainer.limit_val_batches", "0"),
     ],
 }
 
