@@ -109,15 +109,15 @@ def read_folder(path: Path) -> Run:
         path=path,
         method=printable(info["method"]),
         dataset=printable(info["dataset"]),
-        fusion=printable(info["fusion"] or BLANK),
-        seed=info["seed"],
+        fusion=printable(info.get("fusion") or BLANK),
+        seed=info.get("seed"),
         modalities=tuple(map(printable, info["modalities"])),
         labels=tuple(map(printable, info.get("labels") or [])),
         epochs=epochs,
         test=test,
         per_class=_per_class(path / "per_class.csv"),
         settings=flat_settings(
-            path / "config.yaml", read_yaml(path / "config.yaml"), path.resolve().name, info["seed"]
+            path / "config.yaml", read_yaml(path / "config.yaml"), path.resolve().name, info.get("seed")
         ),
         has_metrics=bool(versions),
         title=printable(info.get("title") or ""),
