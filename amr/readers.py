@@ -9,6 +9,7 @@ import io
 import json
 import math
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -36,6 +37,7 @@ ROWS, VALUES, STRING_BYTES = 1_000_000, 8_000_000, 256 << 20  # of a parquet fil
 _LIBRARIES = (  # what numpy, zipfile, zlib and pyarrow (whose errors are some of these) raise at damaged files
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, ArithmeticError, MemoryError),
     *(RecursionError, NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
+    tokenize.TokenError,
 )
 
 
@@ -134,7 +136,7 @@ def _items(node: dict[str, Any] | list[Any]) -> Iterator[Any]:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > DIGITS:
+    if len(digits.lstrip("-")) > DIGITS:
         raise ValueError(f"a number of {len(digits)} digits; allowed: {DIGITS}")
     return int(digits)
 

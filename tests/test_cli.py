@@ -17,6 +17,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 from amr.cli import main
+from amr.compare.wandb_records import read_record
 from tests.conftest import REPOSITORY
 
 pytestmark = [
@@ -155,6 +156,14 @@ def test_the_wandb_record(runs: Path) -> None:
     files = {f.path for r in records for f in r.files.files}
     assert "config.yaml" in files
     assert any(path.startswith("media/table/per_class") for path in files)
+
+
+def test_starts_are_numbered_in_the_wandb_record(runs: Path) -> None:
+    """`compare` orders them by it: no clock tells what resumed what."""
+    (file,) = {path.name for path in runs.glob("amr/wandb/*/run-*.wandb")}
+    folders = [path for path in runs.glob("amr/wandb/*run-*") if not path.is_symlink()]
+    records = [read_record(path / file) for path in folders]
+    assert sorted(record.config["start"] for record in records if "start" in record.config) == [0, 1, 2]
 
 
 def test_nothing_is_overwritten_and_finished_runs_go_on(runs: Path, tiny: list[str], capsys: Any) -> None:

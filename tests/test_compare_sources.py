@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -29,7 +30,8 @@ from amr.compare import (
     table_text,
     write_results,
 )
-from amr.compare.wandb_records import read_record
+from amr.compare.foreign import in_order
+from amr.compare.wandb_records import Record, read_record
 from amr.errors import UserError
 from tests.test_compare import EVIL, epoch, results, table_of, write_run
 
@@ -136,6 +138,36 @@ def test_starts_of_one_wandb_run_are_one_run(tmp_path: Path) -> None:
     run = read_run(b)
     assert {e: values["val/acc"] for e, values in run.epochs.items()} == {0: 0, 1: 0.1, 2: 0.02, 3: 0.03}
     assert (run.test, run.seed, run.method) == ({}, 2, "umt"), "those weights are gone"
+
+
+def start(first: int, last: int, tested: int | None = None, **config: Any) -> Record:
+    """What a start that trained the epochs `first` to `last` recorded; none if `last` is before `first`."""
+    rows = [{"epoch": number, "train/loss": 1.0, "val/acc": 0.1} for number in range(first, last + 1)]
+    return Record(config=config, history=rows + ([] if tested is None else [{"epoch": tested, "test/acc": 0.5}]))
+
+
+def test_starts_are_ordered_by_what_resumed_what() -> None:
+    """The order given is that of local times, which a clock that was set back, or summer time, makes wrong."""
+    first, second, third = start(0, 3), start(3, 5), start(6, 9)
+    for given in itertools.permutations([first, second, third]):
+        assert in_order(given) == [first, second, third]
+    again = start(2, 9)  # later, from an earlier checkpoint
+    assert in_order([first, second, again]) == [first, second, again]
+    test = start(1, 0, tested=9)
+    assert in_order([test, third, second, first]) == [first, second, third, test]
+    begun = Record()
+    assert in_order([begun, first]) == [begun, first]
+    numbered = [start(0, 3, start=0), start(5, 9, start=2), start(2, 4, start=1)]
+    assert in_order([*numbered, begun]) == [begun, numbered[0], numbered[2], numbered[1]]
+
+
+def test_a_clock_that_was_set_back_loses_no_epochs(tmp_path: Path) -> None:
+    first = [{"epoch": n, "val/acc": n / 10, "train/loss": 1.0} for n in range(3)]
+    again = [{"epoch": n, "val/acc": n / 10, "train/loss": 1.0} for n in (3, 4)]
+    a = log(tmp_path, {"method": "umt", "seed": 1}, first, project="d", id="same")
+    b = tmp_path / "wandb" / a.name.replace("offline-run-2", "offline-run-1")  # a thousand years before
+    shutil.copytree(log(tmp_path / "later", {"seed": 1}, again, project="d", id="same"), b)
+    assert sorted(read_run(a).epochs) == [0, 1, 2, 3, 4]
 
 
 def test_a_run_folder_wins_over_what_lies_in_it(recorded: Path, tmp_path: Path) -> None:

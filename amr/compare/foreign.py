@@ -82,9 +82,11 @@ def in_order(records: Sequence[Record]) -> list[Record]:
     amr numbers its starts. Other runs' are taken in the order given, that of their folders' times, as far as that can
     be: a clock may have been set back, and a start that begins at epoch k has resumed one that had reached epoch k - 1.
     """
-    numbers = [record.config.get("start") for record in records]
-    if all(map(_is_int, numbers)) and len(set(numbers)) == len(records):
-        return sorted(records, key=lambda record: int(record.config["start"]))
+    logged = [record for record in records if record.history]
+    numbers = [record.config.get("start") for record in logged]
+    if all(map(_is_int, numbers)) and len(set(numbers)) == len(logged):
+        silent = [record for record in records if not record.history]  # `predict`, or killed before its first epoch
+        return [*silent, *sorted(logged, key=lambda record: int(record.config["start"]))]
     left = [(record, _epochs(record)) for record in records]
     found, reached = [], -1
 
