@@ -22,8 +22,8 @@ from amr.card import write_card
 from amr.compare import read_results, read_run, table_text, write_results
 from amr.multiviz.site import write, write_site
 from amr.site import agreement
-from tests.fuzz import ODD, altered, damaged, hammer
 from tests.site.analysis import write_analysis
+from tests.spoil import ODD, altered, damaged, hammer
 from tests.test_compare import epoch, results, write_run
 
 ROWS = [*epoch(0, 0.4), *epoch(1, 0.6, 0.7), *results(0.55, 0.45)]
