@@ -66,7 +66,7 @@ def checksum(content: Mapping[str, Any]) -> str:
     """A checksum of all tensors in a checkpoint, with their places, types and shapes: eight hexadecimal digits."""
     total = 0
     for place, tensor in _tensors(content):
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         total = zlib.crc32(flat, zlib.crc32(f"{place} {tensor.dtype} {tuple(tensor.shape)}".encode(), total))
     return f"{total:08x}"
 

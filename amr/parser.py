@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import Namespace, set_dumper, set_parsing_settings
@@ -78,7 +78,7 @@ class OneLineParser(LightningArgumentParser):
         Lightning 2.6 calls it by this name, which jsonargparse 4.49 deprecates with a page of warnings.
         """
         try:
-            return self.instantiate(*args, **kwargs)
+            return cast(Namespace, self.instantiate(*args, **kwargs))
         except UserError:
             raise
         except ValueError as error:  # an optional argument's type is a union, whose own error wraps the members'

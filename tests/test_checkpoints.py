@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint, checksum, read_checkpoint, unimodal_accuracy
@@ -30,7 +29,7 @@ def content() -> dict[str, Any]:
     model.config = copy.deepcopy(SECTION)
     checkpoint: dict[str, Any] = {
         "epoch": 0,
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": "2.6.6",
         "state_dict": model.state_dict(),
         "callbacks": {"BestCheckpoint": {"monitor": "val/acc", "best_model_score": torch.tensor(0.5)}},
         "optimizer_states": [{"state": {0: {"momentum_buffer": torch.randn(3, 2)}}, "param_groups": [{"params": [0]}]}],

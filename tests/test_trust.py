@@ -318,3 +318,29 @@ def test_what_is_typed_is_as_before(tmp_path: Path, proof: Path, tiny: list[str]
     trusted = ["--trust", "other", "--trust=stranger"]
     assert main(["export", "--ckpt", best, "--out", str(tmp_path / "out"), "--format", "torch", *trusted]) == 0
     assert "trust" not in yaml.safe_load((tmp_path / "own/config.yaml").read_text())
+
+
+def test_a_damaged_checkpoint_is_refused_by_every_command(
+    run: Path, tmp_path: Path, tiny: list[str], capsys: Any
+) -> None:
+    """An edit that leaves the archive sound; the checksum is of the tensors."""
+    damaged = tmp_path / "runs/run"
+    shutil.copytree(run, damaged)
+    for name in ("best", "last"):
+        path = damaged / f"checkpoints/{name}.ckpt"
+        content = torch.load(path, weights_only=True)
+        assert "checksum" in content
+        content["state_dict"]["model.head.classifier.bias"][0] += 1e-6
+        torch.save(content, path)
+    best, quiet = str(damaged / "checkpoints/best.ckpt"), ["--wandb", "disabled"]
+    again = ["fit", *tiny, "--runs_dir", str(tmp_path / "runs"), *quiet]
+    for command in (
+        *([name, "--ckpt_path", best, *quiet] for name in ("test", "validate", "predict")),
+        *([name, "--ckpt", best, "--out", str(tmp_path / "out")] for name in ("export", "analyze")),
+        [*again, "--name", "run", "--ckpt_path", "last"],
+        [*again, "--name", "student", "--model.umt.teachers", f"{{audio: {best}}}"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amr: ")]
+        assert "is damaged: its tensors have another checksum; use another checkpoint" in line
