@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import yaml
@@ -310,6 +311,8 @@ class AmrCLI(LightningCLI):
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
                 os.environ.setdefault("WANDB_SILENT", "true")
             folder.mkdir(parents=True, exist_ok=True)
+            if self._held is not None:
+                self._held.enter_context(_wandb_stages_in(folder / "wandb"))
             loggers.append(
                 WandbLogger(
                     name=folder.name,
@@ -417,6 +420,30 @@ def _wandb_error() -> type[Exception] | tuple[()]:
     import wandb
 
     return wandb.Error
+
+
+@contextmanager
+def _wandb_stages_in(folder: Path) -> Iterator[None]:
+    """Has W&B keep the files of its tables in the run's folder, where it would take HOME, which may be read-only.
+
+    Raises:
+        UserError: The place that WANDB_DATA_DIR names, if it does, cannot be written.
+    """
+    given = os.environ.get("WANDB_DATA_DIR")
+    place = Path(given or folder) / "artifacts" / "staging"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f"WANDB_DATA_DIR={given}" if given else str(folder)
+        raise UserError(f"{where}: {error.strerror}; must be a folder to write to, or --wandb disabled") from error
+    os.environ["WANDB_DATA_DIR"] = given or str(folder.resolve())
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def _finish_wandb() -> None:

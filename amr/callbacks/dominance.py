@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from amr.attribution import Score, attributed_rows, attribution_shares
+from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier, StepOutput
 from amr.distributed import all_reduce_sum
 from amr.errors import UserError
@@ -164,7 +165,7 @@ class Dominance(pl.Callback):
             write_text(self.table, text.getvalue())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and rows:
-                logger.log_table("per_class", columns=columns, data=rows)
+                log_table(logger, "per_class", columns, rows)
 
 
 def _read_rows(table: Path, columns: list[str]) -> list[list[str]]:

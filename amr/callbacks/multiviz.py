@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.errors import UserError
@@ -171,7 +172,7 @@ class MultiVizCallback(pl.Callback):
         self._log(trainer, {"units": float(path.nonzeros[best])})
         rows = [[c, unit, value] for c, units in enumerate(top_units(path, best, 5)) for unit, value in units]
         for logger in _wandb(trainer):
-            logger.log_table("val/multiviz/sparse", ["class", "unit", "coefficient"], rows, step=trainer.global_step)
+            log_table(logger, "val/multiviz/sparse", ["class", "unit", "coefficient"], rows, trainer.global_step)
 
     def _picture(
         self,

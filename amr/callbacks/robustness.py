@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amr.analyze.files import remove
 from amr.callbacks.dominance import Dominance
+from amr.callbacks.tables import log_table
 from amr.checkpoints import check_checkpoint
 from amr.classifier import FusionClassifier
 from amr.errors import UserError
@@ -155,7 +156,7 @@ class Robustness(pl.Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
+                log_table(logger, "test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
         if self.out is not None and parts is not None:
             write_rows(self.out, rows)
             remove(parts.iterdir() if parts.is_dir() else ())

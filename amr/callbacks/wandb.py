@@ -9,6 +9,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from amr.callbacks.dominance import Dominance
+from amr.callbacks.tables import log_table
 
 
 class WandbSetup(pl.Callback):
@@ -63,10 +64,7 @@ class WandbSetup(pl.Callback):
         columns = ["epoch", "class", "clips", "acc", *(f"dominance/{name}" for name in self.facts["modalities"])]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                import wandb
-
-                wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, len(rows))  # it would cut 300 classes off
-                logger.log_table("per_class_epochs", columns=columns, data=rows)
+                log_table(logger, "per_class_epochs", columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, for a resumed run."""
