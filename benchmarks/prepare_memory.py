@@ -46,6 +46,8 @@ def lengthen(short: Path, long: Path) -> None:
         packets = [packet for packet in source.demux() if packet.dts is not None]
         for time in range(TIMES):
             for packet in packets:
+                assert packet.pts is not None
+                assert packet.dts is not None
                 shift = round(10.2 / packet.time_base)  # the sound is a little longer than the picture
                 copy = av.Packet(bytes(packet))
                 copy.pts, copy.dts = packet.pts + time * shift, packet.dts + time * shift

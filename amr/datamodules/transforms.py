@@ -149,7 +149,7 @@ class AudioTransform:
     def _wave(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, train: bool) -> Tensor:
         """(samples,) float32, of the input's rate and length, shifted and noisy."""
         rate = self.rate(sample_rate)
-        wave = torch.from_numpy(resampled(samples.astype(np.float32) / 32768, sample_rate, rate))
+        wave = torch.from_numpy(resampled((samples / np.float32(32768)).astype(np.float32), sample_rate, rate))
         whole = wave
         wave = self._fit(wave, round(self.seconds * rate), train)
         if train and self.time_shift_ms:

@@ -22,7 +22,8 @@ from amr.cli import main
 from amr.datamodules import Clips
 from amr.datamodules import prepare as prepare_module
 from amr.datamodules.media import Clip, Decoded, DecodeOptions
-from amr.datamodules.prepare import PrepareReport, prepare, verify
+from amr.datamodules.prepare import prepare, verify
+from amr.datamodules.report import PrepareReport
 from amr.datamodules.store import ClipStore, is_sound, read_key, read_rows, write_shard
 from amr.datamodules.work import Processes, run_tasks, span
 from amr.errors import UserError
@@ -117,7 +118,7 @@ def test_tasks_are_drawn_as_they_are_needed() -> None:
     results = run_tasks(deadly.square, tasks(), workers=1)
     assert next(results) == 16
     assert drawn < 10
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_whole_prepare_killed_again_and_again(clip_folder: Path, whole: Path, tmp_path: Path) -> None:

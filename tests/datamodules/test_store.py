@@ -15,7 +15,8 @@ import pytest
 from amr.datamodules import Clips
 from amr.datamodules import prepare as prepare_module
 from amr.datamodules.media import Clip, Decoded, DecodeOptions
-from amr.datamodules.prepare import PrepareReport, prepare, verify
+from amr.datamodules.prepare import prepare, verify
+from amr.datamodules.report import PrepareReport
 from amr.datamodules.store import ClipStore, is_sound, read_problems, read_rows, shard_files, write_shard
 from amr.errors import UserError
 
@@ -40,7 +41,12 @@ def made(clip: Clip, *_: Any) -> Decoded:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes the decoder's place; the ids that it is given."""
     ids: list[str] = []
-    monkeypatch.setattr(prepare_module, "decode", lambda clip, *_: (ids.append(clip.id), made(clip))[1])
+
+    def decode(clip: Clip, *_: object) -> Decoded:
+        ids.append(clip.id)
+        return made(clip)
+
+    monkeypatch.setattr(prepare_module, "decode", decode)
     return ids
 
 
