@@ -77,9 +77,7 @@ class Source:
             self._container: Any = av.open(self._file, options=_OPTIONS, metadata_errors="replace")
         except av.error.ArgumentError:
             self._file.close()
-            raise ProblemError(
-                "kind of file not read: not a container of sound or pictures that is on the list"
-            ) from None
+            raise ProblemError("kind of file not read: no container of sound or pictures on the list") from None
         except BaseException:
             self._file.close()
             raise
