@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from amr import __version__
 from amr.errors import UserError
-from amr.files import run_folder, write_bytes, write_text
+from amr.files import run_folder, sweep, write_bytes, write_text
+from amr.readers import read_object
 from amr.trust import TRUST, only_trusted, trusting
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{folder / CARD}: it is a link out of the run's folder, whose file would be copied; remove it")
     if card and (folder / CARD).stat().st_size > LARGEST_CARD:
         raise UserError(f"{folder / CARD}: no model card is larger than {LARGEST_CARD} bytes; remove it")
+    for name in (*FILES.values(), CARD, RECORD, "README.md"):
+        sweep(options.out, name)
     stale = _stale(options.out, [*(FILES[name] for name in formats), *card])
     models = export_model(model, examples, options.out, formats, encodings=options.encodings)
     for name in card:
@@ -112,8 +115,8 @@ def _stale(out: Path, fresh: Collection[str]) -> list[Path]:
         UserError: Such a file is not as an earlier export into the folder recorded it, so it is not ours to remove.
     """
     try:
-        recorded = dict(json.loads((out / RECORD).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not an export's
+        recorded = dict(read_object(out / RECORD)["files"])
+    except (ValueError, KeyError, TypeError):  # none, or not an export's
         recorded = {}
     stale = [out / name for name in (*FILES.values(), CARD) if name not in fresh and (out / name).is_file()]
     for path in stale:
@@ -310,10 +313,9 @@ def _labels(file: Path) -> list[str] | None:
     """
     if not file.is_file():
         return None
-    try:
-        labels: list[str] | None = json.loads(file.read_text(encoding="utf-8")).get("labels")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not a run's record ({_first_line(error)})") from error
+    labels: list[str] | None = read_object(file).get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise UserError(f"{file}: labels: {str(labels)[:60]!r}; allowed: a list of names")
     return labels
 
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from amr.errors import UserError
 
@@ -76,7 +76,7 @@ def _brief(error: BaseException) -> str:
 
 
 @contextmanager
-def opened(file: Path, most: int) -> Iterator[BinaryIO]:
+def opened(file: Path, most: int) -> Iterator[io.BufferedReader]:
     """A regular file of at most `most` bytes, open for reading: no pipe that waits, no device without end.
 
     Raises:

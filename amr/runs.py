@@ -40,6 +40,7 @@ from amr.errors import Stopped, UserError
 from amr.files import locked, run_folder, write_text
 from amr.load import read_config
 from amr.parser import OneLineParser
+from amr.readers import read_object
 from amr.resume import settings_of, told
 from amr.trust import check, only_trusted, take_trust, trusting
 
@@ -199,7 +200,7 @@ class AmrCLI(LightningCLI):
         facts = self._facts()
         folder = self.run_folder = self._folder(options, facts)
         if (folder / "run.json").is_file():  # W&B's run goes on, too
-            facts["wandb_id"] = json.loads((folder / "run.json").read_text())["wandb_id"]
+            facts["wandb_id"] = _wandb_id(folder / "run.json")
         facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
         if options.get("ckpt_path") == "last":
             init.ckpt_path = _last_checkpoint(folder)
@@ -396,6 +397,14 @@ def _config_of_checkpoint(arguments: list[str]) -> Path | None:
         if config.is_file():
             return config
     return None
+
+
+def _wandb_id(file: Path) -> str:
+    """The W&B run that a run's record names."""
+    known = read_object(file).get("wandb_id")
+    if not isinstance(known, str) or not re.fullmatch(r"[\w-]{1,64}", known):
+        raise UserError(f"{file}: wandb_id: {str(known)[:60]!r}; allowed: letters, digits, - and _")
+    return known
 
 
 def _requeue() -> None:

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from amr import compare as amr_compare
+from amr import files
 from amr.compare import (
     add_arguments,
     choose_source,
@@ -35,6 +36,7 @@ from amr.compare import (
     write_report,
 )
 from amr.errors import UserError
+from tests.processes import dead_process
 
 EVIL = "<img src=x onerror=alert(1)>"
 Metrics = dict[str, float]
@@ -525,3 +527,12 @@ def test_only_a_page_or_a_picture_is_overwritten(folder: Path, option: str) -> N
 def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json.x\.html: .*; allowed: a writable place"):
         compare([folder], folder / "naive-0" / "run.json" / "x.html")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_what_a_dead_process_left_of_the_page_is_swept(folder: Path, tmp_path: Path) -> None:
+    number = dead_process()
+    for name in ("report.html", "other.html"):
+        (tmp_path / f".{name}.{files._host()}.{number}.tmp").touch()
+    compare([folder], tmp_path / "report.html")
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [f".other.html.{files._host()}.{number}.tmp"]

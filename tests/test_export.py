@@ -377,7 +377,7 @@ def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     (half / "run.json").write_text("{")
     assert main(["export", "--ckpt", str(half / "checkpoints/best.ckpt"), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{half / 'run.json'}: not a run's record" in line
+    assert f"{half / 'run.json'}: not JSON" in line
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()

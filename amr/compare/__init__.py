@@ -18,7 +18,7 @@ from amr.compare.results import read_results, write_results
 from amr.compare.runs import Run
 from amr.compare.sources import find_runs, read_run, read_runs
 from amr.compare.table import Row, Stat, choose_source, incomplete, summarise, table_markdown, table_text
-from amr.files import write_bytes
+from amr.files import sweep, write_bytes
 
 __all__ = [
     "Plot",
@@ -61,6 +61,8 @@ def compare(paths: Iterable[str | Path], out: str | Path, picture: str | Path | 
     check_target(Path(out), ".html")
     if picture is not None:
         check_target(Path(picture), ".png")
+    for file in (Path(out), *([] if picture is None else [Path(picture)])):
+        sweep(file.parent, file.name)
     paths = list(paths)
     runs = read_runs(paths)
     extra = [] if picture is None else ["--picture", str(picture)]

@@ -14,7 +14,8 @@ from amr.errors import UserError
 from amr.multiviz.site.pack import quantised
 from amr.readers import bad, read_arrays, read_object, read_table, reading
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 VERSION = 1  # of the folder
 KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is for others to read.
