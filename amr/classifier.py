@@ -16,13 +16,9 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAd
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr.attribution import attribution_shares
-from amr.checkpoints import check_same_architecture
-from amr.distributed import close_at_exit
 from amr.encoders.base import Encoder
-from amr.errors import UserError
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
-from amr.metrics import split_metrics
 from amr.model import FusionModel
 from amr.regularizers import (
     AGM,
@@ -41,8 +37,12 @@ from amr.regularizers import (
     Regularizer,
     Step,
 )
-from amr.resume import adopt, recipe, starts
-from amr.speed import CompileMode, compile_in_place, to_channels_last
+from amr.utils.checkpoints import check_same_architecture
+from amr.utils.distributed import close_at_exit
+from amr.utils.errors import UserError
+from amr.utils.metrics import split_metrics
+from amr.utils.resume import adopt, recipe, starts
+from amr.utils.speed import CompileMode, compile_in_place, to_channels_last
 
 SPLITS = ("train", "val", "test")
 ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
@@ -159,8 +159,8 @@ class FusionClassifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
-        self.settings: dict[str, Any] | None = None  # of the whole configuration; see amr.resume
-        self.resumed: list[dict[str, Any]] = []  # starts with other settings; see amr.resume
+        self.settings: dict[str, Any] | None = None  # of the whole configuration; see amr.utils.resume
+        self.resumed: list[dict[str, Any]] = []  # starts with other settings; see amr.utils.resume
         self._recipe: dict[str, Any] | None = None
         self.losses_of_step: list[tuple[Tensor, list[str]]] = []
         """Loss and ids of each micro-batch since the last optimizer step."""
@@ -386,7 +386,7 @@ class FusionClassifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture's checkpoint, and restores what `on_save_checkpoint` added.
 
-        Where training resumes, the optimizer's settings are this run's, and not the checkpoint's: see `amr.resume`.
+        Where training resumes, the optimizer's settings are this run's, and not the checkpoint's: see `amr.utils.resume`.
 
         Raises:
             UserError: If a parameter of the model is missing, unknown or of another shape, or if training is to resume

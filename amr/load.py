@@ -12,14 +12,14 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from amr.checkpoints import check_same_architecture, read_checkpoint
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
-from amr.files import run_folder
 from amr.model import FusionModel
-from amr.parser import OneLineParser
-from amr.readers import read_yaml
-from amr.trust import check, only_trusted, trusting
+from amr.utils.checkpoints import check_same_architecture, read_checkpoint
+from amr.utils.errors import UserError
+from amr.utils.files import run_folder
+from amr.utils.parser import OneLineParser
+from amr.utils.readers import read_yaml
+from amr.utils.trust import check, only_trusted, trusting
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""

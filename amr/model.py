@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from amr.attribution import evaluating
 from amr.encoders.base import Encoder
-from amr.errors import UserError
 from amr.fusion.base import Fusion
+from amr.utils.errors import UserError
 
 
 class FusionModel(nn.Module):

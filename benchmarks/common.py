@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from amr.datamodules import Clips
-from amr.datamodules.media import DecodeOptions
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.store.media import DecodeOptions
+from amr.datamodules.synthetic.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 
 GRID = Path(__file__).parents[1] / "../shared/data/grid"

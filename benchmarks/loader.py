@@ -35,8 +35,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from amr.datamodules import Clips
-from amr.datamodules.media import Clip, decode
 from amr.datamodules.spectra import resampled
+from amr.datamodules.store.media import Clip, decode
 from amr.datamodules.transforms import VideoTransform
 from benchmarks.common import Data, clips, machine, quiet, report, spread
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.synthetic.synthesis import write_mp4
 from benchmarks.common import machine, report
 
 REPOSITORY = Path(__file__).parents[1]

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amr.datamodules.atoms import Atoms, spectrogram_atoms, video_atoms
 from amr.encoders.cnn import SmallCNN, SmallFrameCNN
 from amr.fusion import LowRank
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms, spectrogram_atoms, video_atoms
 from amr.multiviz.crossmodal import dime, emap, second_order
 from amr.multiviz.unimodal import lime, lime_kernel, weighted_ridge
 from benchmarks.common import machine, report

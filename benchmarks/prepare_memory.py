@@ -22,8 +22,8 @@ TIMES = 60
 WORKER = """
 import json, sys
 from pathlib import Path
-from amr.datamodules.media import Clip, DecodeOptions
-from amr.datamodules.prepare import _prepare_shard
+from amr.datamodules.store.media import Clip, DecodeOptions
+from amr.datamodules.store.prepare import _prepare_shard
 
 def peak():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

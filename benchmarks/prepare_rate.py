@@ -18,8 +18,8 @@ from pathlib import Path
 
 import av
 
-from amr.datamodules.media import Clip, DecodeOptions
-from amr.datamodules.prepare import _prepare_shard
+from amr.datamodules.store.media import Clip, DecodeOptions
+from amr.datamodules.store.prepare import _prepare_shard
 from benchmarks.common import machine, report, spread, vggsound
 
 OPTIONS = DecodeOptions(sample_rate=16000, fps=1.0, size=256)  # configs/data/vggsound.yaml

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from amr.multiviz.site import write_site
+from amr.report.site import write_site
 from benchmarks.common import machine, report
 from tests.site.analysis import write_analysis
 from tests.site.conftest import ARGUMENTS

@@ -91,9 +91,9 @@ class KillAtPart(pl.Callback):
     """Ends the process, without a warning, as it is about to keep the n-th corruption of a sweep."""
 
     def __init__(self, call: int) -> None:
-        import amr.robustness
+        import amr.evaluation.robustness
 
-        robustness: Any = amr.robustness
+        robustness: Any = amr.evaluation.robustness
         original, calls = robustness.write_arrays, 0
 
         def write(path: Path, arrays: Any) -> None:
@@ -145,9 +145,7 @@ def environment(**more: str) -> dict[str, str]:
 @contextmanager
 def held_by_another(folder: Path) -> Iterator[int]:
     """Another process, whose id this gives, holds a folder's lock."""
-    code = (
-        "import sys; from pathlib import Path; from amr.files import locked\nwith locked(Path(sys.argv[1]), 'wait'): "
-    )
+    code = "import sys; from pathlib import Path; from amr.utils.files import locked\nwith locked(Path(sys.argv[1]), 'wait'): "
     command = [sys.executable, "-c", f"{code}print('held', flush=True); sys.stdin.read()", str(folder)]
     with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

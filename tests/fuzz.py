@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 PATIENCE = 120
 """Seconds after which a file that has not been read is a hang."""

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 HOLD = """
 import sys
 from pathlib import Path
-from amr.files import locked
+from amr.utils.files import locked
 
 with locked(Path(sys.argv[1]), ""):
     print("held", flush=True)

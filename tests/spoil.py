@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 SECONDS = 60  # after which a try is called a hang; each takes some milliseconds
 ODD: tuple[Any, ...] = (

@@ -15,20 +15,20 @@ import torch
 import yaml
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from amr import files
-from amr.analyze import STAGES, add_arguments, maps, stages, summary
-from amr.analyze.analysis import Analysis, datamodule
-from amr.analyze.files import read_table, slug
-from amr.analyze.summary import calibration
 from amr.attribution import attribution_shares
 from amr.cli import main
-from amr.errors import UserError
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
+from amr.multiviz.analysis import STAGES, add_arguments, maps, stages, summary
+from amr.multiviz.analysis.analysis import Analysis, datamodule
+from amr.multiviz.analysis.files import read_table, slug
+from amr.multiviz.analysis.summary import calibration
 from amr.multiviz.base import Unit
 from amr.multiviz.faithfulness import interaction_sensitivity_n
-from amr.readers import read_arrays
+from amr.utils import files
+from amr.utils.errors import UserError
+from amr.utils.readers import read_arrays
 from tests.processes import dead_process, other_process_holds
 
 CLIPS = 3

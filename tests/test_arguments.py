@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from amr.arguments import told_by_lightning
 from amr.cli import main
+from amr.cli.arguments import told_by_lightning
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import yaml
 
-from amr.benchmark import Cell, Grid, Row, busy_seconds, cell_process, fingerprint, make_cells, read_grid, time_left
 from amr.callbacks import Dominance
 from amr.cli import main
-from amr.compare import read_run, table_text
-from amr.errors import UserError
+from amr.cli.benchmark import Cell, Grid, Row, busy_seconds, cell_process, fingerprint, make_cells, read_grid, time_left
 from amr.regularizers import AMR
+from amr.report import read_run, table_text
+from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.processes import other_process_holds
 
@@ -260,8 +260,8 @@ def test_signals_stop_the_grid_in_order(
 
     real = Grid.process
     monkeypatch.setattr(Grid, "process", process)
-    monkeypatch.setattr("amr.benchmark.resolver", lambda: resolve)
-    monkeypatch.setattr("amr.benchmark.prepare_stores", lambda cells: None)
+    monkeypatch.setattr("amr.cli.benchmark.resolver", lambda: resolve)
+    monkeypatch.setattr("amr.cli.benchmark.prepare_stores", lambda cells: None)
     grid = write_grid(tmp_path, methods={"naive": []}, amr=["--model.amr.weight=1"])
     pids: list[int] = []
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from amr.card import write_card
 from amr.cli import main
 from amr.datamodules import VGGSound
-from amr.robustness import Row, write_rows
+from amr.evaluation.robustness import Row, write_rows
+from amr.report.card import write_card
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

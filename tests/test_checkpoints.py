@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from amr.checkpoints import AtomicCheckpointIO, check_checkpoint, checksum, read_checkpoint, unimodal_accuracy
 from amr.classifier import FusionClassifier
 from amr.encoders import SmallCNN
-from amr.errors import UserError
 from amr.load import load_model
+from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint, checksum, read_checkpoint, unimodal_accuracy
+from amr.utils.errors import UserError
 from tests.fuzz import outcomes
 
 ENCODER = {"class_path": "amr.encoders.SmallCNN", "init_args": {"width": 4, "out_dim": 8}}

@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import StepLR
 from amr.attribution import attribution_shares, ratio_penalty
 from amr.callbacks import BestCheckpoint, Dominance
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, Fusion, Gated
 from amr.fusion.base import FusionFactory
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
+from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Linear, Tokens, Toy
 

@@ -17,7 +17,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 from amr.cli import main
-from amr.compare.wandb_records import read_record
+from amr.report.wandb_records import read_record
 from tests.conftest import REPOSITORY
 
 pytestmark = [

@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
-from amr import compare as amr_compare
-from amr import files
-from amr.compare import (
+from amr import report as amr_compare
+from amr.report import (
     add_arguments,
     choose_source,
     compare,
@@ -35,7 +34,8 @@ from amr.compare import (
     table_markdown,
     write_report,
 )
-from amr.errors import UserError
+from amr.utils import files
+from amr.utils.errors import UserError
 from tests.processes import dead_process
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -132,7 +132,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words: drawing is what takes the time."""
-    monkeypatch.setattr("amr.compare.page.plot_curves", lambda _: [])
+    monkeypatch.setattr("amr.report.page.plot_curves", lambda _: [])
 
 
 # ---- reading
@@ -407,7 +407,7 @@ def test_matplotlib_is_left_as_it_was(folder: Path, tmp_path: Path) -> None:
     compare([folder], tmp_path / "report.html", tmp_path / "p.png")
     assert dict(matplotlib.rcParams) == before
     slow = "('matplotlib', 'torch', 'numpy', 'scipy', 'pyarrow', 'wandb', 'google.protobuf')"
-    code = f"import sys, amr.compare; sys.exit(any(m in sys.modules for m in {slow}))"
+    code = f"import sys, amr.report; sys.exit(any(m in sys.modules for m in {slow}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

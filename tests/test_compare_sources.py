@@ -19,7 +19,7 @@ import pytest
 import wandb
 import yaml
 
-from amr.compare import (
+from amr.report import (
     Run,
     compare,
     find_runs,
@@ -30,9 +30,9 @@ from amr.compare import (
     table_text,
     write_results,
 )
-from amr.compare.foreign import in_order
-from amr.compare.wandb_records import Record, read_record
-from amr.errors import UserError
+from amr.report.foreign import in_order
+from amr.report.wandb_records import Record, read_record
+from amr.utils.errors import UserError
 from tests.test_compare import EVIL, epoch, results, table_of, write_run
 
 FACTS = {"method": "umt+amr", "title": "UMT w/ AMR", "dataset": "CREMA-D", "seed": 3, "fusion": "FiLM"}
@@ -322,7 +322,7 @@ def test_untested_runs_have_validations_numbers(tmp_path: Path) -> None:
 def test_compare_reads_a_benchmark_its_results_and_both(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amr.compare.page.plot_curves", lambda _: [])
+    monkeypatch.setattr("amr.report.page.plot_curves", lambda _: [])
     file = bench / "results.parquet"
     write_results(read_runs([bench]), file)
     text = compare([bench], tmp_path / "r.html")

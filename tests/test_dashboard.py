@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import wandb
 
-from amr import dashboard
 from amr.cli import main
+from amr.report import dashboard
 from tests.conftest import REPOSITORY
 from tests.test_cli import wandb_records
 

@@ -25,11 +25,11 @@ import pytest
 import torch
 import yaml
 
-from amr.benchmark import read_grid
 from amr.cli import main
+from amr.cli.benchmark import read_grid
 from amr.datamodules import ClipDataModule
-from amr.datamodules.media import MODALITIES
-from amr.parser import OneLineParser
+from amr.datamodules.store.media import MODALITIES
+from amr.utils.parser import OneLineParser
 from tests.conftest import REPOSITORY
 from tests.datamodules.conftest import write_clip, write_csv
 
@@ -77,7 +77,7 @@ GIVEN = """
 from pathlib import Path
 import torch
 from amr.load import load_model
-from amr.multiviz.atoms import spectrogram_atoms, video_atoms
+from amr.datamodules.atoms import spectrogram_atoms, video_atoms
 model = load_model("runs/naive/checkpoints/best.ckpt")
 torch.manual_seed(0)
 inputs = {"audio": torch.randn(24, 1, 16, 32), "video": torch.randn(24, 2, 1, 16, 16)}
@@ -179,7 +179,7 @@ def world(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> World:
     (folder / "grid").mkdir()
     (folder / "stores").mkdir()
     face = np.random.default_rng(0).integers(0, 255, (17, 128, 128, 3), dtype=np.uint8)
-    from amr.datamodules.synthesis import write_mp4
+    from amr.datamodules.synthetic.synthesis import write_mp4
 
     write_mp4(folder / "grid/clip.mp4", face, np.sin(np.arange(11000) / 5).astype(np.float32))
     for path in (folder / "grid/letters.csv", folder / "clips.csv"):

@@ -24,16 +24,16 @@ from torchvision.transforms.v2.functional import resize  # type: ignore[attr-def
 
 from amr.cli import main
 from amr.datamodules import Synthetic
-from amr.datamodules.media import DecodeOptions
 from amr.datamodules.preprocessing import preprocessing
+from amr.datamodules.store.media import DecodeOptions
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders.base import Encoder
-from amr.errors import UserError
-from amr.export import FILES, export_model
+from amr.exporting import FILES, export_model
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.load import load_model
 from amr.model import FusionModel
-from amr.parser import OneLineParser
+from amr.utils.errors import UserError
+from amr.utils.parser import OneLineParser
 from tests.conftest import REPOSITORY
 from tests.toy import Linear, Tokens
 

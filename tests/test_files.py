@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from amr import files
-from amr.errors import UserError
-from amr.files import locked, sweep, write_text
+from amr.utils import files
+from amr.utils.errors import UserError
+from amr.utils.files import locked, sweep, write_text
 from tests.processes import dead_process
 
 

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 
-from amr.card import write_card
-from amr.compare import read_results, read_run, table_text, write_results
-from amr.multiviz.site import write, write_site
-from amr.site import agreement
+from amr.report import read_results, read_run, table_text, write_results
+from amr.report.card import write_card
+from amr.report.site import write, write_site
+from amr.report.site.command import agreement
 from tests.site.analysis import write_analysis
 from tests.spoil import ODD, altered, damaged, hammer
 from tests.test_compare import epoch, results, write_run

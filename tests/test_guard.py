@@ -15,12 +15,12 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from amr.benchmark import Grid
 from amr.callbacks import Guard, LastCheckpoint
 from amr.callbacks.guard import SIGNALS, _some
-from amr.distributed import AgreedMaximum
-from amr.errors import Stopped, UserError
+from amr.cli.benchmark import Grid
 from amr.regularizers import AMR
+from amr.utils.distributed import AgreedMaximum
+from amr.utils.errors import Stopped, UserError
 from tests.faults import At, NotFinite, Signal
 from tests.test_classifier import build, weights
 from tests.test_classifier import fit as plain_fit
@@ -165,7 +165,7 @@ def wait_for_a_signal(heeds: bool, folder: Path) -> None:
 
 
 def test_a_stopped_grid_lets_its_cells_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amr.benchmark.GRACE", 1.0)
+    monkeypatch.setattr("amr.cli.benchmark.GRACE", 1.0)
     grid = Grid([], tmp_path)
     processes = []
     for heeds in (True, False):

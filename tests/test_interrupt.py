@@ -15,14 +15,14 @@ from amr.cli import main
 from tests.conftest import REPOSITORY
 
 COMMANDS = {
-    "compare": ("amr.compare", "run", ["RUN"], "repeat the command"),
-    "analyze": ("amr.analyze", "run", ["--ckpt", "x", "--out", "y"], "the same command resumes"),
-    "export": ("amr.export", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
-    "site": ("amr.site", "run", ["x", "--out", "y"], "the same command resumes"),
-    "demo": ("amr.demo", "run", [], "the same command resumes"),
-    "prepare": ("amr.runs", "prepare", [], "the same command resumes"),
-    "benchmark": ("amr.benchmark", "run", [], "the same command resumes"),
-    "test": ("amr.runs", "run", [], "repeat the command"),
+    "compare": ("amr.report", "run", ["RUN"], "repeat the command"),
+    "analyze": ("amr.multiviz.analysis", "run", ["--ckpt", "x", "--out", "y"], "the same command resumes"),
+    "export": ("amr.exporting", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
+    "site": ("amr.report.site.command", "run", ["x", "--out", "y"], "the same command resumes"),
+    "demo": ("amr.cli.demo", "run", [], "the same command resumes"),
+    "prepare": ("amr.cli.fit", "prepare", [], "the same command resumes"),
+    "benchmark": ("amr.cli.benchmark", "run", [], "the same command resumes"),
+    "test": ("amr.cli.fit", "run", [], "repeat the command"),
 }
 
 
@@ -70,7 +70,7 @@ def test_workers_end_at_once_and_silently(group: bool) -> None:
     """As a terminal's Ctrl-C, which all processes get, and as one that only the first gets."""
     code = (
         "import amr.cli, sys\n"
-        "from amr.datamodules.work import run_tasks\n"
+        "from amr.utils.work import run_tasks\n"
         "from tests.datamodules import deadly\n"
         "if __name__ == '__main__':\n"
         "    amr.cli._dispatch = lambda _: list(run_tasks(deadly.sleep, [(600.0,)] * 4, workers=2))\n"

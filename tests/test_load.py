@@ -12,10 +12,10 @@ from amr import fusion as fusions
 from amr.classifier import FusionClassifier
 from amr.cli import main
 from amr.encoders import ResNetEncoder, SmallCNN, SmallFrameCNN
-from amr.errors import UserError
 from amr.fusion import Fusion, Gated
 from amr.load import load_model
 from amr.regularizers import AMR, Regularizer
+from amr.utils.errors import UserError
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
 

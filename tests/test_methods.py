@@ -11,15 +11,15 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from amr.analyze.analysis import datamodule
 from amr.callbacks import Dominance
 from amr.classifier import FusionClassifier
 from amr.cli import main
-from amr.compare import read_run
 from amr.datamodules import ClipDataModule
 from amr.encoders import SmallCNN, SmallFrameCNN
-from amr.errors import UserError
+from amr.multiviz.analysis.analysis import datamodule
 from amr.regularizers import Regularizer
+from amr.report import read_run
+from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.test_classifier import fit as train
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from amr.encoders import Encoder
-from amr.errors import UserError
 from amr.fusion import Concat
 from amr.model import FusionModel
+from amr.utils.errors import UserError
 from tests.toy import Linear
 
 

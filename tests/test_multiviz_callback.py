@@ -9,12 +9,12 @@ import torch
 import yaml
 from pytorch_lightning.loggers import WandbLogger
 
-from amr.analyze.analysis import datamodule
 from amr.callbacks import MultiVizCallback
 from amr.cli import main
-from amr.errors import UserError
 from amr.load import load_model
+from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.crossmodal import emap_gap
+from amr.utils.errors import UserError
 
 
 def fit(tiny: list[str], folder: Path, name: str, *more: str) -> Path:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amr import readers
-from amr.errors import UserError
+from amr.utils import readers
+from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

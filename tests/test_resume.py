@@ -13,11 +13,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 from amr.cli import main
-from amr.compare import read_run
-from amr.compare.runs import read_folder
-from amr.errors import UserError
+from amr.evaluation.runs import read_folder
 from amr.regularizers import AMR, GGE, OGM
-from amr.resume import differences, settings_of, starts
+from amr.report import read_run
+from amr.utils.errors import UserError
+from amr.utils.resume import differences, settings_of, starts
 from tests.test_classifier import build, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

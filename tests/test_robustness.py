@@ -14,19 +14,14 @@ from captum.attr import IntegratedGradients
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
-from amr.analyze.analysis import datamodule
 from amr.attribution import attribution_shares
 from amr.callbacks import Robustness
 from amr.cli import main
 from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import SEVERITIES
 from amr.encoders.base import Encoder
-from amr.errors import UserError
-from amr.fusion import Concat
-from amr.load import load_model
-from amr.metrics import modalities as use
-from amr.model import FusionModel
-from amr.robustness import (
+from amr.evaluation import use
+from amr.evaluation.robustness import (
     Encoded,
     Row,
     _digest,
@@ -37,6 +32,11 @@ from amr.robustness import (
     read_rows,
     write_rows,
 )
+from amr.fusion import Concat
+from amr.load import load_model
+from amr.model import FusionModel
+from amr.multiviz.analysis.analysis import datamodule
+from amr.utils.errors import UserError
 from tests.faults import callback, run_each
 from tests.toy import Linear, Toy
 
@@ -317,20 +317,20 @@ def test_a_process_without_clips_takes_part(
     """The second of two, where one clip is wanted: what it gives, and what both make of it."""
     model, data = subject
     alone = encode(model, data, "test", 1)
-    monkeypatch.setattr("amr.robustness.rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr("amr.evaluation.robustness.rank_and_world", lambda: (1, 2))
     given = []
 
     def gather(own: Any) -> list[Any]:
         given.append(own[0])
         return [(alone.ids, alone.labels, alone.encodings), own]
 
-    monkeypatch.setattr("amr.robustness.gather_objects", gather)
+    monkeypatch.setattr("amr.evaluation.robustness.gather_objects", gather)
     found = encode(model, data, "test", 1)
     assert given == [[]]
     assert found.ids == alone.ids
     assert torch.equal(found.labels, alone.labels)
     assert all(torch.equal(found.encodings[m], e) for m, e in alone.encodings.items())
-    monkeypatch.setattr("amr.robustness.gather_objects", lambda own: [own, own])
+    monkeypatch.setattr("amr.evaluation.robustness.gather_objects", lambda own: [own, own])
     with pytest.raises(UserError, match="no clip of test has every modality"):
         encode(model, data, "test", 1)
 

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from amr.callbacks.tables import log_table
 from amr.cli import main
-from amr.distributed import is_first_process
+from amr.utils.distributed import is_first_process
 from tests.faults import held_by_another
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from amr.benchmark import make_cells, read_grid, resolver
 from amr.cli import main
-from amr.compare.difference import Difference
+from amr.cli.benchmark import make_cells, read_grid, resolver
+from amr.report.difference import Difference
 from tests.conftest import REPOSITORY
 
 STUDY = REPOSITORY / "docs" / "study"
@@ -142,7 +142,7 @@ def test_report_of_the_runs_that_there_are(report: ModuleType) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_measure(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's numbers: those that testing logged, and those of `amr.robustness`, measured once."""
+    """A run's numbers: those that testing logged, and those of `amr.evaluation.robustness`, measured once."""
     measure = script("measure")
     monkeypatch.setattr(measure, "RUNS", tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")

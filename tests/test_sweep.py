@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from amr.cli import main
-from amr.runs import AmrCLI
+from amr.cli.fit import AmrCLI
 from tests.conftest import REPOSITORY
 from tests.test_dashboard import flushed_records
 

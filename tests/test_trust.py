@@ -11,14 +11,14 @@ import pytest
 import torch
 import yaml
 
-from amr.card import write_card
 from amr.classifier import FusionClassifier
 from amr.cli import main
 from amr.encoders import SmallCNN
-from amr.errors import UserError
 from amr.load import load_model
 from amr.regularizers import UMT
-from amr.trust import check, only_trusted, packages, take_trust, trusting
+from amr.report.card import write_card
+from amr.utils.errors import UserError
+from amr.utils.trust import check, only_trusted, packages, take_trust, trusting
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and W&B's own; ours are tested where they arise
 ENCODER = {"class_path": "amr.encoders.SmallCNN", "init_args": {"width": 4, "out_dim": 8}}
@@ -79,9 +79,9 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a method": ({"extra": ["stranger.make"]}, "model.extra.0: stranger.make may not"),
     "a list of methods that is none": ({"extra": {"class_path": "stranger.make"}}, "stranger.make may not"),
     "mmcosine": ({"mmcosine": "stranger.make"}, "model.mmcosine: stranger.make may not"),
-    "through a module of ours": ({"fusion": "amr.runs.subprocess.call"}, "there is no amr.runs.subprocess.call"),
-    "a module that ours imports": ({"fusion": "amr.runs.subprocess"}, "amr.runs.subprocess is not a class"),
-    "a class that ours imports": ({"fusion": "amr.runs.WandbLogger"}, "WandbLogger"),
+    "through a module of ours": ({"fusion": "amr.cli.fit.subprocess.call"}, "there is no amr.cli.fit.subprocess.call"),
+    "a module that ours imports": ({"fusion": "amr.cli.fit.subprocess"}, "amr.cli.fit.subprocess is not a class"),
+    "a class that ours imports": ({"fusion": "amr.cli.fit.WandbLogger"}, "WandbLogger"),
     "a function of ours": ({"fusion": "amr.load.load_model"}, "amr.load.load_model is not a class"),
     "a method of a class of ours": ({"fusion": "amr.fusion.Concat.combine"}, "there is no amr.fusion.Concat.combine"),
     "a class of ours of another base": (
@@ -151,12 +151,12 @@ def test_a_teacher_is_a_checkpoint_as_any_other(tmp_path: Path, proof: Path) -> 
 
 def test_jsonargparse_itself_imports_nothing_else(proof: Path) -> None:
     """The second fence, for a place that the first does not know."""
-    from amr.parser import OneLineParser
+    from amr.utils.parser import OneLineParser
 
     parser = OneLineParser()
     parser.add_class_arguments(FusionClassifier, "model")
     given = {"encoders": {"audio": ENCODER}, "num_classes": 4}
-    for name in ("stranger.make", "amr.runs.subprocess.call", "subprocess.call"):
+    for name in ("stranger.make", "amr.cli.fit.subprocess.call", "subprocess.call"):
         with only_trusted(), pytest.raises(UserError, match="neither of amr nor under a --trust|subprocess"):
             parser.parse_object({"model": {**given, "fusion": name}})
     with pytest.raises(UserError, match="denylist"):  # for what the user types, its own list holds
@@ -168,7 +168,7 @@ def test_jsonargparse_itself_imports_nothing_else(proof: Path) -> None:
 
 
 def test_messages_import_nothing(proof: Path) -> None:
-    from amr.parser import OneLineParser
+    from amr.utils.parser import OneLineParser
 
     message = (
         "Option 'x' is not accepted <class 'stranger.Encoder'> Errors:\n - Option 'x' is not accepted\nGiven value"

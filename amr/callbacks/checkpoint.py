@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 class BestCheckpoint(ModelCheckpoint):

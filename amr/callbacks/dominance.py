@@ -13,10 +13,10 @@ from torch import Tensor
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier, StepOutput
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
-from amr.files import write_text
 from amr.model import complete_rows
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
+from amr.utils.files import write_text
 
 
 class Dominance(pl.Callback):

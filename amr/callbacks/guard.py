@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from amr.callbacks.checkpoint import LastCheckpoint, between_steps
 from amr.classifier import FusionClassifier
-from amr.distributed import AgreedMaximum, gather_objects
-from amr.errors import Stopped, UserError
+from amr.utils.distributed import AgreedMaximum, gather_objects
+from amr.utils.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 

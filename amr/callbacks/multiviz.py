@@ -14,8 +14,8 @@ from torch import Tensor
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
-from amr.errors import UserError
 from amr.model import complete_rows
+from amr.utils.errors import UserError
 
 Stage = Literal["unimodal", "crossmodal", "prediction"]
 EMAP_CLIPS = 64  # 4,096 head rows

@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 
 from amr.attribution import attributed_rows
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
-from amr.files import replacing
 from amr.model import complete_rows
+from amr.utils.errors import UserError
+from amr.utils.files import replacing
 
 
 class PredictionWriter(pl.Callback):

@@ -9,14 +9,14 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from amr.analyze.files import remove
 from amr.callbacks.dominance import Dominance
 from amr.callbacks.tables import log_table
-from amr.checkpoints import check_checkpoint
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
+from amr.evaluation.robustness import SCHEMA, Encoded, Row, check_unimodal, measure, measure_encodings, write_rows
 from amr.model import FusionModel, complete_rows
-from amr.robustness import SCHEMA, Encoded, Row, check_unimodal, measure, measure_encodings, write_rows
+from amr.multiviz.analysis.files import remove
+from amr.utils.checkpoints import check_checkpoint
+from amr.utils.errors import UserError
 
 
 class Robustness(pl.Callback):

@@ -1,6 +1,6 @@
 """Data modules: a folder of clips in, batches keyed by modality out.
 
-The names are loaded on first use, so that the worker processes of `prepare`, which import `amr.datamodules.media`,
+The names are loaded on first use, so that the worker processes of `prepare`, which import `amr.datamodules.store.media`,
 do not import torch with it.
 """
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from amr.datamodules.base import ClipDataModule
     from amr.datamodules.clips import Clips
     from amr.datamodules.crema_d import CremaD
-    from amr.datamodules.synthetic import Synthetic
+    from amr.datamodules.synthetic.clips import Synthetic
     from amr.datamodules.vggsound import VGGSound
 
 _HOME = {
     "ClipDataModule": "base",
     "Clips": "clips",
     "CremaD": "crema_d",
-    "Synthetic": "synthetic",
+    "Synthetic": "synthetic.clips",
     "VGGSound": "vggsound",
 }
 

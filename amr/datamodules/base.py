@@ -29,15 +29,15 @@ from amr.datamodules.corruptions import (
 from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
 from amr.datamodules.listing import check_labels
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
-from amr.datamodules.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
-from amr.datamodules.prepare import prepare, verify
-from amr.datamodules.report import PrepareReport, count_reasons, describe_reasons
-from amr.datamodules.store import ClipStore, shard_files
+from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
+from amr.datamodules.store.prepare import prepare, verify
+from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
+from amr.datamodules.store.shards import ClipStore, shard_files
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from amr.multiviz.atoms import Atoms
+    from amr.datamodules.atoms import Atoms
 
 SPLITS = ("train", "val", "test", "all")
 COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained

@@ -7,8 +7,8 @@ from typing import Any
 from amr.datamodules.base import ClipDataModule
 from amr.datamodules.folders import check_folder
 from amr.datamodules.listing import read_cells, read_lines
-from amr.datamodules.media import MODALITIES, Clip
-from amr.errors import UserError
+from amr.datamodules.store.media import MODALITIES, Clip
+from amr.utils.errors import UserError
 
 
 class Clips(ClipDataModule):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from amr.datamodules.loader import seeded
-from amr.datamodules.store import ClipStore
+from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 
 SEVERITIES = (1, 2, 3, 4, 5)

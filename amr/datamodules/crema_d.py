@@ -7,8 +7,8 @@ from typing import Any, Literal
 from amr.datamodules.base import ClipDataModule, stable_order
 from amr.datamodules.folders import check_folder, found_elsewhere
 from amr.datamodules.listing import read_cells
-from amr.datamodules.media import Clip
-from amr.errors import UserError
+from amr.datamodules.store.media import Clip
+from amr.utils.errors import UserError
 
 LABELS = ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
 _NAME = re.compile(rf"(\d{{4}})_[A-Z]{{3}}_({'|'.join(LABELS)})_[A-Z]{{1,2}}")  # actor, sentence, emotion, level

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 _LONGEST = 4096  # characters of a path; no system has longer ones
 _LOOKED_AT = 1000  # folders in which files are looked for

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from amr.datamodules.folders import is_there
-from amr.errors import UserError
-from amr.readers import opened, printable
+from amr.utils.errors import UserError
+from amr.utils.readers import opened, printable
 
 _BYTES = 256 << 20  # of a listing; VGGSound's has 8 MB
 

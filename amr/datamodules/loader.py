@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from amr.datamodules.media import Clip
-from amr.datamodules.store import ClipStore
+from amr.datamodules.store.media import Clip
+from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import ChosenFrames, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 Key = tuple[int, int]  # (epoch, index)
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from amr.datamodules.base import ClipDataModule
-from amr.datamodules.media import DecodeOptions
+from amr.datamodules.store.media import DecodeOptions
 from amr.datamodules.transforms import AudioTransform, VideoTransform
-from amr.errors import UserError
-from amr.parser import OneLineParser
+from amr.utils.errors import UserError
+from amr.utils.parser import OneLineParser
 
 
 def preprocessing(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import torchaudio.transforms as T
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 def resampled(wave: NDArray[np.float32], rate: int, to: int) -> NDArray[np.float32]:

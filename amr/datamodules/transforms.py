@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-def
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
 from amr.datamodules.spectra import mel_power, power_density, resampled, stft_magnitude
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from amr.multiviz.atoms import Atoms
+    from amr.datamodules.atoms import Atoms
 
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -202,7 +202,7 @@ class AudioTransform:
             sample_rate: Samples a second of the store.
             blocks: In frequency and in time; fewer where there are fewer bins or steps.
         """
-        from amr.multiviz.atoms import spectrogram_atoms, waveform_atoms
+        from amr.datamodules.atoms import spectrogram_atoms, waveform_atoms
 
         shape = self.shape(sample_rate)
         if self.kind == "waveform":
@@ -453,7 +453,7 @@ class VideoTransform:
         Args:
             blocks: In time, height and width; fewer where there are fewer frames or pixels.
         """
-        from amr.multiviz.atoms import video_atoms
+        from amr.datamodules.atoms import video_atoms
 
         shape = self.shape()
         times, rows, columns = (min(b, n) for b, n in zip(blocks, (shape[0], *shape[2:]), strict=True))

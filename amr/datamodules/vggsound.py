@@ -13,9 +13,9 @@ from amr.datamodules.base import ClipDataModule, stable_order
 from amr.datamodules.clips import find_file
 from amr.datamodules.folders import RootFolder, check_folder, found_elsewhere
 from amr.datamodules.listing import read_cells, read_lines
-from amr.datamodules.media import MODALITIES, Clip
-from amr.datamodules.report import PrepareReport
-from amr.errors import UserError
+from amr.datamodules.store.media import MODALITIES, Clip
+from amr.datamodules.store.report import PrepareReport
+from amr.utils.errors import UserError
 
 _VIDEO = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv")  # in the order in which they are taken
 _SUFFIXES = {"audio": (".wav", *_VIDEO), "video": _VIDEO}

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 class Encoder(nn.Module):

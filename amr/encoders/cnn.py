@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amr.encoders.base import Encoder, check_image
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 class SmallCNN(Encoder):

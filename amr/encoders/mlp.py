@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from amr.encoders.base import Encoder
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 class MLPEncoder(Encoder):

@@ -7,7 +7,7 @@ from torchvision.models import ResNet18_Weights, ResNet34_Weights, resnet18, res
 
 from amr.encoders.base import Encoder, check_image
 from amr.encoders.weights import load_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 _DEPTHS = {18: (resnet18, ResNet18_Weights), 34: (resnet34, ResNet34_Weights)}
 

@@ -12,7 +12,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from amr.encoders.base import Encoder, check_image
 from amr.encoders.positions import resample
 from amr.encoders.weights import load_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 class SpectrogramTransformer(Encoder):

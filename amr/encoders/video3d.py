@@ -15,7 +15,7 @@ from torchvision.models.video import (
 
 from amr.encoders.base import Encoder, check_image
 from amr.encoders.weights import load_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 _ARCHS = {
     "r3d_18": (r3d_18, R3D_18_Weights),

@@ -24,7 +24,7 @@ from torchvision.models.video.mvit import PositionalEncoding
 from amr.encoders.base import Encoder, check_image
 from amr.encoders.positions import resample
 from amr.encoders.weights import load_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 _MVIT = {"mvit_v1_b": (mvit_v1_b, MViT_V1_B_Weights, 768), "mvit_v2_s": (mvit_v2_s, MViT_V2_S_Weights, 768)}
 _SWIN = {

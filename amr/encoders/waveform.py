@@ -12,7 +12,7 @@ from torchaudio.models import wav2vec2_model
 
 from amr.encoders.base import Encoder
 from amr.encoders.weights import load_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True)

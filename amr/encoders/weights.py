@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum  # the public name is not re-exported explicitly
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 State = Mapping[str, Tensor]
 """A state dict."""

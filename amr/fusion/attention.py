@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.errors import UserError
 from amr.fusion.base import ClassifierInit, Fusion, require_positive
+from amr.utils.errors import UserError
 
 
 class SelfAttention(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 ClassifierInit = Literal["torch", "xavier_normal"]
 

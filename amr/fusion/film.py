@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.errors import UserError
 from amr.fusion.base import ClassifierInit, Fusion, pool_all
+from amr.utils.errors import UserError
 
 
 class FiLM(Fusion):

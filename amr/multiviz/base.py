@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from amr.attribution import evaluating
-from amr.errors import UserError
 from amr.model import FusionModel
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from amr.errors import UserError
+from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms
 from amr.multiviz.base import (
     Baseline,
     Several,
@@ -41,6 +40,7 @@ from amr.multiviz.joint import (
 )
 from amr.multiviz.shapley import interaction_index, modality_shapley
 from amr.multiviz.unimodal import lime_kernel, weighted_ridge
+from amr.utils.errors import UserError
 
 __all__ = [
     "Dime",

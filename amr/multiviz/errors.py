@@ -12,11 +12,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from amr.errors import UserError
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.multiviz.base import undisturbed
 from amr.multiviz.prediction import SparsePath, sparse_path
+from amr.utils.errors import UserError
 
 Kind = Literal["perception", "interaction", "prediction", "unresolved"]
 Selection = Literal["errors", "entropy", "random"]

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amr.compare.difference import t_quantile
-from amr.errors import UserError
+from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms
 from amr.multiviz.base import (
     Baseline,
     Target,
@@ -30,6 +28,8 @@ from amr.multiviz.base import (
 from amr.multiviz.held import Held, hold, masked_scores, one_baseline
 from amr.multiviz.joint import Side, Space, encode, sides
 from amr.multiviz.unimodal import Importance
+from amr.report.difference import t_quantile
+from amr.utils.errors import UserError
 
 Explain = Callable[[FusionModel, Mapping[str, Tensor], int], Importance]
 """A method with its options filled in: model, inputs and seed to a map. The seed is ignored by methods that draw none.

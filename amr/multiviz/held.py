@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amr.errors import UserError
+from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms
 from amr.multiviz.base import Fixed, Several, Target, at_least, fixed_target, fixed_targets, target_scores, targets_of
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

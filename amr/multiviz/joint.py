@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amr.errors import UserError
+from amr.datamodules.atoms import Atoms, flat_atoms
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms, flat_atoms
 from amr.multiviz.base import (
     Baseline,
     Fixed,
@@ -24,6 +23,7 @@ from amr.multiviz.base import (
     undisturbed,
 )
 from amr.multiviz.unimodal import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
+from amr.utils.errors import UserError
 
 Space = Literal["inputs", "encodings"]
 """What is perturbed or differentiated: inputs, or encodings, in which case no encoder runs."""

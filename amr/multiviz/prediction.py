@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 SMALLEST_RATIO = 1e-3  # smallest over largest default λ
 WORKING = 3000  # most coefficients that one step solves for: their curvatures are a matrix of this size

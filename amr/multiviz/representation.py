@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.errors import UserError
 from amr.model import FusionModel, complete_rows
 from amr.multiviz.base import undisturbed
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from amr.errors import UserError
+from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms
 from amr.multiviz.base import Several, Target, at_least, undisturbed
 from amr.multiviz.held import encoder_of, hold, input_gradient, masked_scores, one_baseline
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.attribution import evaluating
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.fusion.base import only
 from amr.model import FusionModel
 from amr.regularizers.base import Step
 from amr.regularizers.ogm import EncoderModulation, complete_clips
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 CAP = 10.0  # of τ − r
 MAX_ALPHA = 8.0  # exp(alpha * CAP) must be a single-precision number

@@ -12,11 +12,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, Adam, Optimizer
 
 from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio, shapley_shares
-from amr.checkpoints import unimodal_accuracy
-from amr.distributed import all_reduce_sum, mean_over_ranks
-from amr.errors import UserError
 from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.checkpoints import unimodal_accuracy
+from amr.utils.distributed import all_reduce_sum, mean_over_ranks
+from amr.utils.errors import UserError
 
 Level = Literal["batch", "sample"]
 Attribution = Literal["shapley"]

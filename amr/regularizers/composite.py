@@ -5,10 +5,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from amr.errors import UserError
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.errors import UserError
 
 
 class Composite(nn.Module):

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.errors import UserError
 from amr.regularizers.base import Regularizer
+from amr.utils.errors import UserError
 
 
 class Dropout(Regularizer):

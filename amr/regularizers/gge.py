@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 
 def residual_targets(labels_one_hot: Tensor, bias_probabilities: Tensor) -> Tensor:

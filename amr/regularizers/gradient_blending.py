@@ -9,11 +9,11 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.heads import UnimodalHeads
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 Mode = Literal["online", "offline"]
 FUSED = "fused"

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.errors import UserError
 from amr.fusion.base import Fusion, pool_all
 from amr.regularizers.base import Regularizer
+from amr.utils.errors import UserError
 
 
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:

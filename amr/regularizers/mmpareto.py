@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.heads import UnimodalHeads
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 
 def min_norm_weights(multi: Tensor, uni: Tensor) -> Tensor:

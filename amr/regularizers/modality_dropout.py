@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from amr.distributed import mean_over_ranks
-from amr.errors import UserError
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer
+from amr.utils.distributed import mean_over_ranks
+from amr.utils.errors import UserError
 
 Fill = Literal["zero", "mean"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from amr.attribution import evaluating
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.model import FusionModel, complete_rows
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 Modulated = Literal["conv", "all"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.distributed import all_reduce_sum
-from amr.errors import UserError
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.distributed import all_reduce_sum
+from amr.utils.errors import UserError
 
 
 def prototype_log_probabilities(encoding: Tensor, prototypes: Tensor, known: Tensor | None = None) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.errors import UserError
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.utils.errors import UserError
 
 
 def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mapping[str, Tensor]) -> Tensor:

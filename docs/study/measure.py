@@ -1,4 +1,4 @@
-"""Measures a grid's finished runs: what `amr benchmark` recorded of them, and `amr.robustness` of their best.ckpt.
+"""Measures a grid's finished runs: what `amr benchmark` recorded of them, and `amr.evaluation.robustness` of their best.ckpt.
 
     python docs/study/measure.py letters methods
 
@@ -22,16 +22,16 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from amr.compare import read_run
 from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import Corruptible, Corruption
 from amr.datamodules.loader import collate_clips
-from amr.datamodules.work import Progress
-from amr.files import write_bytes
+from amr.evaluation.robustness import Encoded, corruption_rows, evidence_rows, measure_encodings, probe_rows
 from amr.load import load_model
 from amr.model import FusionModel
-from amr.parser import OneLineParser
-from amr.robustness import Encoded, corruption_rows, evidence_rows, measure_encodings, probe_rows
+from amr.report import read_run
+from amr.utils.files import write_bytes
+from amr.utils.parser import OneLineParser
+from amr.utils.work import Progress
 
 RUNS = Path("runs/study")
 RESULTS = Path(__file__).parent / "results"

@@ -1,7 +1,7 @@
 """Tables and plots of the study from docs/study/results/*.parquet: `python docs/study/report.py`.
 
 Tables go between the markers of docs/study/README.md and tables.md, plots beside them. Differences are paired by seed,
-with 95 % t-intervals (`amr.compare.difference`).
+with 95 % t-intervals (`amr.report.difference`).
 """
 
 import argparse
@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from amr.compare.difference import Difference
-from amr.files import write_text
+from amr.report.difference import Difference
+from amr.utils.files import write_text
 
 FOLDER = Path(__file__).parent
 PAGES = ("README.md", "tables.md")

@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from amr.datamodules import ClipDataModule, Clips
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.synthetic.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules import prepare
-from amr.datamodules.media import Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store import prepare
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
 
 
 def shard(*task: Any) -> int:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from amr.datamodules.media import MODALITIES, Clip, DecodeOptions, decode
+from amr.datamodules.store.media import MODALITIES, Clip, DecodeOptions, decode
 
 LIMIT = 2 * 2**30  # bytes of memory
 SECONDS = 30  # for one try

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amr.datamodules import Clips
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 from .conftest import write_csv
 

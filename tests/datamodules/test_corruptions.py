@@ -13,7 +13,7 @@ from torch import Tensor
 from amr.datamodules import Clips, corruptions
 from amr.datamodules.corruptions import AUDIO, JOINT, VIDEO, Context, CorruptedAudio, CorruptedVideo, Corruption
 from amr.datamodules.loader import seeded
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 RATE = 16000
 

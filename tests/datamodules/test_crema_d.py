@@ -6,7 +6,7 @@ import pytest
 
 from amr.datamodules import CremaD
 from amr.datamodules.transforms import AudioTransform, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 from ..conftest import REPOSITORY
 from . import librosa_reference

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from amr.datamodules.cut import cut, probe
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.store.cut import cut, probe
+from amr.datamodules.synthetic.synthesis import write_mp4
 
 RATE, FPS = 16000, Fraction(25)
 

@@ -9,8 +9,8 @@ import pytest
 
 from amr.cli import main
 from amr.datamodules import Clips, CremaD, VGGSound
-from amr.datamodules.media import DecodeOptions
-from amr.errors import UserError
+from amr.datamodules.store.media import DecodeOptions
+from amr.utils.errors import UserError
 
 from .conftest import write_clip
 
@@ -87,7 +87,7 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from amr.datamodules import Clips, CremaD, VGGSound
-from amr.errors import UserError
+from amr.utils.errors import UserError
 folder, chance = Path(sys.argv[1]), random.Random(0)
 rows = [f"{i},{'ab'[i % 2]},{('train', 'val', 'test')[i % 3]},m/c{i}.mp4,0,{i + 1}" for i in range(6)]
 texts = {

@@ -16,10 +16,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from amr.cli import main
 from amr.datamodules import Clips
 from amr.datamodules.loader import ClipLoader, ClipSampler, collate_clips
-from amr.datamodules.media import Clip
-from amr.datamodules.store import ClipStore
+from amr.datamodules.store.media import Clip
+from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 from .conftest import write_clip, write_csv
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amr.datamodules.decoding.picture import Pictures
-from amr.datamodules.decoding.source import Source
-from amr.datamodules.media import Clip, Decoded, DecodeOptions, decode
-from amr.datamodules.synthesis import write_mp4
-from amr.errors import UserError
+from amr.datamodules.store.decoding.picture import Pictures
+from amr.datamodules.store.decoding.source import Source
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.synthetic.synthesis import write_mp4
+from amr.utils.errors import UserError
 
 from .conftest import write_clip
 
@@ -147,7 +147,7 @@ def test_crema_d_sample(shared_data: Path) -> None:
 
 
 def test_workers_do_not_import_torch() -> None:
-    code = "import sys, amr.datamodules.prepare, amr.datamodules.synthesis; sys.exit('torch' in sys.modules)"
+    code = "import sys, amr.datamodules.store.prepare, amr.datamodules.synthetic.synthesis; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from amr.datamodules.decoding.source import FORMATS, Source
-from amr.datamodules.media import MODALITIES, Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store.decoding.source import FORMATS, Source
+from amr.datamodules.store.media import MODALITIES, Clip, Decoded, DecodeOptions, decode
 
 from . import timed
 from .timed import sound, sound_lag, write

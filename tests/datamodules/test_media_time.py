@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amr.datamodules.media import KEPT, Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store.media import KEPT, Clip, Decoded, DecodeOptions, decode
 
 from . import timed
 from .timed import CONTAINERS, FPS, RATE, STORED, even, picture_errors, slot, sound, sound_lag, write

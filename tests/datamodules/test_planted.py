@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog  # type: ignore[import-untyped]
 
 from amr.datamodules import Clips, Synthetic
-from amr.datamodules.planted import TASKS, Planted, Task
-from amr.datamodules.synthesis import Evidence
+from amr.datamodules.synthetic.planted import TASKS, Planted, Task
+from amr.datamodules.synthetic.synthesis import Evidence
 from amr.datamodules.transforms import AudioTransform, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 LOUD = {"audio_snr_db": 10.0, "video_noise": 10.0}
 

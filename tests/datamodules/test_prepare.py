@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from amr.datamodules import Clips
-from amr.datamodules.media import KEPT, Clip, Decoded, DecodeOptions, decode
-from amr.datamodules.prepare import prepare
-from amr.datamodules.report import PrepareReport, count_reasons
-from amr.datamodules.store import ClipStore, read_problems, read_rows, write_shard
-from amr.datamodules.work import run_tasks
-from amr.errors import UserError
+from amr.datamodules.store.media import KEPT, Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store.prepare import prepare
+from amr.datamodules.store.report import PrepareReport, count_reasons
+from amr.datamodules.store.shards import ClipStore, read_problems, read_rows, write_shard
+from amr.utils.errors import UserError
+from amr.utils.work import run_tasks
 
 from .conftest import write_clip
 
@@ -142,7 +142,7 @@ def test_killed_run_is_carried_on(clip_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "killed"
     code = (
         "import pickle, sys, time\n"
-        "import amr.datamodules.prepare as p\n"
+        "import amr.datamodules.store.prepare as p\n"
         "write = p.write_shard\n"
         "p.write_shard = lambda *args: (write(*args), time.sleep(0.3))  # leaves time to be killed\n"
         "clips, store, options, root = pickle.load(sys.stdin.buffer)\n"
@@ -201,7 +201,7 @@ def test_dead_worker_is_explained() -> None:
 def test_workers_do_not_outlive_a_killed_run() -> None:
     code = (
         "import os, time\n"
-        "from amr.datamodules.work import run_tasks\n"
+        "from amr.utils.work import run_tasks\n"
         "if __name__ == '__main__':\n"
         "    for pid in run_tasks(os.getpid, [()] * 2, workers=2): print(pid, flush=True); time.sleep(60)"
     )

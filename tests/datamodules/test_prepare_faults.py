@@ -20,13 +20,13 @@ import yaml
 
 from amr.cli import main
 from amr.datamodules import Clips
-from amr.datamodules import prepare as prepare_module
-from amr.datamodules.media import Clip, Decoded, DecodeOptions
-from amr.datamodules.prepare import prepare, verify
-from amr.datamodules.report import PrepareReport
-from amr.datamodules.store import ClipStore, is_sound, read_key, read_rows, write_shard
-from amr.datamodules.work import Processes, run_tasks, span
-from amr.errors import UserError
+from amr.datamodules.store import prepare as prepare_module
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions
+from amr.datamodules.store.prepare import prepare, verify
+from amr.datamodules.store.report import PrepareReport
+from amr.datamodules.store.shards import ClipStore, is_sound, read_key, read_rows, write_shard
+from amr.utils.errors import UserError
+from amr.utils.work import Processes, run_tasks, span
 
 from . import deadly
 from .conftest import write_clip, write_csv
@@ -125,7 +125,7 @@ def test_whole_prepare_killed_again_and_again(clip_folder: Path, whole: Path, tm
     """kill -9 of the whole process group at three places; nothing is decoded twice, or blamed on a clip."""
     code = (
         "import pickle, sys, time\n"
-        "import amr.datamodules.prepare as p\n"
+        "import amr.datamodules.store.prepare as p\n"
         "write = p.write_shard\n"
         "p.write_shard = lambda *args: (write(*args), print(args[0].name, flush=True), time.sleep(0.2))\n"
         "clips, store, options, root = pickle.load(sys.stdin.buffer)\n"
@@ -256,7 +256,7 @@ def test_verify_names_the_shard(clip_folder: Path, whole: Path, tmp_path: Path, 
 def test_verify_from_the_command_line(
     clip_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amr.datamodules.work._PATIENCE", 1)
+    monkeypatch.setattr("amr.utils.work._PATIENCE", 1)
     data = {"class_path": "amr.datamodules.Clips", "init_args": {"csv": str(clip_folder / "clips.csv")}}
     data["init_args"] |= {"store": str(tmp_path / "store"), "prepare_workers": 0}  # type: ignore[operator]
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": data}))
@@ -392,8 +392,8 @@ def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> 
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from amr.datamodules.media import Clip, DecodeOptions\n"
-        "from amr.datamodules.prepare import prepare\n"
+        "from amr.datamodules.store.media import Clip, DecodeOptions\n"
+        "from amr.datamodules.store.prepare import prepare\n"
         f"clips = [Clip(str(i), 'a', 'train', {{'audio': Path('media/c00.mp4')}}) for i in range(2)]\n"
         f"prepare(clips, Path({str(tmp_path / 's')!r}), DecodeOptions(), root=Path({str(clip_folder)!r}), workers=1)\n"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from amr.datamodules import Clips, CremaD
-from amr.datamodules.media import Clip, DecodeOptions
-from amr.datamodules.prepare import prepare
-from amr.datamodules.room import estimate
+from amr.datamodules.store.media import Clip, DecodeOptions
+from amr.datamodules.store.prepare import prepare
+from amr.datamodules.store.room import estimate
 
 from .conftest import write_clip
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 
 from amr.datamodules import Clips
-from amr.datamodules import prepare as prepare_module
-from amr.datamodules.media import Clip, Decoded, DecodeOptions
-from amr.datamodules.prepare import prepare, verify
-from amr.datamodules.report import PrepareReport
-from amr.datamodules.store import ClipStore, is_sound, read_problems, read_rows, shard_files, write_shard
-from amr.errors import UserError
+from amr.datamodules.store import prepare as prepare_module
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions
+from amr.datamodules.store.prepare import prepare, verify
+from amr.datamodules.store.report import PrepareReport
+from amr.datamodules.store.shards import ClipStore, is_sound, read_problems, read_rows, shard_files, write_shard
+from amr.utils.errors import UserError
 
 OPTIONS = DecodeOptions()
 SHARD_BYTES = 30_000
@@ -266,8 +266,8 @@ def test_a_damaged_offset_names_its_clip(tmp_path: Path) -> None:
 FUZZ = """
 import random, sys
 from pathlib import Path
-from amr.datamodules.store import ClipStore, damaged_clips, is_sound, read_head, read_ids, read_problems, read_rows
-from amr.errors import UserError
+from amr.datamodules.store.shards import ClipStore, damaged_clips, is_sound, read_head, read_ids, read_problems, read_rows
+from amr.utils.errors import UserError
 path, chance = Path(sys.argv[1]) / "shard-00000.arrow", random.Random(0)
 whole, readable = path.read_bytes(), 0
 for number in range(400):

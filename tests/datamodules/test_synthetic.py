@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from amr.datamodules import Clips, Synthetic
-from amr.datamodules.synthesis import Evidence, Recipe
-from amr.errors import UserError
+from amr.datamodules.synthetic.synthesis import Evidence, Recipe
+from amr.utils.errors import UserError
 
 
 def make(root: Path, **kwargs: Any) -> Synthetic:

@@ -13,7 +13,7 @@ from scipy.signal import spectrogram  # type: ignore[import-untyped]
 from amr.datamodules.loader import seeded
 from amr.datamodules.spectra import power_density, resampled
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 def tone(seconds: float, rate: int = 16000, hz: float = 440.0) -> np.ndarray[Any, np.dtype[np.int16]]:

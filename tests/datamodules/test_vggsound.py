@@ -15,11 +15,11 @@ import yaml
 
 from amr.cli import main
 from amr.datamodules import VGGSound
-from amr.datamodules.media import Clip, DecodeOptions
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.store.media import Clip, DecodeOptions
+from amr.datamodules.synthetic.synthesis import write_mp4
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.datamodules.vggsound import read_tags
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 CLIPS = int(os.environ.get("AMR_TEST_VGGSOUND_CLIPS", 120))  # of the generated data set; a multiple of 20
 LABELS = ["bird chirping, tweeting", "people clapping", "police car (siren)"]

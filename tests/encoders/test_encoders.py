@@ -14,7 +14,7 @@ from torchvision.models.video import R3D_18_Weights
 from amr.encoders import Encoder, MLPEncoder, ResNetEncoder, SmallCNN, SmallFrameCNN, Video3DEncoder, load_weights
 from amr.encoders.cnn import grid_pool
 from amr.encoders.weights import find_weights
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 CASES: dict[str, tuple[Callable[[], Encoder], tuple[int, ...], int]] = {
     "resnet image": (lambda: ResNetEncoder(18, in_channels=1), (1, 40, 33), 512),

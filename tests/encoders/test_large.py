@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from amr.classifier import FusionClassifier
 from amr.encoders import Encoder, SpectrogramTransformer, Video3DEncoder, VideoTransformerEncoder, WaveformEncoder
-from amr.errors import UserError
 from amr.fusion import Attention
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.regularizers import AMR
+from amr.utils.errors import UserError
 
 AST: dict[str, Any] = {"input_size": (32, 64), "dim": 32, "depth": 2, "heads": 4}
 CASES: dict[str, tuple[Callable[[], Encoder], tuple[int, ...], tuple[int, ...]]] = {

@@ -19,7 +19,7 @@ from torchvision.models.video import MViT, mc3_18, mvit_v1_b, mvit_v2_s, r2plus1
 from amr.encoders import Encoder, SpectrogramTransformer, Video3DEncoder, VideoTransformerEncoder, WaveformEncoder
 from amr.encoders.positions import resample
 from amr.encoders.waveform import _ARCHS
-from amr.errors import UserError
+from amr.utils.errors import UserError
 
 
 def save(module: nn.Module | dict[str, Tensor], folder: Path) -> str:

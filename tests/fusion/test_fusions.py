@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.fusion.base import pool_tokens
+from amr.utils.errors import UserError
 
 SIZES = {"a": 6, "b": 4, "c": 8, "d": 5}
 CLASSES = 3

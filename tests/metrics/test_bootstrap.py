@@ -7,7 +7,7 @@ import torch
 from scipy.stats import rankdata, spearmanr  # type: ignore[import-untyped]
 from torch import Tensor
 
-from amr.metrics.bootstrap import Bootstrap, Interval, ranks, spearman, weighted_means
+from amr.evaluation.bootstrap import Bootstrap, Interval, ranks, spearman, weighted_means
 
 
 def written_out(values: Tensor, weights: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def test_every_resample_has_n_clips_in_blocks_too(monkeypatch: pytest.MonkeyPatc
         return weights.sum(1)
 
     assert whole(keep) == Interval(7, 7, 7)
-    monkeypatch.setattr("amr.metrics.bootstrap._ENTRIES", 21)
+    monkeypatch.setattr("amr.evaluation.bootstrap._ENTRIES", 21)
     blocks: list[Tensor] = []
 
     def keep_blocks(weights: Tensor) -> Tensor:

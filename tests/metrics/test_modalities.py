@@ -12,11 +12,11 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from amr.attribution import absolute_shares
 from amr.encoders.base import Encoder
+from amr.evaluation import use
+from amr.evaluation.robustness import Encoded, Row, measure_encodings
 from amr.fusion.base import Fusion
-from amr.metrics import modalities as use
 from amr.model import FusionModel
 from amr.multiviz.shapley import coalition_outputs
-from amr.robustness import Encoded, Row, measure_encodings
 
 
 class Same(Encoder):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score
 
-from amr.metrics import split_metrics
+from amr.utils.metrics import split_metrics
 
 
 def test_accuracy_and_map_equal_sklearn() -> None:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from amr.errors import UserError
-from amr.multiviz.atoms import Atoms, flat_atoms, spectrogram_atoms, video_atoms, waveform_atoms
+from amr.datamodules.atoms import Atoms, flat_atoms, spectrogram_atoms, video_atoms, waveform_atoms
+from amr.utils.errors import UserError
 
 
 def test_spectrogram_blocks_are_where_their_coordinates_say() -> None:

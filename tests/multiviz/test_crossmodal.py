@@ -12,12 +12,11 @@ from captum.attr import ShapleyValues
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from amr.datamodules.atoms import Atoms, flat_atoms
 from amr.encoders.base import Encoder
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank
 from amr.fusion.base import Fusion, pool_all
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms, flat_atoms
 from amr.multiviz.base import Target, Unit
 from amr.multiviz.crossmodal import (
     _refuse,
@@ -33,6 +32,7 @@ from amr.multiviz.crossmodal import (
     modality_shapley,
     second_order,
 )
+from amr.utils.errors import UserError
 
 NAMES = ("a", "b", "c", "d")
 close = torch.testing.assert_close

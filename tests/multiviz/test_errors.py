@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amr.errors import UserError
 from amr.fusion import Concat
 from amr.model import FusionModel
 from amr.multiviz.errors import classify_errors, compare_selections, error_units, select_clips
+from amr.utils.errors import UserError
 from tests.toy import Linear
 
 CLASSES, NAMES = 4, ("first", "second", "third")

@@ -11,10 +11,9 @@ import scipy.stats  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
-from amr.errors import UserError
+from amr.datamodules.atoms import flat_atoms, waveform_atoms
 from amr.fusion import Attention, Concat
 from amr.model import FusionModel
-from amr.multiviz.atoms import flat_atoms, waveform_atoms
 from amr.multiviz.base import Unit
 from amr.multiviz.crossmodal import Space, ablation, second_order
 from amr.multiviz.faithfulness import (
@@ -37,6 +36,7 @@ from amr.multiviz.faithfulness import (
     wilson,
 )
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, lime, occlusion
+from amr.utils.errors import UserError
 from tests import toy
 from tests.multiviz.test_unimodal import Bilinear, Counter, Flat, Net, clips, linear_model, model_of, score_of
 

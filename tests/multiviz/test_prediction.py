@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.errors import UserError
 from amr.multiviz.prediction import SparsePath, sparse_path, top_units
+from amr.utils.errors import UserError
 
 
 def clips(n: int = 240, d: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from amr.errors import UserError
 from amr.fusion import Attention, Concat
 from amr.model import FusionModel
 from amr.multiviz.representation import extreme_clips, extreme_features
+from amr.utils.errors import UserError
 from tests.toy import Linear, Tokens, Toy
 
 

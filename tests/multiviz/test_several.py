@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from amr.errors import UserError
+from amr.datamodules.atoms import flat_atoms
 from amr.fusion import Attention, Concat
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
-from amr.multiviz.atoms import flat_atoms
 from amr.multiviz.base import Several, Unit
 from amr.multiviz.faithfulness import insertion
+from amr.utils.errors import UserError
 from tests import toy
 
 CLASSES, CLIPS = 5, 3

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from amr.errors import UserError
 from amr.multiviz.simulation import Level, krippendorff_alpha, simulate
+from amr.utils.errors import UserError
 
 N = math.nan
 # Krippendorff 2011, section D: four observers, twelve units, some missing.

@@ -13,12 +13,11 @@ from sklearn.metrics import pairwise_distances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amr.datamodules.atoms import Atoms, flat_atoms, spectrogram_atoms, video_atoms, waveform_atoms
 from amr.encoders.base import Encoder
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, Gated
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
-from amr.multiviz.atoms import Atoms, flat_atoms, spectrogram_atoms, video_atoms, waveform_atoms
 from amr.multiviz.base import Unit
 from amr.multiviz.unimodal import (
     Importance,
@@ -35,6 +34,7 @@ from amr.multiviz.unimodal import (
     shapley_kernel,
     weighted_ridge,
 )
+from amr.utils.errors import UserError
 from tests import toy
 
 ATOMS = flat_atoms(6)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
 from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
+from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Blind, Linear, Tokens, Toy

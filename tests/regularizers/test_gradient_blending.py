@@ -19,11 +19,11 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
 from amr.fusion import Concat, Gated, Late
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
 from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
+from amr.utils.errors import UserError
 from tests import test_classifier as classifier
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights

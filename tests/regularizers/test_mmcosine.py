@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from amr.attribution import attribution_shares, ratio_penalty
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.regularizers import AMR, Regularizer, Step
 from amr.regularizers.mmcosine import CosineHead, MMCosine, cosine_logits
+from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy

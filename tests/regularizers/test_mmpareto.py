@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from amr.classifier import FusionClassifier
-from amr.errors import UserError
 from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import Regularizer, Step
 from amr.regularizers.mmpareto import MMPareto, combine, min_norm_weights
+from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy

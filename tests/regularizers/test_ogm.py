@@ -16,12 +16,12 @@ from torch.optim import SGD, Adam
 
 from amr.classifier import FusionClassifier
 from amr.encoders.base import Encoder
-from amr.errors import UserError
 from amr.fusion import Attention, Concat, Gated, Late, Sum
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
+from amr.utils.errors import UserError
 from tests import test_classifier as classifier
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.test_classifier import assert_equal, fit, weights

@@ -18,14 +18,14 @@ from torch.optim import SGD
 
 from amr.classifier import FusionClassifier
 from amr.cli import main
-from amr.compare import read_run
 from amr.encoders import SmallCNN
-from amr.errors import UserError
 from amr.fusion import Concat, Gated
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
-from amr.trust import trusting
+from amr.report import read_run
+from amr.utils.errors import UserError
+from amr.utils.trust import trusting
 from tests import test_classifier as classifier
 from tests.conftest import REPOSITORY
 from tests.ranks import fit_on, on_one_and_two_ranks

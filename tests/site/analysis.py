@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from amr.datamodules.synthesis import write_mp4
+from amr.datamodules.synthetic.synthesis import write_mp4
 
 LABELS = ("b", "d", "f", "m", "p", "s", "v", "z")
 METHODS = ("gradient_input", "integrated_gradients", "occlusion", "lime", "kernel_shap")

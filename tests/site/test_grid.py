@@ -13,7 +13,7 @@ import yaml
 from playwright.sync_api import Page, expect
 
 from amr.cli import main
-from amr.multiviz.site import write
+from amr.report.site import write
 from tests.site.test_pages import serve, visit
 
 DIGITS, EACH = 3, {"train": 10, "val": 3, "test": 2}  # clips of a digit

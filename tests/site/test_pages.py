@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from amr.multiviz.site import write_site
+from amr.report.site import write_site
 from tests.site.analysis import write_analysis
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amr import files
 from amr.cli import main
-from amr.datamodules.cut import cut
-from amr.errors import UserError
-from amr.multiviz.site import write, write_site
-from amr.multiviz.site.pack import quantised, script
+from amr.datamodules.store.cut import cut
+from amr.report.site import write, write_site
+from amr.report.site.pack import quantised, script
+from amr.utils import files
+from amr.utils.errors import UserError
 from tests.processes import dead_process, other_process_holds
 from tests.site.analysis import write_analysis
 

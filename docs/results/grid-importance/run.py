@@ -22,14 +22,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from amr.analyze.analysis import datamodule
 from amr.cli import main
+from amr.datamodules.atoms import Atoms
 from amr.datamodules.base import stable_order
-from amr.datamodules.work import Progress
-from amr.files import replacing, write_text
 from amr.load import load_model
-from amr.multiviz.atoms import Atoms
+from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.unimodal import integrated_gradients, lime, occlusion
+from amr.utils.files import replacing, write_text
+from amr.utils.work import Progress
 
 HERE = Path(__file__).parent
 TRAINED = {"naive": [], "amr": ["--config", "configs/methods/amr.yaml", "--model.amr.lr", "0.2"]}

@@ -25,17 +25,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from amr.analyze.analysis import datamodule
 from amr.cli import main
 from amr.datamodules import Synthetic
 from amr.datamodules.base import stable_order
-from amr.datamodules.work import Progress
-from amr.files import replacing, write_text
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
+from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.faithfulness import pointing_game
+from amr.utils.files import replacing, write_text
+from amr.utils.work import Progress
 
 HERE = Path(__file__).parent
 BLOCKS = {"audio": (4, 4), "video": (1, 4, 4)}  # frequency x time; frames x rows x columns

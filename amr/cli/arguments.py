@@ -1,0 +1,93 @@
+"""What a run can do with the Trainer's arguments: mistakes are told in one line, before the first epoch where they can.
+
+Lightning tells of many by an exception as training starts, or after an epoch.
+"""
+
+import linecache
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, LearningRateFinder
+
+from amr.utils.errors import UserError
+
+LIGHTNING = ("pytorch_lightning.", "lightning_fabric.")
+SECTIONS = {**dict.fromkeys(LIGHTNING, "trainer"), "torch.optim.lr_scheduler": "model.lr_scheduler"}
+"""Of the configuration, by the module that tells of a mistake in it."""
+MOST = 500  # characters of Lightning's message
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuses arguments of the Trainer that a run cannot be had with.
+
+    Args:
+        trainer: The configuration's `trainer` section.
+
+    Raises:
+        UserError: One of them is given.
+    """
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
+        raise UserError(f"trainer.strategy={strategy}: allowed are auto (a single device), ddp and its variants")
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        if (value := trainer.get(key)) is not None and not isinstance(value, str | dict) and value <= 0:
+            raise UserError(f"trainer.{key}={value}: must be positive")
+    if (clip := trainer.get("gradient_clip_val")) is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val={clip}: must be positive, or null for none")
+    if trainer.get("barebones"):
+        raise UserError(
+            "trainer.barebones=true: must be false, for a run is its metrics and checkpoints; "
+            "--trainer.fast_dev_run 100 trains on 100 batches and writes neither"
+        )
+    if trainer.get("enable_checkpointing") is False:
+        raise UserError(
+            "trainer.enable_checkpointing=false: must be true or null, for best.ckpt and last.ckpt are what `test` and "
+            "--ckpt_path last need; --trainer.fast_dev_run 100 trains on 100 batches and writes nothing"
+        )
+
+
+def check_monitors(callbacks: Sequence[Callback], scheduler: str | None, modalities: Iterable[str]) -> None:
+    """Refuses callbacks that this model cannot serve: what they watch is not measured, or they set what it has not.
+
+    Args:
+        callbacks: The user's. Where one is of the user's own making, any metric may be logged by it.
+        scheduler: The metric that the learning rate's schedule watches, if it watches one.
+        modalities: The model's.
+
+    Raises:
+        UserError: A metric is never logged.
+    """
+    names = ("loss", "acc", "mAP", *(f"dominance/{name}" for name in modalities))
+    allowed = [f"{split}/{name}" for split in ("val", "train") for name in names]
+    watched = [("trainer.callbacks", type(each).__name__, getattr(each, "monitor", None)) for each in callbacks]
+    for key, watcher, metric in [*watched, ("model.lr_scheduler", "the schedule", scheduler)]:
+        known = metric in allowed or str(metric).startswith("train/")  # where methods log more
+        if metric is not None and not known and all(type(each).__module__.startswith(LIGHTNING) for each in callbacks):
+            raise UserError(
+                f"{key}: {watcher} has monitor={metric}, which is not logged; allowed are {', '.join(allowed)}"
+            )
+    if any(isinstance(each, LearningRateFinder) for each in callbacks):
+        raise UserError(
+            "trainer.callbacks: LearningRateFinder needs a model with a field `lr` or `learning_rate`, which this one "
+            "does not have: its rate is model.optimizer.lr; take the callback out, and try a few rates"
+        )
+
+
+def told_by_lightning(error: Exception) -> str | None:
+    """What Lightning says of a mistake in the configuration, on one line; None of any other error.
+
+    It says so in exceptions of many types, all raised by a statement of its own: an error that merely comes to light in
+    its code is a bug.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    section = next((section for prefix, section in SECTIONS.items() if module.startswith(prefix)), None)
+    if not isinstance(error, MisconfigurationException):
+        if trace is None or section is None:
+            return None
+        if not linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip().startswith("raise"):
+            return None
+    return f"{section or 'trainer'}: {' '.join(str(error).split())[:MOST]}"

@@ -1,0 +1,479 @@
+"""Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
+
+runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
+checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for (robustness-parts/ while it is
+under way), card.md, and wandb/.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
+from amr.classifier import FusionClassifier
+from amr.cli.arguments import check_monitors, check_trainer, told_by_lightning
+from amr.datamodules import ClipDataModule
+from amr.load import read_config
+from amr.report.card import versions, write_card
+from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
+from amr.utils.distributed import is_first_process
+from amr.utils.errors import Stopped, UserError
+from amr.utils.files import locked, run_folder, write_text
+from amr.utils.parser import OneLineParser
+from amr.utils.readers import read_object
+from amr.utils.resume import settings_of, told
+from amr.utils.trust import check, only_trusted, take_trust, trusting
+from amr.utils.work import dask_cluster
+
+NOISE = (  # warnings that no user can act on
+    "LightningCLI's args parameter is intended",
+    ".*LeafSpec.* is deprecated",  # within Lightning
+    "The number of training batches .* is smaller than the logging interval",  # epoch metrics do not depend on it
+    "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
+    ".*callbacks used to create the checkpoint need to be provided",  # WandbSetup, where W&B is off
+    "The dirpath has changed from None",  # BestCheckpoint, of a run that goes on and has no best.ckpt yet
+    "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
+)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one of Lightning's subcommands; a checkpoint brings its run's configuration with it.
+
+    Args:
+        arguments: The subcommand and its arguments.
+
+    Raises:
+        UserError: For anything that the user can mend.
+        Stopped: At SIGTERM or SIGUSR1; told, and under SLURM, at SIGUSR1, requeued.
+    """
+    try:
+        _run(arguments)
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"amr: {stopped}", file=sys.stderr, flush=True)
+        if stopped.signal == signal.SIGUSR1:  # the last act: SLURM kills a job that it requeues
+            _requeue()
+        raise
+
+
+def _run(arguments: Sequence[str]) -> None:
+    arguments, prefixes = take_trust(arguments)
+    with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
+        if config := _config_of_checkpoint(arguments):
+            check(read_config(config), str(config))
+            held.enter_context(only_trusted())
+            # A file that `predict` writes to is named by the user only.
+            arguments = [arguments[0], "--config", str(config), "--out", "null", *arguments[1:]]
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
+        try:
+            AmrCLI(arguments, held)
+        except _wandb_error() as error:  # no API key, no such entity, no connection
+            hint = "; --wandb offline keeps the record here, for wandb sync"
+            raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
+        except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
+            ) from error
+        except Exception as error:
+            if isinstance(error, UserError | Stopped) or (line := told_by_lightning(error)) is None:
+                raise
+            raise UserError(line) from error
+        finally:
+            _finish_wandb()
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Decodes a dataset's clips into its store: `--config configs/data/....yaml`, or `--data CLASS --data.root ...`.
+
+    `--scheduler` has a Dask cluster do it; `--verify` decodes nothing and rereads the store's checksums.
+
+    Args:
+        arguments: The command's arguments.
+
+    Raises:
+        UserError: For anything that the user can mend.
+    """
+    parser = OneLineParser(prog="amr prepare", description="Decodes a dataset's clips into its store.")
+    parser.add_argument("--config", action="config", help="a configuration with a `data` section")
+    parser.add_subclass_arguments(ClipDataModule, "data", required=True)
+    parser.add_argument(
+        "--scheduler", type=str | None, help="a Dask scheduler's address or JSON file; its workers do it"
+    )
+    parser.add_argument("--verify", action="store_true", help="only reread the store and compare its checksums")
+    config = parser.parse_args(list(arguments))
+    datamodule: ClipDataModule = parser.instantiate_classes(config).data
+    if config.verify:
+        datamodule.verify()
+        return
+    with dask_cluster(config.scheduler) as executor:
+        datamodule.prepare(executor)
+
+
+class AmrCLI(LightningCLI):
+    """LightningCLI for `FusionClassifier` on any datamodule that has `name`, `labels` and `num_classes`.
+
+    Args:
+        args: The subcommand and its arguments.
+        held: Keeps the lock of a run's folder until it is closed; None for no lock.
+    """
+
+    def __init__(self, args: ArgsType = None, held: ExitStack | None = None) -> None:
+        self._held = held
+        self._asked = args[0] if isinstance(args, list) and args else None
+        super().__init__(
+            FusionClassifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,  # RunRecord does it, later
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for: a parser of each takes long to make."""
+        known = LightningCLI.subcommands()
+        return {self._asked: known[self._asked]} if self._asked in known else known
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what is a run's, not the model's."""
+        parser.add_argument(
+            "--name", type=str | None, help="folder of the run under runs_dir (<dataset>-<method>-s<seed>)"
+        )
+        parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where runs go")
+        parser.add_argument(
+            "--wandb", type=Literal["offline", "online", "disabled"], default="offline", help="W&B's mode"
+        )
+        parser.add_argument("--project", type=str, default="amr", help="W&B project")
+        parser.add_argument("--out", type=Path | None, help="file of predict (predictions.parquet in the run's folder)")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(Dominance, "dominance")
+        parser.add_lightning_class_args(Robustness, "robustness")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, and refuses a checkpoint that is not one before anything is built."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        options.weights_only = True  # our checkpoints hold nothing that would need more
+        path = options.get("ckpt_path")
+        if path is not None and not (path == "last" and self.config.subcommand == "fit"):
+            check_checkpoint(Path(path), "--ckpt_path: ")
+        if self.config.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID") and options.wandb != "online":
+            raise UserError(f"--wandb={options.wandb}: allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online")
+        if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
+            raise UserError(f"--project={options.project!r}: allowed are letters, digits and . _ -, 128 at most")
+        check_trainer(options.trainer)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer around the run's folder."""
+        options: Namespace = self.config[self.config.subcommand]
+        init: Namespace = self.config_init[self.config.subcommand]
+        facts = self._facts()
+        folder = self.run_folder = self._folder(options, facts)
+        if (folder / "run.json").is_file():  # W&B's run goes on, too
+            facts["wandb_id"] = _wandb_id(folder / "run.json")
+        facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
+        if options.get("ckpt_path") == "last":
+            init.ckpt_path = _last_checkpoint(folder)
+        init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
+        init.dominance.table = folder / "per_class.csv"
+        init.robustness.out = folder / "robustness.parquet"
+        config = self._parser(self.subcommand).dump(options, skip_unset=False)
+        resolved = yaml.safe_load(config)
+        self.model.config, self.model.settings = resolved["model"], settings_of(resolved)
+        callbacks: list[Callback] = (
+            [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
+        )
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
+            kwargs["logger"] = False
+        elif init.trainer.logger is None:
+            kwargs["logger"] = self._loggers(options, folder, facts)
+            callbacks.append(WandbSetup(facts, resolved, folder / "config.yaml"))
+        kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
+        kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+            # Lightning would train in bf16 instead.
+            raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
+        return trainer
+
+    def after_fit(self) -> None:
+        """Writes the model card, when all metrics are on disk."""
+        self._write_card()
+
+    def after_test(self) -> None:
+        """Brings the model card up to date."""
+        self._write_card()
+
+    def _write_card(self) -> None:
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.fast_dev_run or not (self.run_folder / "run.json").is_file():  # type: ignore[attr-defined]
+            return
+        try:
+            write_card(self.run_folder)
+        except UserError as error:  # the run itself has ended well
+            print(f"amr: no model card: {error}", file=sys.stderr)
+
+    def _facts(self) -> dict[str, Any]:
+        """What identifies the run, after a check that its parts fit together."""
+        assert isinstance(self.model, FusionClassifier)
+        assert self.datamodule is not None
+        options: Namespace = self.config[self.config.subcommand]
+        modalities = self.model.model.modalities
+        if isinstance(self.datamodule, ClipDataModule):
+            lacking = [name for name in modalities if name not in self.datamodule.modalities]
+            if lacking:
+                has = ", ".join(map(repr, self.datamodule.modalities))
+                raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
+        monitors = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{name}" for name in modalities))]
+        if options.best.monitor not in monitors:
+            raise UserError(f"best.monitor={options.best.monitor}: allowed are {', '.join(monitors)}")
+        init: Namespace = self.config_init[self.config.subcommand]
+        schedule = (options.model.lr_scheduler or {}).get("init_args") or {}
+        check_monitors(_listed(init.trainer.callbacks), schedule.get("monitor"), modalities)
+        return {
+            "method": self.model.method,
+            "title": self.model.title,
+            "dataset": self.datamodule.name,
+            "seed": options.seed_everything,
+            "fusion": self.model.fusion_name,
+            "modalities": list(modalities),
+            "labels": list(self.datamodule.labels),
+            "num_classes": self.datamodule.num_classes,
+            "wandb_id": secrets.token_hex(4),
+        }
+
+    def _folder(self, options: Namespace, facts: dict[str, Any]) -> Path:
+        """The run's folder: the checkpoint's, if it lies in one, else runs_dir/name."""
+        path = options.get("ckpt_path")
+        if self.subcommand != "fit" and path and (run_folder(Path(path)) / "run.json").is_file():
+            return run_folder(Path(path))
+        name = options.name or _slug(f"{facts['dataset']}-{facts['method']}-s{facts['seed']}")
+        if name != _slug(name):
+            raise UserError(f"--name={name!r}: allowed are letters, digits and . _ + -")
+        if Path(options.runs_dir).is_file():
+            raise UserError(f"--runs_dir: {options.runs_dir} is a file; a folder is needed")
+        folder: Path = Path(options.runs_dir) / name
+        if self.subcommand == "fit" and self._held and is_first_process() and not options.trainer.fast_dev_run:
+            # Before the folder is looked at, so that of two starts of a name only one finds it free.
+            self._held.enter_context(locked(folder, "choose another --name"))
+        goes_on = path == "last" or (path and Path(path).resolve().is_relative_to(folder.resolve()))
+        if self.subcommand == "fit" and not goes_on and (folder / "run.json").exists():
+            raise UserError(
+                f"{folder} holds a run already: go on with it by --ckpt_path last, or choose another --name"
+            )
+        return folder
+
+    def _job_type(self, facts: dict[str, Any]) -> str:
+        """W&B's job type: a unimodal model is what teachers are."""
+        if self.subcommand != "fit":
+            return "eval"
+        return "teacher" if len(facts["modalities"]) == 1 else "train"
+
+    def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
+        if options.wandb != "disabled":
+            import wandb  # half a second, which `fit --help` and a run without it need not spend
+
+            # A server that does not answer is refused after 20 s, not 90.
+            os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
+            if options.wandb == "offline":  # crash reports, too, stay here
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+                os.environ.setdefault("WANDB_SILENT", "true")
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._held is not None:
+                self._held.enter_context(_wandb_stages_in(folder / "wandb"))
+            loggers.append(
+                WandbLogger(
+                    name=folder.name,
+                    save_dir=folder,
+                    offline=options.wandb == "offline",
+                    project=options.project,
+                    id=facts["wandb_id"],
+                    resume="allow",
+                    group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
+                    job_type=self._job_type(facts),
+                    tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
+                    mode="offline" if options.wandb == "offline" else None,  # None: WANDB_MODE's, else online
+                    settings=wandb.Settings(silent=True, disable_git=True, console="off"),
+                )
+            )
+        return loggers
+
+
+class RunRecord(Callback):
+    """Writes run.json and config.yaml as training starts, when nothing can be refused any more.
+
+    Args:
+        folder: The run's folder.
+        facts: Contents of run.json.
+        config: Contents of config.yaml, as text.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], config: str) -> None:
+        self.folder, self.facts, self.config = folder, facts, config
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes both files from rank 0; a resumed start brings them up to date, and adds what is other than before."""
+        assert isinstance(pl_module, FusionClassifier)
+        if pl_module.resumed:
+            self.facts["resumed"] = pl_module.resumed  # which W&B's run gets, too
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        remarks = [f"# {' '.join(told(start).split())}\n" for start in pl_module.resumed]
+        write_text(self.folder / "config.yaml", "".join(remarks) + self.config)
+        data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
+        facts = {
+            **self.facts,
+            "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
+            "versions": versions(),
+            **(data.census() if isinstance(data, ClipDataModule) else {}),
+        }
+        write_text(self.folder / "run.json", json.dumps(facts, indent=1) + "\n")
+
+
+def _listed(value: Any) -> list[Any]:
+    """What the Trainer takes one of, several of or none of."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The run's last checkpoint, or None where it was interrupted before the first."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        print(f"{last} is not there yet: starting from the beginning")
+        return None
+    check_checkpoint(last, "--ckpt_path: ")
+    return str(last)
+
+
+def _config_of_checkpoint(arguments: list[str]) -> Path | None:
+    """The run's own config.yaml, where a checkpoint of a run is given and no configuration; it may be a stranger's."""
+    if arguments[0] == "fit" or any(a in ("-h", "--help") for a in arguments):
+        return None
+    if not any(a.startswith("--ckpt_path") for a in arguments):
+        raise UserError(f"--ckpt_path: {arguments[0]} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt")
+    if any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
+        return None
+    for position, argument in enumerate(arguments):
+        if argument == "--ckpt_path" and position + 1 < len(arguments):
+            path = arguments[position + 1]
+        elif argument.startswith("--ckpt_path="):
+            path = argument.partition("=")[2]
+        else:
+            continue
+        config = run_folder(Path(path)) / "config.yaml"
+        if config.is_file():
+            return config
+    return None
+
+
+def _wandb_id(file: Path) -> str:
+    """The W&B run that a run's record names."""
+    known = read_object(file).get("wandb_id")
+    if not isinstance(known, str) or not re.fullmatch(r"[\w-]{1,64}", known):
+        raise UserError(f"{file}: wandb_id: {str(known)[:60]!r}; allowed: letters, digits, - and _")
+    return known
+
+
+def _requeue() -> None:
+    """Has SLURM start this job's script anew; elsewhere, or in an interactive session, does nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning tells them apart
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)  # noqa: S603, S607
+        problem = (answer.stderr.strip() or f"status {answer.returncode}") if answer.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
+
+
+def _wandb_error() -> type[Exception] | tuple[()]:
+    """What W&B raises; nothing where it is not in use."""
+    if "wandb" not in sys.modules:
+        return ()
+    import wandb
+
+    return wandb.Error
+
+
+@contextmanager
+def _wandb_stages_in(folder: Path) -> Iterator[None]:
+    """Has W&B keep the files of its tables in the run's folder, where it would take HOME, which may be read-only.
+
+    Raises:
+        UserError: The place that WANDB_DATA_DIR names, if it does, cannot be written.
+    """
+    given = os.environ.get("WANDB_DATA_DIR")
+    place = Path(given or folder) / "artifacts" / "staging"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f"WANDB_DATA_DIR={given}" if given else str(folder)
+        raise UserError(f"{where}: {error.strerror}; must be a folder to write to, or --wandb disabled") from error
+    os.environ["WANDB_DATA_DIR"] = given or str(folder.resolve())
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def _finish_wandb() -> None:
+    """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
+    if wandb.run is None:
+        return
+    if isinstance(sys.exception(), Stopped):
+        wandb.run.mark_preempting()
+    offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
+    wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+    if offline:
+        print(f"W&B, offline; to upload: wandb sync {folder}")
+
+
+def _not_an_advertisement(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in ("litlogger", "Detected KeyboardInterrupt"))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"

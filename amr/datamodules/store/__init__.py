@@ -1,0 +1,1 @@
+"""The clip store: media decoded once, in shards. Nothing here knows of models, and nothing imports torch."""

@@ -1,0 +1,1 @@
+"""Clips that are made: their evidence, and where it is planted, is known."""

@@ -1,0 +1,399 @@
+"""`amr export`: a checkpoint's model for programs that do not have amr, as ONNX and as a torch.export program.
+
+DIR/ gets model.onnx, model.pt2, preprocessing.json (what the inputs are and how they are made), README.md (how to use
+them), and the run's card.md where there is one.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amr import __version__
+from amr.utils.errors import UserError
+from amr.utils.files import run_folder, sweep, write_bytes, write_text
+from amr.utils.readers import read_object
+from amr.utils.trust import TRUST, only_trusted, trusting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from amr.model import FusionModel
+
+FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+RECORD, CARD = "preprocessing.json", "card.md"
+TOLERANCE = 1e-4
+CHECKED = (1, 5)  # batch sizes
+LARGEST_CARD = 2**20
+LARGEST = 2**31  # bytes; a protobuf, as an ONNX file is, holds no more
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files; those there are replaced")
+    parser.add_argument("--format", choices=list(FORMATS), default="both", help="what to write (both)")
+    parser.add_argument("--encodings", action="store_true", help="give each modality's encoding out, too")
+    parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the run's own config.yaml)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports a checkpoint.
+
+    Args:
+        options: The arguments.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        UserError: For anything that the user can mend, and a model that cannot be exported.
+    """
+    formats = FORMATS[options.format]
+    if "onnx" in formats:
+        _require_onnx()  # before the slow part
+    import torch
+
+    from amr.datamodules.preprocessing import preprocessing
+    from amr.load import data_section, load_model
+
+    # A configuration that the user names is as if typed; the run's own may be a stranger's.
+    with trusting(options.trust), nullcontext() if options.data else only_trusted():
+        model = load_model(options.ckpt)
+        inputs = preprocessing(data_section(options.ckpt, options.data))
+    if lacking := [name for name in model.modalities if name not in inputs]:
+        raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
+    inputs = {name: inputs[name] for name in model.modalities}
+    with torch.random.fork_rng(devices=[]):
+        examples = {name: torch.randn(2, *described["shape"]) for name, described in inputs.items()}
+    folder = run_folder(options.ckpt)
+    labels = _labels(folder / "run.json")  # before the slow part
+    card = [CARD] if (folder / CARD).is_file() else []
+    if card and not (folder / CARD).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / CARD}: it is a link out of the run's folder, whose file would be copied; remove it")
+    if card and (folder / CARD).stat().st_size > LARGEST_CARD:
+        raise UserError(f"{folder / CARD}: no model card is larger than {LARGEST_CARD} bytes; remove it")
+    for name in (*FILES.values(), CARD, RECORD, "README.md"):
+        sweep(options.out, name)
+    stale = _stale(options.out, [*(FILES[name] for name in formats), *card])
+    models = export_model(model, examples, options.out, formats, encodings=options.encodings)
+    for name in card:
+        write_bytes(options.out / name, (folder / name).read_bytes())
+    for path in stale:
+        path.unlink()
+    described = {
+        "amr": __version__,
+        "checkpoint": options.ckpt.name,
+        "files": {name: _digest(options.out / name) for name in [*models, *card]},
+        "inputs": {
+            name: {**rest, "shape": ["batch", *rest["shape"]], "axes": ["batch", *rest["axes"]]}
+            for name, rest in inputs.items()
+        },
+        "outputs": _outputs(model, examples, options.encodings),
+        "labels": labels,
+    }
+    write_text(options.out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(options.out / "README.md", _readme(described))
+    print(f"{options.out}: {', '.join(models)}; README.md says how to use {'it' if len(models) == 1 else 'them'}")
+    return 0
+
+
+def _stale(out: Path, fresh: Collection[str]) -> list[Path]:
+    """Files of an earlier export that this one does not write: left there, they would be taken for the new model's.
+
+    Raises:
+        UserError: Such a file is not as an earlier export into the folder recorded it, so it is not ours to remove.
+    """
+    try:
+        recorded = dict(read_object(out / RECORD)["files"])
+    except (ValueError, KeyError, TypeError):  # none, or not an export's
+        recorded = {}
+    stale = [out / name for name in (*FILES.values(), CARD) if name not in fresh and (out / name).is_file()]
+    for path in stale:
+        if recorded.get(path.name) != _digest(path):
+            raise UserError(
+                f"--out={out}: {path.name} is there, which this export does not write and no earlier one recorded; "
+                "move it away, or name another folder"
+            )
+    return stale
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def export_model(
+    model: "FusionModel",
+    examples: "Mapping[str, Tensor]",
+    out: Path,
+    formats: Sequence[str] = ("onnx", "torch"),
+    *,
+    encodings: bool = False,
+) -> list[str]:
+    """Writes a model, each input and output named, the batch of any size, every modality there.
+
+    What is written gives `logits` and `probabilities`, (B, C), and with `encodings` an `encoding_<modality>` each. It
+    is compared with the model, at batch sizes 1 and 5, before anything is written: the torch.export program always, the
+    ONNX file where onnxruntime is installed.
+
+    Args:
+        model: The model; it is exported in eval mode, on its own device and in its own type.
+        examples: An input of each modality, (2, ...) or more; only its shape and type count.
+        out: The folder.
+        formats: `onnx`, `torch`.
+        encodings: Whether to give encodings out.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        UserError: A part of the model, which the message names, cannot be exported; a package is not installed; the
+            folder cannot be written.
+    """
+    import torch
+
+    from amr.attribution import evaluating
+
+    if "onnx" in formats:
+        _require_onnx()
+        size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+        if size >= LARGEST:
+            raise UserError(
+                f"--format=onnx: the model has {size / 2**30:.1f} GiB, an ONNX file at most 2; allowed: torch"
+            )
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about its own deprecations
+        module = _module(model, encodings)
+        program = _program(module, model, examples)
+        fresh = {b: {m: torch.randn_like(x[:1].expand(b, *x.shape[1:])) for m, x in examples.items()} for b in CHECKED}
+        expected = {b: module(**inputs) for b, inputs in fresh.items()}
+        for batch, inputs in fresh.items():
+            _compare(f"the exported program at batch size {batch}", program.module()(**inputs), expected[batch])
+        data: dict[str, bytes] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for name in formats:
+                path = Path(folder) / FILES[name]
+                if name == "torch":
+                    torch.export.save(program, path)
+                else:
+                    _save_onnx(program, list(examples), list(expected[CHECKED[0]]), path)
+                    _check_onnx(path, fresh, expected)
+                data[FILES[name]] = path.read_bytes()
+    for file, content in data.items():
+        write_bytes(out / file, content)
+    return list(data)
+
+
+def _module(model: "FusionModel", encodings: bool) -> Any:
+    """The model with an argument a modality and a dictionary of outputs."""
+    from torch import Tensor, nn
+
+    class Exported(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+            encoded = self.model.encode(inputs)
+            logits = self.model.head(encoded)
+            more = {f"encoding_{name}": e for name, e in encoded.items()} if encodings else {}
+            return {"logits": logits, "probabilities": logits.softmax(1), **more}
+
+    module = Exported()
+    # torch.export reads the arguments' names off the signature, and loses its way in one dictionary of all.
+    names = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in model.modalities]
+    bound = module.forward
+    forward: Any = lambda **inputs: bound(**inputs)  # noqa: E731  # a bound method takes no attributes
+    forward.__signature__ = inspect.Signature(names)
+    module.forward = forward  # type: ignore[method-assign]
+    return module.eval()
+
+
+def _program(module: Any, model: "FusionModel", examples: "Mapping[str, Tensor]") -> "ExportedProgram":
+    import torch
+
+    batch = torch.export.Dim("batch")
+    try:
+        return torch.export.export(
+            module, (), dict(examples), dynamic_shapes={name: {0: batch} for name in examples}, strict=False
+        )
+    except Exception as error:  # torch raises whatever comes up while it traces
+        raise UserError(f"{_culprit(model, examples)} cannot be exported: {_first_line(error)}") from error
+
+
+def _culprit(model: "FusionModel", examples: "Mapping[str, Tensor]") -> str:
+    """The part that torch.export does not get through, in the configuration's words."""
+    import torch
+
+    batch = torch.export.Dim("batch")
+    for name, encoder in model.encoders.items():
+        try:
+            torch.export.export(encoder, (examples[name],), dynamic_shapes=({0: batch},), strict=False)
+        except Exception:  # this is the question
+            return f"model.encoders.{name}={type(encoder).__name__}"
+    return f"model.fusion={type(model.head).__name__}"
+
+
+def _save_onnx(program: "ExportedProgram", inputs: list[str], outputs: list[str], path: Path) -> None:
+    import torch
+
+    for name in ("torch.onnx", "onnxscript"):  # which tell how they went about it
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        onnx = torch.onnx.export(
+            program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False
+        )
+    except Exception as error:
+        raise UserError(f"--format=onnx: no ONNX for this model: {_first_line(error)}; allowed: torch") from error
+    assert onnx is not None
+    for value in [*onnx.model.graph.inputs, *onnx.model.graph.outputs]:  # the exporter numbers it
+        assert value.shape is not None
+        value.shape = type(value.shape)(["batch", *value.shape[1:]])
+    onnx.save(path, external_data=False)
+
+
+def _check_onnx(
+    path: Path, inputs: "Mapping[int, Mapping[str, Tensor]]", expected: "Mapping[int, Mapping[str, Tensor]]"
+) -> None:
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        return
+    import torch
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    for batch, given in inputs.items():
+        values = session.run(names, {name: x.cpu().numpy() for name, x in given.items()})
+        found = {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+        _compare(f"--format=onnx: onnxruntime at batch size {batch}", found, expected[batch])
+
+
+def _compare(what: str, found: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]") -> None:
+    for name, value in expected.items():
+        scale = max(1.0, float(value.abs().max()))
+        if (
+            found[name].shape != value.shape
+            or not float((found[name].cpu() - value.cpu()).abs().max()) <= TOLERANCE * scale
+        ):
+            raise UserError(f"{what}: {name} is not what the model gives, to within {TOLERANCE}; nothing was written")
+
+
+def _outputs(model: "FusionModel", examples: "Mapping[str, Tensor]", encodings: bool) -> dict[str, Any]:
+    import torch
+
+    classes = model.head.num_classes
+    outputs: dict[str, Any] = {
+        "logits": {"shape": ["batch", classes]},
+        "probabilities": {"shape": ["batch", classes], "is": "softmax of the logits"},
+    }
+    if encodings:
+        with torch.no_grad():
+            encoded = model.encode(examples)
+        outputs |= {f"encoding_{name}": {"shape": ["batch", *e.shape[1:]]} for name, e in encoded.items()}
+    return outputs
+
+
+def _labels(file: Path) -> list[str] | None:
+    """The classes, from run.json; None if it is not there.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if not file.is_file():
+        return None
+    labels: list[str] | None = read_object(file).get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise UserError(f"{file}: labels: {str(labels)[:60]!r}; allowed: a list of names")
+    return labels
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--format: ONNX needs {error.name}, which is not installed: pip install 'amr[export]'; or --format torch"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _readme(described: Mapping[str, Any]) -> str:
+    """How to use what is in the folder; its code runs, in the folder, as it stands."""
+    inputs = described["inputs"]
+    rows = "\n".join(
+        f"| `{name}` | {' x '.join(map(str, one['shape']))} | {', '.join(one['axes'])} | {one['dtype']} |"
+        for name, one in inputs.items()
+    )
+    outputs = "\n".join(
+        f"| `{name}` | {' x '.join(map(str, one['shape']))} |" for name, one in described["outputs"].items()
+    )
+    shapes = ", ".join(f'"{name}": {tuple(one["shape"][1:])}' for name, one in inputs.items())
+    code = []
+    if FILES["onnx"] in described["files"]:
+        code.append(
+            f"""```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{FILES["onnx"]}")
+shapes = {{{shapes}}}
+inputs = {{name: np.zeros((3, *shape), np.float32) for name, shape in shapes.items()}}  # three clips
+outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
+print(outputs["probabilities"].argmax(1))
+```"""
+        )
+    if FILES["torch"] in described["files"]:
+        code.append(
+            f"""```python
+import torch
+
+program = torch.export.load("{FILES["torch"]}").module()
+shapes = {{{shapes}}}
+outputs = program(**{{name: torch.zeros(3, *shape) for name, shape in shapes.items()}})
+print(outputs["probabilities"].argmax(1))
+```"""
+        )
+    card = (
+        "\n[card.md](card.md): what the model was trained and tested on, and its limits.\n"
+        if CARD in described["files"]
+        else ""
+    )
+    blocks = "\n\n".join(code)
+    models = ", ".join(f"`{file}`" for file in FILES.values() if file in described["files"])
+    named = described["labels"] is not None
+    classes = ", and the classes in the order of the outputs" if named else ""
+    unnamed = "" if named else " The classes' names are not in it: they are in the run's folder, which was not there."
+    return f"""# A model exported by amr {described["amr"]}
+
+{models}: encoders and head in eval mode, of `{described["checkpoint"]}`.
+
+| input | shape | axes | type |
+|---|---|---|---|
+{rows}
+
+The batch may have any size. Every input must be there: clips that lack a modality need amr. How a file becomes an
+input, step by step{classes}: [preprocessing.json](preprocessing.json).{unnamed}
+
+| output | shape |
+|---|---|
+{outputs}
+
+{blocks}
+{card}"""

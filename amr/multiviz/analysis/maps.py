@@ -1,0 +1,243 @@
+"""The maps of one clip, as arrays by name (docs/multiviz/files.md)."""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amr.model import FusionModel
+from amr.multiviz import crossmodal as c
+from amr.multiviz import unimodal as u
+from amr.multiviz.analysis.analysis import Analysis, last_convolution
+from amr.multiviz.analysis.files import Arrays
+from amr.multiviz.base import Several
+from amr.multiviz.faithfulness import Explain
+from amr.utils.errors import UserError
+
+REPEATS = 2  # of sampled methods
+
+
+def explain(analysis: Analysis, position: int) -> Arrays:
+    """All maps of an explained clip."""
+    classes, inputs = analysis.classes(position), analysis.inputs([position])
+    n = analysis.chosen.index(position)
+    arrays = {
+        "id": np.array(analysis.clips.ids[position]),
+        "label": np.array(int(analysis.clips.labels[position])),
+        "predicted": np.array(int(analysis.predicted[position])),
+        "classes": classes.cpu().numpy(),
+        "logits": analysis.logits[position].float().numpy(),
+        **_pictures(analysis, position, inputs),
+        **sparse_parts(analysis, position, classes),
+    }
+    units = torch.as_tensor(arrays["units"], device=analysis.device)
+    for modality in analysis.model.modalities:
+        several = Several(classes[None], units[None])
+        importance = u.occlusion(analysis.model, inputs, modality, several, analysis.fine[modality]).values[0]
+        arrays[f"U/{modality}/occlusion"] = _array(importance[: len(classes)])
+        if len(units):
+            arrays[f"R/{modality}/occlusion"] = _array(importance[len(classes) :])
+        for name, method in methods(analysis, modality, classes).items():
+            if name == "occlusion":
+                continue
+            found = method(analysis.model, inputs, analysis.seed)
+            arrays[f"U/{modality}/{name}"] = _array(found.values)
+            if found.error is not None:
+                arrays[f"U_error/{modality}/{name}"] = _array(found.error)
+    if len(analysis.model.modalities) > 1:
+        arrays |= _interactions(analysis, inputs, classes, units)
+        arrays |= _dime(analysis, n, classes)
+        arrays |= _modalities(analysis, n, classes)
+    return arrays
+
+
+def extreme(analysis: Analysis, position: int, units: list[int]) -> Arrays:
+    """Maps of a clip for units that it activates most or least."""
+    inputs = analysis.inputs([position])
+    arrays = {
+        "id": np.array(analysis.clips.ids[position]),
+        "label": np.array(int(analysis.clips.labels[position])),
+        "units": np.array(units),
+        "activations": analysis.features[position, units].float().numpy(),
+        **_pictures(analysis, position, inputs),
+    }
+    arrays |= {f"R/{m}/occlusion": values for m, values in of_units(analysis, inputs, units).items()}
+    return arrays
+
+
+def of_units(analysis: Analysis, inputs: Mapping[str, Tensor], units: list[int]) -> Arrays:
+    """Importance of each modality's atoms for units of one clip, (V, A) a modality."""
+    index = torch.tensor([units], dtype=torch.long, device=analysis.device)
+    several = Several(index.new_empty(1, 0), index)
+    return {
+        m: _array(u.occlusion(analysis.model, inputs, m, several, atoms).values[0])
+        for m, atoms in analysis.fine.items()
+    }
+
+
+def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Explain]:
+    """U's methods that fit the network, by name.
+
+    Args:
+        analysis: What they need to know.
+        modality: Which one they explain.
+        target: Classes (T,). Of one clip and several classes they give (T, A), of a clip for each class the same.
+    """
+    atoms, model = analysis.fine[modality], analysis.model
+
+    def repeated(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
+        """Methods that differentiate: a copy of the clip for each class."""
+
+        def call(model: FusionModel, x: Mapping[str, Tensor], seed: int) -> u.Importance:
+            copies = {m: v.expand(len(target), *v.shape[1:]) if len(v) == 1 else v for m, v in x.items()}
+            return method(model, copies, modality, target, atoms, **options, **({"seed": seed} if drawn else {}))
+
+        return call
+
+    def shared(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
+        """Methods that replace pieces: the classes share the rows."""
+
+        def call(model: FusionModel, x: Mapping[str, Tensor], seed: int) -> u.Importance:
+            given = {**options, **({"seed": seed} if drawn else {})}
+            if len(x[modality]) == len(target):
+                return method(model, x, modality, target, atoms, **given)
+            found = method(model, x, modality, Several(target[None]), atoms, **given)
+            error = None if found.error is None else found.error[0]
+            return u.Importance(found.values[0], error, atoms, found.method)
+
+        return call
+
+    masks = {"samples": max(analysis.samples, 2 * len(atoms) + 2) // 2 * 2, "repeats": REPEATS}
+    last = last_convolution(model.encoders[modality])
+    place = next(name for name, module in model.named_modules() if module is last)
+    found: dict[str, Explain] = {
+        "occlusion": shared(u.occlusion),
+        "integrated_gradients": repeated(u.integrated_gradients),
+        "gradient_shap": repeated(u.gradient_shap, drawn=True, baselines=analysis.others[modality]),
+        "kernel_shap": shared(u.kernel_shap, drawn=True, **masks),
+        "lime": shared(u.lime, drawn=True, **masks),
+        "gradient_input": repeated(u.gradient_input),
+        "gradient": repeated(u.gradient),
+        # The layer of the model that is passed, which may be a copy with other parameters.
+        "grad_cam": lambda other, x, seed: repeated(u.grad_cam, layer=other.get_submodule(place))(other, x, seed),
+        "guided_backprop": repeated(u.guided_backprop),
+    }
+    return {name: one for name, one in found.items() if name not in analysis.unfit[modality]}
+
+
+def _pictures(analysis: Analysis, position: int, inputs: Mapping[str, Tensor]) -> Arrays:
+    """Each modality's input to look at, the atom at each place, and its time in the media file."""
+    arrays: Arrays = {}
+    clip = analysis.data.clips_of(analysis.split).clips[analysis.clips.index[position]]
+    for modality, atoms in analysis.fine.items():
+        picture = analysis.data.picture(modality, inputs[modality][0].cpu(), atoms)
+        low, high = float(picture.image.min()), float(picture.image.max())
+        scaled = (picture.image - low) / ((high - low) or 1.0) * 255
+        arrays[f"picture/{modality}"] = scaled.round().astype(np.uint8)
+        arrays[f"range/{modality}"] = np.array([low, high], dtype=np.float32)
+        arrays[f"unit/{modality}"] = np.array(picture.unit)
+        for name, some in (("fine", atoms), ("coarse", analysis.coarse[modality])):
+            kind = np.uint8 if len(some) < 256 else np.uint16 if len(some) < 65536 else np.int64
+            arrays[f"{name}/{modality}"] = some.label.flatten().numpy()[picture.element].astype(kind)
+        window = analysis.data.window(modality, clip)
+        arrays[f"window/{modality}"] = np.array((np.nan, np.nan) if window is None else window)
+    return arrays
+
+
+def sparse_parts(analysis: Analysis, position: int, classes: Tensor) -> Arrays:
+    """The sparse classifier's logits of the classes by unit, and the units that count most on this clip."""
+    sparse = analysis.sparse
+    if sparse is None:
+        return {"units": np.zeros(0, dtype=np.int64), "activations": np.zeros(0, dtype=np.float32)}
+    features = analysis.features[position].double().numpy()
+    used = np.flatnonzero((sparse["coefficients"] != 0).any(0))
+    standardised = ((features - sparse["mean"]) / sparse["scale"])[used]
+    parts = sparse["coefficients"][classes.cpu().numpy()][:, used] * standardised  # (K, S)
+    order = np.argsort(-np.abs(parts).max(0), kind="stable")[: analysis.options.units]
+    units = used[order[np.abs(parts).max(0)[order] > 0]]
+    return {
+        "units": units,
+        "activations": features[units].astype(np.float32),
+        "P/units": used,
+        "P/contributions": parts.astype(np.float32),
+        "P/intercepts": sparse["intercepts"][classes.cpu().numpy()].astype(np.float32),
+    }
+
+
+def _interactions(analysis: Analysis, inputs: Mapping[str, Tensor], classes: Tensor, units: Tensor) -> Arrays:
+    """C: pairs of atoms of each two modalities; for units by the cheapest method."""
+    arrays: Arrays = {}
+    model, several = analysis.model, Several(classes[None])
+    copies = {m: x.expand(len(classes), *x.shape[1:]) for m, x in inputs.items()}
+    for first, second in combinations(model.modalities, 2):
+        pair = f"{first}/{second}"
+        fine = (first, analysis.fine[first]), (second, analysis.fine[second])
+        coarse = (first, analysis.coarse[first]), (second, analysis.coarse[second])
+        arrays[f"C/{pair}/ablation"] = _array(c.ablation(model, inputs, several, *fine)[0])
+        try:
+            curved = c.second_order(model, copies, classes, *fine)
+        except UserError as error:
+            analysis.note(f"second_order {pair}", f"left out for {first} and {second}: {error}")
+        else:
+            arrays[f"C/{pair}/second_order"] = _array(curved.as_subclass(Tensor))
+            if curved.reason:
+                arrays[f"C_reason/{pair}/second_order"] = np.array(curved.reason)
+        needed = 2 + (1 + len(coarse[0][1])) * (1 + len(coarse[1][1]))
+        sampled: Any = {"samples": max(analysis.samples, 2 * needed), "repeats": REPEATS, "seed": analysis.seed}
+        for name, method in (("joint_shap", c.joint_shap), ("joint_lime", c.joint_lime)):
+            pairs = method(model, inputs, several, *coarse, **sampled).pairs
+            arrays[f"C/{pair}/{name}"] = _array(pairs.values[0])
+            if pairs.error is not None:
+                arrays[f"C_error/{pair}/{name}"] = _array(pairs.error[0])
+        if len(units):
+            only_units = Several(units.new_empty(1, 0), units[None])
+            arrays[f"RC/{pair}/ablation"] = _array(c.ablation(model, inputs, only_units, *coarse)[0])
+    return arrays
+
+
+def _dime(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
+    """DIME of the n-th explained clip, its modalities paired with those of all explained clips."""
+    arrays: Arrays = {}
+    encodings = analysis.encodings(analysis.chosen)
+    own = analysis.inputs([analysis.chosen[n]])
+    several = Several(classes.expand(len(analysis.chosen), -1))
+    for modality, atoms in analysis.coarse.items():
+        part = c.dime(
+            analysis.model,
+            {modality: own[modality].expand(len(analysis.chosen), *own[modality].shape[1:])},  # only the n-th is used
+            encodings,
+            several,
+            (modality, atoms),
+            {modality: own[modality].new_zeros(())},
+            clips=[n],
+            samples=max(analysis.samples, len(atoms) + 2),
+            repeats=REPEATS,
+            seed=analysis.seed,
+        )
+        for name, estimate in (("dime_unimodal", part.unimodal), ("dime_multimodal", part.multimodal)):
+            arrays[f"D/{modality}/{name}"] = _array(estimate.values[0])
+            if estimate.error is not None:
+                arrays[f"D_error/{modality}/{name}"] = _array(estimate.error[0])
+    return arrays
+
+
+def _modalities(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
+    """What the n-th explained clip's logits owe to whole modalities."""
+    encodings = analysis.encodings(analysis.chosen)
+    means = {m: e.mean(0, keepdim=True) for m, e in encodings.items()}
+    copies = {m: e[n : n + 1].expand(len(classes), *e.shape[1:]) for m, e in encodings.items()}
+    pairs = c.interaction_index(analysis.model, copies, means, classes)
+    additive = analysis.projected[n, classes.cpu()]
+    return {
+        "pairs": _array(pairs),
+        "shapley": _array(pairs.diagonal(dim1=1, dim2=2)),
+        "additive": _array(additive),
+        "interaction": _array(analysis.logits[analysis.chosen[n], classes.cpu()] - additive),
+    }
+
+
+def _array(values: Tensor) -> Any:
+    return values.detach().float().cpu().numpy()

@@ -1,0 +1,350 @@
+"""What is said of the whole split, and the maps of all clips as tables."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amr.attribution import attributed_rows, attribution_shares
+from amr.evaluation.runs import Run, read_folder
+from amr.multiviz.analysis import STAGES
+from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.files import Arrays, Row, is_whole, read_table, slug, write_table
+from amr.multiviz.analysis.methods import METHODS
+from amr.utils.errors import UserError
+from amr.utils.files import write_text
+from amr.utils.metrics import split_metrics
+from amr.utils.readers import read_arrays
+
+VERSION = 1
+BINS = 15  # of the calibration
+TOP = 5  # classes that predictions.parquet names
+DONE = {
+    "prediction": "sparse.npz",
+    "representation": "representation.parquet",
+    "errors": "errors.parquet",
+    "trust": "trust.parquet",
+    "simulation": "simulation.parquet",
+    "selection": "selection.parquet",
+}
+
+
+def write(analysis: Analysis) -> None:
+    """Writes atoms.json, predictions.parquet, the tables of maps, and, last, summary.json."""
+    out = analysis.out
+    kinds = {"fine": analysis.fine, "coarse": analysis.coarse}
+    atoms = {
+        m: {k: {"grid": a[m].grid, "coordinates": a[m].coordinates} for k, a in kinds.items()}
+        for m in analysis.model.modalities
+    }
+    write_text(out / "atoms.json", json.dumps(atoms) + "\n")
+    shares = _shares(analysis)
+    predictions = _predictions(analysis, shares)
+    write_table(out / "predictions.parquet", predictions)
+    archives = [analysis.archive(position) for position in analysis.chosen]
+    explained = all(path.is_file() for path in archives)
+    tables = ("unimodal", *(("crossmodal", "modalities") if len(analysis.model.modalities) > 1 else ()))
+    if explained and not all(is_whole(out / f"{name}.parquet") for name in tables):
+        _tables(analysis, archives)
+    found = _summary(analysis, shares, predictions, explained)
+    write_text(out / "summary.json", json.dumps(_plain(found), indent=1, allow_nan=False) + "\n")
+
+
+def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> tuple[float, list[Row]]:
+    """Expected calibration error (Guo et al. 2017, eq. 3) and its bins of equal width in confidence.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,).
+        bins: How many.
+
+    Returns:
+        Σ_b n_b/N · |accuracy_b − mean confidence_b|, and each bin; a clip on an edge belongs to the bin below it.
+    """
+    confidence, answer = probabilities.double().max(1)
+    right = (answer == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    error, found = 0.0, []
+    for b in range(bins):
+        inside = place == b
+        count = int(inside.sum())
+        mean, accuracy = (float(x[inside].mean()) if count else None for x in (confidence, right))
+        found.append(
+            {"low": b / bins, "high": (b + 1) / bins, "clips": count, "confidence": mean, "accuracy": accuracy}
+        )
+        if mean is not None and accuracy is not None:
+            error += count / len(labels) * abs(accuracy - mean)
+    return error, found
+
+
+def _shares(analysis: Analysis) -> Tensor:
+    """Attribution shares of all clips, (N, M); zeros where nothing is attributed."""
+    found = []
+    for start in range(0, len(analysis.clips.ids), 1024):
+        part = analysis.encodings(list(range(start, min(start + 1024, len(analysis.clips.ids)))))
+        found.append(attribution_shares(analysis.model.head, part).cpu())
+    return torch.cat(found)
+
+
+def _predictions(analysis: Analysis, shares: Tensor) -> Any:
+    import pyarrow as pa
+
+    data, labels = analysis.data, analysis.data.labels
+    probabilities = analysis.logits.double().softmax(1)
+    top = probabilities.topk(min(TOP, data.num_classes), dim=1)
+    errors = {row["id"]: row for row in _errors(analysis)}
+    listing = data.clips_of(analysis.split).clips
+    attributed = attributed_rows(shares)
+    rows = []
+    for i, id in enumerate(analysis.clips.ids):
+        clip = data.locate(listing[analysis.clips.index[i]])
+        names = [labels[c] for c in top.indices[i].tolist()]
+        error = errors.get(id, {})
+        row: Row = {
+            "id": id,
+            "slug": slug(id),
+            "label": labels[int(analysis.clips.labels[i])],
+            "predicted": labels[int(analysis.predicted[i])],
+            "correct": bool(analysis.predicted[i] == analysis.clips.labels[i]),
+            "confidence": float(top.values[i, 0]),
+            "top_classes": names,
+            "top_probabilities": top.values[i].tolist(),
+        }
+        for m, modality in enumerate(analysis.model.modalities):
+            row[f"share_{modality}"] = float(shares[i, m]) if attributed[i] else None
+        row |= {"error_kind": error.get("kind"), "error_modality": error.get("modality")}
+        row["explained"] = analysis.archive(i).is_file()
+        files = {m: clip.files.get(m) for m in analysis.model.modalities}
+        row |= {f"file_{m}": None if file is None else str(file) for m, file in files.items()}
+        row |= {"start": clip.start, "end": clip.end, "problem": _problem(data.root, files)}
+        rows.append(row)
+    table = pa.Table.from_pylist(rows)
+    texts = {"error_kind", "error_modality", "problem", *(f"file_{m}" for m in analysis.model.modalities)}
+    kinds: dict[str, Any] = dict.fromkeys(texts, pa.string()) | {"start": pa.float64(), "end": pa.float64()}
+    kinds |= {f"share_{m}": pa.float64() for m in analysis.model.modalities}
+    return table.cast(pa.schema([pa.field(f.name, kinds.get(f.name, f.type)) for f in table.schema]))
+
+
+def _errors(analysis: Analysis) -> list[Row]:
+    """Wrong predictions; none if the stage was not asked for."""
+    path = analysis.out / DONE["errors"]
+    return read_table(path) if path.is_file() else []
+
+
+def _problem(root: Path, files: dict[str, Path | None]) -> str | None:
+    """Why a clip's media cannot be shown."""
+    said = []
+    for modality, file in files.items():
+        if file is None:
+            said.append(f"{modality}: no file is known")
+        elif not (root / file).is_file():
+            said.append(f"{modality}: the file {file} is gone")
+    return "; ".join(said) or None
+
+
+def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bool) -> Row:
+    data, labels, truth = analysis.data, analysis.data.labels, analysis.clips.labels
+    run = _run(analysis)
+    metrics = split_metrics(data.num_classes, "")
+    scores = metrics(analysis.logits, truth)
+    error, bins = calibration(analysis.logits.double().softmax(1), truth)
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(confusion, (truth.numpy(), analysis.predicted.numpy()), 1)
+    attributed, right = attributed_rows(shares), analysis.predicted == truth
+    by_class: Row = {}
+    for c, label in enumerate(labels):
+        own = truth == c
+        if bool(own.any()):
+            clips = {"clips": int(own.sum()), "accuracy": float(right[own].double().mean())}
+            by_class[label] = {**clips, **_mean_shares(analysis, shares[own & attributed])}
+    stages = [s for s in STAGES if (s in DONE and (analysis.out / DONE[s]).is_file()) or (s == "clips" and explained)]
+    return {
+        "version": VERSION,
+        "title": run.title if run else analysis.checkpoint.stem,
+        "method": run.method if run else None,
+        "dataset": data.name,
+        "split": analysis.split,
+        "modalities": list(analysis.model.modalities),
+        "labels": labels,
+        "checkpoint": str(analysis.checkpoint),
+        "root": str(data.root.resolve()),
+        "clips": len(analysis.clips.ids),
+        "lacking": analysis.clips.lacking,
+        "explained": sum(predictions.column("explained").to_pylist()),
+        "accuracy": float(scores["acc"]),
+        "mAP": float(scores["mAP"]),
+        "ECE": error,
+        "calibration": bins,
+        "dominance": _mean_shares(analysis, shares[attributed]),
+        "dominance_by_class": by_class,
+        "confusion": confusion.tolist(),
+        "history": [{"epoch": epoch, **values} for epoch, values in run.epochs.items()] if run else [],
+        "robust": {k: v for k, v in run.test.items() if k.startswith("test/robust/")} if run else {},
+        "emap": _emap(analysis) if len(analysis.model.modalities) > 1 else None,
+        "sparse": _sparse(analysis),
+        "errors": dict(
+            Counter(" ".join(filter(None, (row["kind"], row["modality"]))) for row in _errors(analysis)).most_common()
+        ),
+        "methods": _methods(analysis, explained),
+        "stages": stages,
+        "notes": list(analysis.notes.values()),
+    }
+
+
+def _mean_shares(analysis: Analysis, shares: Tensor) -> Row:
+    means = shares.double().mean(0).tolist() if len(shares) else [None] * len(analysis.model.modalities)
+    return dict(zip(analysis.model.modalities, means, strict=True))
+
+
+def _run(analysis: Analysis) -> Run | None:
+    """The run that the checkpoint lies in."""
+    folder = analysis.checkpoint.parent.parent
+    if not (folder / "run.json").is_file():
+        return None
+    try:
+        return read_folder(folder)
+    except UserError as error:
+        analysis.note("history", f"the run's own record cannot be read: {error}")
+        return None
+
+
+def _emap(analysis: Analysis) -> Row:
+    truth, said = analysis.clips.labels[analysis.chosen], analysis.predicted[analysis.chosen]
+    additive = analysis.projected.argmax(1)
+    means = {"accuracy": said == truth, "additive_accuracy": additive == truth, "agreement": said == additive}
+    return {"clips": len(analysis.chosen), **{name: float(x.double().mean()) for name, x in means.items()}}
+
+
+def _sparse(analysis: Analysis) -> Row | None:
+    sparse = analysis.sparse
+    if sparse is None:
+        return None
+    return {
+        "lambda": float(sparse["lambda"]),
+        "units": int((sparse["coefficients"] != 0).any(0).sum()),
+        "accuracy": float(sparse["accuracy"]),
+        "agreement": float(sparse["agree"].mean()),
+        "clips": int(sparse["clips"]),
+    }
+
+
+def _methods(analysis: Analysis, explained: bool) -> list[Row]:
+    """The methods that have maps."""
+    if not explained:
+        return []
+    there = {(name.split("/")[0], name.split("/")[-1]) for name in read_arrays(analysis.archive(analysis.chosen[0]))}
+    there |= {("R", method) for stage, method in there if stage == "RC"}
+    if ("P", "units") in there:
+        there.add(("P", "sparse"))
+    return [method._asdict() for method in METHODS if (method.stage, method.method) in there]
+
+
+def _plain(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _tables(analysis: Analysis, archives: list[Path]) -> None:
+    """unimodal.parquet, crossmodal.parquet and modalities.parquet of the clips' archives."""
+    labels, names = analysis.data.labels, analysis.model.modalities
+    single, double = _Long(), _Long()
+    rows: list[Row] = []
+    for n, path in enumerate(archives):
+        arrays = read_arrays(path)
+        id, classes = str(arrays["id"]), [labels[k] for k in arrays["classes"].tolist()]
+        for name, values in arrays.items():
+            stage, _, rest = name.partition("/")
+            where = rest.split("/")
+            of_unit = stage in ("R", "RC")
+            targets: Iterable[Any] = arrays["units"].tolist() if of_unit else classes
+            error = arrays.get(f"{stage}_error/{rest}")
+            if stage in ("U", "D", "R") and len(where) == 2:
+                for k, target in enumerate(targets):
+                    text = {"id": id, "class": None if of_unit else target, "stage": stage}
+                    text |= {"modality": where[0], "method": where[1], "atoms": "coarse" if stage == "D" else "fine"}
+                    single.add(text, target if of_unit else None, values[k], None if error is None else error[k])
+            elif stage in ("C", "RC"):
+                coarse = values.shape[1:] == tuple(len(analysis.coarse[m]) for m in where[:2])
+                for k, target in enumerate(targets):
+                    text = {"id": id, "class": None if of_unit else target, "first": where[0], "second": where[1]}
+                    text |= {"method": where[2], "atoms": "coarse" if coarse else "fine"}
+                    double.add(text, target if of_unit else None, values[k], None if error is None else error[k])
+        if "shapley" in arrays:
+            rows.append(_modality_row(analysis, n, arrays, id))
+    write_table(analysis.out / "unimodal.parquet", single.table(("atom",)))
+    if len(names) > 1:
+        write_table(analysis.out / "crossmodal.parquet", double.table(("first_atom", "second_atom")))
+        write_table(analysis.out / "modalities.parquet", rows)
+
+
+def _modality_row(analysis: Analysis, n: int, arrays: Arrays, id: str) -> Row:
+    labels, names = analysis.data.labels, analysis.model.modalities
+    return {
+        "id": id,
+        "label": labels[int(arrays["label"])],
+        "predicted": labels[int(arrays["predicted"])],
+        "emap_predicted": labels[int(analysis.projected[n].argmax())],
+        "additive": float(arrays["additive"][0]),
+        "interaction": float(arrays["interaction"][0]),
+        **{f"shapley_{m}": float(arrays["shapley"][0, k]) for k, m in enumerate(names)},
+        **{
+            f"pair_{first}_{second}": float(arrays["pairs"][0, a, b])
+            for a, first in enumerate(names)
+            for b, second in enumerate(names)
+            if a < b
+        },
+    }
+
+
+class _Long:
+    """A table with a row a value, built of whole maps: text is the same all over a map."""
+
+    def __init__(self) -> None:
+        self.texts: list[Row] = []
+        self.units: list[int | None] = []
+        self.values: list[NDArray[Any]] = []
+        self.errors: list[NDArray[Any]] = []
+
+    def add(self, text: Row, unit: int | None, values: NDArray[Any], error: NDArray[Any] | None) -> None:
+        """One map."""
+        self.texts.append(text)
+        self.units.append(unit)
+        self.values.append(values)
+        self.errors.append(np.full(values.shape, np.nan, dtype=values.dtype) if error is None else error)
+
+    def table(self, axes: tuple[str, ...]) -> Any:
+        """All of them; `axes` name the maps' dimensions."""
+        import pyarrow as pa
+
+        sizes = [v.size for v in self.values]
+        columns: dict[str, Any] = {}
+        for name in self.texts[0] if self.texts else ():
+            words = list(dict.fromkeys(text[name] for text in self.texts if text[name] is not None))
+            code = {word: k for k, word in enumerate(words)} | {None: -1}
+            codes = np.repeat([code[text[name]] for text in self.texts], sizes).astype(np.int32)
+            indices = pa.array(codes, mask=codes < 0)
+            columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(words, pa.string()))
+            if name == "class":
+                units = np.repeat([-1 if unit is None else unit for unit in self.units], sizes)
+                columns["unit"] = pa.array(units, mask=units < 0)
+        places = [np.indices(v.shape).reshape(v.ndim, -1) for v in self.values]
+        for axis, name in enumerate(axes):
+            columns[name] = np.concatenate([p[axis] for p in places]).astype(np.int32)
+        columns["value"] = np.concatenate([v.ravel() for v in self.values])
+        errors = np.concatenate([e.ravel() for e in self.errors])
+        columns["error"] = pa.array(errors, mask=np.isnan(errors))
+        return pa.table(columns)

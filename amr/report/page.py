@@ -1,0 +1,317 @@
+"""The page: one HTML file that loads nothing, readable on a phone, in light and in dark."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from amr.evaluation.runs import BLANK, Run
+from amr.report.figures import Plot, image, is_crowded, plot_curves
+from amr.report.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
+from amr.report.table import (
+    AMR_CAPTION,
+    DIFFERENCES,
+    SPLIT_NAMES,
+    Bold,
+    Row,
+    Stat,
+    amr_cells,
+    cells,
+    differing_settings,
+    explanation,
+    notes_on,
+    row_names,
+    show,
+    statement,
+    summarise,
+    union_of_modalities,
+)
+from amr.utils.errors import UserError
+from amr.utils.files import write_text
+from amr.utils.readers import printable
+
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+CSS = """
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #fff; --card: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9da7b3; --line: #3a424c; --page: #0d1117; --card: #161b22; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: var(--text); background: var(--page);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+p, ul, dl { max-width: 75ch; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+code, pre { font: .875em/1.5 ui-monospace, monospace; }
+pre { padding: .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.scroll { overflow-x: auto; } .soft, caption { color: var(--soft); }
+table { border-collapse: collapse; margin: .5rem 0; font-size: .93rem; }
+caption { text-align: left; font-size: .9rem; padding-bottom: .4rem; }
+th, td { padding: .35rem .65rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; }
+.num { text-align: right; font-variant-numeric: tabular-nums; } .num span { white-space: nowrap; }
+tbody .text { min-width: 5.5rem; }
+th.group { text-align: center; border-bottom: 1px solid var(--line); }
+.notes { border-left: 4px solid #e69f00; padding: .25rem 0 .25rem 2rem; margin: 1rem 0; }
+.plots { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
+figure img { display: block; width: 100%; height: auto; }
+details { margin: .5rem 0; } summary { cursor: pointer; padding: .25rem 0; }
+@media (max-width: 600px) {
+  body { font-size: 15px; padding: .75rem; } table { font-size: .87rem; } th, td { padding: .3rem .25rem; }
+  tbody .text { overflow-wrap: anywhere; } tbody td.text { min-width: 3.5rem; }
+  caption { max-width: calc(100vw - 1.5rem); }
+}
+"""
+
+
+def write_report(runs: Sequence[Run], out: str | Path, command: str | None = None) -> None:
+    """Write the page: one HTML file that loads nothing, put in place in one step.
+
+    Figures are SVG in `img` data URIs: sharp at any size, their ids cannot collide, and an image runs no script.
+
+    Args:
+        runs: Finished and unfinished runs.
+        out: The file, ending in .html; its folder is made.
+        command: How the page says it can be made again; default: from the runs' paths.
+
+    Raises:
+        UserError: `out` is not an .html file or cannot be written.
+    """
+    out = Path(out)
+    if command is None:
+        command = shlex.join(["amr", "compare", *(str(run.path) for run in runs), "--out", str(out)])
+    check_target(out, ".html")
+    write_text(out, _page(runs, printable(command)))
+
+
+def _page(runs: Sequence[Run], command: str) -> str:
+    rows = summarise(runs)
+    datasets = sorted({run.dataset for run in runs})
+    methods = len({row.method for row in rows})
+    shown = sum(len(row.runs) for row in rows)
+    of = "" if shown == len(runs) else f"{shown} of "
+    title = f"Comparison on {', '.join(datasets)}: {_count(methods, 'method')}, {of}{_count(len(runs), 'run')}"
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if rows:
+        parts.append(f"<p>{escape(statement(rows[0].source))}</p>")
+        fusions = {row.fusion for row in rows}
+        about = "" if len(fusions) > 1 else f"Fusion: {fusions.pop()}. "
+        caption = f"{about}All in %, {SPLIT_NAMES[rows[0].source]} split; mean ± standard deviation over seeds."
+        parts.append(_table(f"{caption} {explanation(rows)}".strip(), *cells(rows)))
+        if effects := amr_cells(rows):
+            parts += ["<h2>What AMR changes</h2>", _table(AMR_CAPTION, *effects)]
+    else:
+        parts.append("<p>No run has a validated epoch yet: there is nothing to compare.</p>")
+    if notes := notes_on(runs, rows):
+        parts.append(f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>')
+    plots = plot_curves(runs)
+    for dataset in dict.fromkeys(plot.dataset for plot in plots):
+        parts.append(f"<h2>{escape('Training' if len(datasets) == 1 else f'Training on {dataset}')}</h2>")
+        small = (
+            ""
+            if is_crowded(row for row in rows if row.dataset == dataset)
+            else " In the scatter, small marks are runs."
+        )
+        parts.append('<p class="soft">Line: mean over a method\'s seeds, at the epochs that all of them have. ')
+        parts.append(f"Band: lowest to highest seed.{small}</p>")
+        figures = "".join(_figure(plot) for plot in plots if plot.dataset == dataset)
+        parts.append(f'<div class="plots">{figures}</div>')
+    parts += [*_robustness(rows), *_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
+    parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
+    return document(title, "\n".join(parts))
+
+
+def document(title: str, body: str, css: str = "") -> str:
+    """A page that loads nothing, in the project's one look; `body` is HTML, `title` is text."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{CSP}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{CSS}{css}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _figure(plot: Plot) -> str:
+    data = base64.b64encode(image(plot.figure, "svg")).decode()
+    return f'<figure><img alt="{escape(plot.alt)}" src="data:image/svg+xml;base64,{data}"></figure>'
+
+
+TEXT_COLUMNS = frozenset({"Dataset", "Fusion", "Method", "Seeds", "Class", "Setting", "Value", "Methods", "Run"})
+DOMINANCE = " dominance"
+
+
+def _table(caption: str, head: Sequence[str], body: Iterable[Sequence[str]], row_head: str = "Method") -> str:
+    """An HTML table of escaped cells; the cells under `row_head` head their rows, "<m> dominance" share a heading."""
+    kinds = ["text" if name in TEXT_COLUMNS else "num" for name in head]
+    shares = [name.removesuffix(DOMINANCE) for name in head if name.endswith(DOMINANCE)]
+    rowspan = ' rowspan="2"' if shares else ""
+    headings = [
+        f'<th scope="col" class="{kind}"{rowspan}>{escape(name)}</th>'
+        for name, kind in zip(head, kinds, strict=True)
+        if not name.endswith(DOMINANCE)
+    ]
+    if shares:
+        before = next(index for index, name in enumerate(head) if name.endswith(DOMINANCE))
+        headings.insert(before, f'<th scope="colgroup" class="group" colspan="{len(shares)}">Dominance</th>')
+        headings += ["</tr><tr>", *(f'<th scope="col" class="num">{_breakable(name)}</th>' for name in shares)]
+    lines = []
+    for line in body:
+        cells = []
+        for name, kind, cell in zip(head, kinds, line, strict=True):
+            text = _breakable(cell)
+            if kind == "num":  # may break before the ± or the interval, never inside a number
+                text = re.sub(r" (?=±|\[)", "</span> <span>", f"<span>{escape(cell)}</span>")
+            if isinstance(cell, Bold):
+                text = f"<strong>{text}</strong>"
+            tag, scope = ("th", ' scope="row"') if name == row_head else ("td", "")
+            cells.append(f'<{tag}{scope} class="{kind}">{text}</{tag}>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{''.join(headings)}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _breakable(text: str) -> str:
+    """Escaped text that a narrow column may break after a dot, slash, plus or underscore."""
+    return re.sub(r"([/+_]|\.(?!\d))", r"\1<wbr>", escape(text))
+
+
+def _robustness(rows: Sequence[Row]) -> list[str]:
+    """What is lost when a modality is missing or goes wrong: a table and plots, of the runs that were asked."""
+    parts = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        chosen = [row for row in rows if row.dataset == dataset and any(run.robustness for run in row.runs)]
+        if not chosen:
+            continue
+        names = dict(zip(map(id, rows), row_names(rows), strict=True))
+        several = len({row.dataset for row in rows}) > 1
+        parts.append(f"<h2>{escape(f'Robustness on {dataset}' if several else 'Robustness')}</h2>")
+        parts.append(_table(ROBUSTNESS_CAPTION, *robustness_cells(chosen, [names[id(row)] for row in chosen])))
+        figures = "".join(map(_figure, plot_robustness(chosen)))
+        parts.append(f'<div class="plots">{figures}</div>')
+    return parts
+
+
+def _class_tables(rows: Sequence[Row]) -> list[str]:
+    """Accuracy and dominance by class, a fold for each row whose runs have per_class.csv with the table's split."""
+    parts, without = [], []
+    for name, row in zip(row_names(rows), rows, strict=True):
+        tables = [table for run in row.runs if (table := run.per_class.get(row.source))]
+        if not tables:
+            if any(run.per_class for run in row.runs):
+                without.append(name)
+            continue
+        modalities = list(row.dominance)
+        body = []
+        for label in dict.fromkeys(label for table in tables for label in table):
+            cells = [table[label] for table in tables if label in table]
+            clips = sorted({int(cell["clips"]) for cell in cells if math.isfinite(cell.get("clips", math.nan))})
+            stats = [
+                Stat.of([cell[column] for cell in cells if column in cell])
+                for column in ("acc", "AP", *(f"dominance/{m}" for m in modalities))
+            ]
+            counted = BLANK if not clips else str(clips[0]) if len(clips) == 1 else f"{clips[0]} to {clips[-1]}"
+            body.append([label, counted, *(show(stat, len(tables)) for stat in stats)])
+        head = ["Class", "Clips", "Accuracy", "AP", *(f"{m} dominance" for m in modalities)]
+        caption = f"{name}, {SPLIT_NAMES[row.source]} split, {_count(len(tables), 'run')}; in %."
+        parts.append(f"<details><summary>{escape(name)}</summary>{_table(caption, head, body, 'Class')}</details>")
+    if without:
+        names = escape(", ".join(without))
+        parts.append(f"<p>per_class.csv has no rows of the {SPLIT_NAMES[rows[0].source]} split: {names}.</p>")
+    return ["<h2>By class</h2>", *parts] if parts else []
+
+
+def _settings_table(rows: Sequence[Row]) -> list[str]:
+    """Which settings differ and who has which value, one line for each value: narrow enough for a phone."""
+    keys = differing_settings(run for row in rows for run in row.runs)
+    body = []
+    for key in keys:
+        values: defaultdict[str, list[str]] = defaultdict(list)
+        for name, row in zip(row_names(rows), rows, strict=True):
+            for value in dict.fromkeys(run.settings[key] for run in row.runs if key in run.settings):
+                having = [run for run in row.runs if run.settings.get(key) == value]
+                only = "" if len(having) == len(row.runs) else f" (seed {', '.join(str(run.seed) for run in having)})"
+                values[value].append(name + only)
+        body += [[key, value, ", ".join(names)] for value, names in values.items()]
+    if not body:
+        return []
+    caption = (
+        "Settings (config.yaml) that are not the same in all runs. A method that is not named has no such setting."
+    )
+    return ["<h2>What differs between the runs</h2>", _table(caption, ["Setting", "Value", "Methods"], body, "Setting")]
+
+
+def _run_table(rows: Sequence[Row]) -> list[str]:
+    modalities = union_of_modalities(rows)
+    body = []
+    for name, row in zip(row_names(rows), rows, strict=True):
+        for run in row.runs:
+            numbers = run.numbers(row.source)
+            columns = ["mAP", "acc", *(f"dominance/{m}" for m in modalities if row.dominance)]
+            values = [f"{100 * numbers[c]:.1f}" if c in numbers else BLANK for c in columns]
+            values += [BLANK] * (2 + len(modalities) - len(values))
+            best = BLANK if run.best_epoch is None else str(run.best_epoch)
+            seed = BLANK if run.seed is None else str(run.seed)
+            body.append([run.where, name, seed, str(len(run.epochs)), best, *values])
+    if not body:
+        return []
+    head = ["Run", "Method", "Seed", "Epochs", "Best epoch", "mAP", "Accuracy", *(f"{m} dominance" for m in modalities)]
+    caption = (
+        f"In %, {SPLIT_NAMES[rows[0].source]} split. Epochs count from 0; best: the first with the highest val/acc."
+    )
+    return [
+        "<h2>Every run</h2>",
+        f"<details><summary>{len(body)} in the table</summary>",
+        _table(caption, head, body, "Run"),
+        "</details>",
+    ]
+
+
+def _definitions() -> str:
+    terms = {
+        "Dominance": "A modality's share of the decision, in %. Gradient x input at the encoder outputs: the gradient "
+        "of the winning class's score with respect to the encoder's output, times that output, elementwise; the L2 "
+        "norm of this, divided by the sum of these norms over modalities; averaged over clips. The shares of a run "
+        f"add up to 100; with two modalities, 50 is balance. A unimodal run's is always 100: left blank ({BLANK}).",
+        "Accuracy": "Clips whose highest-scored class is the right one, in %.",
+        "mAP": "Average precision of each class, averaged over classes, in %.",
+        " and ".join(DIFFERENCES.values()): "Mean, over the seeds that a row and naive fusion both have, of the row's "
+        "number minus naive fusion's with the same seed; in brackets, its 95 % interval by Student's t with n - 1 "
+        "degrees of freedom. Naive fusion with the row's fusion, or the dataset's only one; at least two such seeds.",
+        "±": "Sample standard deviation over seeds (divided by n - 1); none for a single seed. "
+        "(n=...) beside a number: only so many of the row's runs have it.",
+    }
+    return f"<h2>Definitions</h2><dl>{''.join(f'<dt>{k}</dt><dd>{escape(v)}</dd>' for k, v in terms.items())}</dl>"
+
+
+def check_target(path: Path, suffix: str) -> None:
+    """Refuse a file name that is not for this kind of file, before the work and before anything else is overwritten.
+
+    Raises:
+        UserError: The name does not end in `suffix`, or is a folder's.
+    """
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise UserError(f"{printable(str(path))}: not a file to write; allowed: a name ending in {suffix}")

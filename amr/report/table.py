@@ -1,0 +1,386 @@
+"""Runs grouped by (dataset, fusion, method): the table, and what to know before trusting it."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from amr.evaluation.runs import ALL, BLANK, Run, Source
+from amr.report.difference import Difference
+
+SPLIT_NAMES: dict[Source, str] = {"test": "test", "val": "validation"}
+# The order of the paper's Table 1; other methods follow by name.
+ORDER = (
+    *("naive", "dropout", "modality_dropout", "umt", "ogm", "ogm_ge", "gradient_blending"),
+    *("gge", "pmr", "agm", "mmpareto", "mmcosine"),
+)
+TOLERANCE = 0.05  # of a share, from its target
+DIFFERENCES = {"mAP": "mAP vs naive", "acc": "Accuracy vs naive"}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean over `n` seeds and sample standard deviation (ddof 1; None for one seed), both fractions."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat | None:
+        """Summary of `values`; None if there are none."""
+        if not values:
+            return None
+        sd = (statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan) if len(values) > 1 else None
+        return cls(statistics.fmean(values), sd, len(values))
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f}" + ("" if self.sd is None else f" ± {100 * self.sd:.1f}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method on a dataset with a fusion, over its seeds.
+
+    Attributes:
+        dataset: The dataset's name.
+        fusion: The fusion's name.
+        method: The method's name.
+        title: How the method is called.
+        source: The split that all the numbers are from.
+        runs: The runs, by seed.
+        accuracy: Over the runs.
+        mean_ap: Over the runs; None if not logged.
+        dominance: By modality; empty for a unimodal run, whose 100 % says nothing.
+    """
+
+    dataset: str
+    fusion: str
+    method: str
+    title: str
+    source: Source
+    runs: tuple[Run, ...]
+    accuracy: Stat | None
+    mean_ap: Stat | None
+    dominance: dict[str, Stat]
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """The runs' seeds, in their order."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def unimodal(self) -> bool:
+        """Whether its models have one modality; not so a foreign run that merely logged no shares."""
+        return len(self.runs[0].modalities) == 1 and self.runs[0].modalities != (ALL,)
+
+    @property
+    def with_amr(self) -> bool:
+        """Whether AMR is part of the method."""
+        return "amr" in self.method.split("+")
+
+    @property
+    def base(self) -> str:
+        """The method without AMR: "naive" for "amr", "umt" for "umt+amr" and for "umt"."""
+        return "+".join(part for part in self.method.split("+") if part != "amr") or "naive"
+
+    @property
+    def target(self) -> dict[str, float]:
+        """AMR's target share by modality: the setting model.amr.ratio, or equal shares."""
+        modalities, settings = union_of_modalities([self]), self.runs[0].settings
+        for prefix in ("model.amr.ratio", "model.amr.init_args.ratio"):
+            with suppress(KeyError, ValueError, ZeroDivisionError):
+                ratio = {m: float(settings[f"{prefix}.{m}"]) for m in modalities}
+                return {m: part / sum(ratio.values()) for m, part in ratio.items()}
+        return dict.fromkeys(modalities, 1 / len(modalities))
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """A metric ("acc", "mAP") by seed; over runs with the same seed, their mean."""
+        values: defaultdict[int, list[float]] = defaultdict(list)
+        for run in self.runs:
+            numbers = run.numbers(self.source)
+            if run.seed is not None and metric in numbers:
+                values[run.seed].append(numbers[metric])
+        return {seed: statistics.fmean(found) for seed, found in values.items()}
+
+
+def choose_source(runs: Iterable[Run]) -> Source:
+    """Pick "test" if every run that has numbers has been tested, else "val": one table never mixes the two."""
+    finished = [run for run in runs if run.missing is None]
+    return "test" if finished and all("test/acc" in run.test for run in finished) else "val"
+
+
+def incomplete(runs: Iterable[Run]) -> list[tuple[Run, str]]:
+    """The runs that `summarise` leaves out, each with the reason."""
+    runs = list(runs)
+    source = choose_source(runs)
+    reasons = [(run, run.missing or ("" if run.numbers(source) else "no validated epoch yet")) for run in runs]
+    return [(run, reason) for run, reason in reasons if reason]
+
+
+def summarise(runs: Iterable[Run]) -> list[Row]:
+    """Mean and standard deviation over seeds, a row for each (dataset, fusion, method).
+
+    Unimodal rows come first, then naive, then the other methods, each followed by the same with AMR.
+    """
+    runs = list(runs)
+    source = choose_source(runs)
+    groups: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.missing is None and run.numbers(source):
+            groups[run.dataset, run.fusion, run.method].append(run)
+    rows = []
+    for (dataset, fusion, method), members in groups.items():
+        members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.path))
+        numbers = [run.numbers(source) for run in members]
+        multimodal = {m: f"dominance/{m}" for run in members if len(run.modalities) > 1 for m in run.modalities}
+        stats = {c: Stat.of([n[c] for n in numbers if c in n]) for c in ("acc", "mAP", *multimodal.values())}
+        dominance = {m: stat for m, column in multimodal.items() if (stat := stats[column])}
+        title = members[0].title
+        rows.append(Row(dataset, fusion, method, title, source, tuple(members), stats["acc"], stats["mAP"], dominance))
+    return sorted(rows, key=_order)
+
+
+def table_markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown with padded columns: reads well in a terminal and in a README."""
+    return _markdown(*cells(rows))
+
+
+def table_text(runs: Sequence[Run]) -> str:
+    """What `compare` prints: what the numbers are, the tables in Markdown, and what to know before trusting them."""
+    rows = summarise(runs)
+    parts = [statement(rows[0].source), table_markdown(rows)] if rows else ["No run has a validated epoch yet."]
+    parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
+    if effects := amr_cells(rows):
+        parts += [f"What AMR changes. {AMR_CAPTION}", _markdown(*effects)]
+    parts.append("\n".join(f"- {note}" for note in notes_on(runs, rows)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [[_markdown_cell(cell) for cell in line] for line in [head, *body]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = [cell in ("Dataset", "Fusion", "Method", "Seeds") for cell in head]
+    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for width, is_left in zip(widths, left, strict=True)]
+    padded = [
+        [f"{cell:{'<' if is_left else '>'}{w}}" for cell, w, is_left in zip(line, widths, left, strict=True)]
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _markdown_cell(cell: str) -> str:
+    text = re.sub(r"([\\|<`*])", r"\\\1", cell)
+    return f"**{text}**" if isinstance(cell, Bold) else text
+
+
+def _order(row: Row) -> tuple[str | int, ...]:
+    if row.unimodal:
+        return row.dataset, 0, row.runs[0].modalities[0], 0, row.method
+    rank = ORDER.index(row.base) if row.base in ORDER else len(ORDER)
+    return row.dataset, 1, row.fusion, rank, row.base, row.with_amr, row.method
+
+
+def naive_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """Naive fusion to compare a row with: the one with its fusion, else the dataset's only one; None for itself."""
+    naive = [other for other in rows if (other.dataset, other.method) == (row.dataset, "naive")]
+    chosen = [other for other in naive if other.fusion == row.fusion] or naive
+    return chosen[0] if len(chosen) == 1 and row.method != "naive" else None
+
+
+def plain_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The same method without AMR; None if there is none, or if the row has no AMR."""
+    key = (row.dataset, row.fusion, row.base)
+    found = (other for other in rows if (other.dataset, other.fusion, other.method) == key)
+    return next(found, None) if row.with_amr else None
+
+
+def difference(row: Row, other: Row | None, metric: str) -> Difference | None:
+    """The row's paired difference to another, over the seeds that both have; None for fewer than two."""
+    if other is None:
+        return None
+    mine, theirs = row.by_seed(metric), other.by_seed(metric)
+    return Difference.of([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
+
+
+class Bold(str):
+    """A cell to be set in bold."""
+
+    __slots__ = ()
+
+
+def union_of_modalities(rows: Iterable[Row]) -> list[str]:
+    """Union of the rows' modalities, in the order of the models with most of them."""
+    runs = sorted((run for row in rows for run in row.runs), key=lambda run: -len(run.modalities))
+    return list(dict.fromkeys(m for run in runs for m in run.modalities if run.modalities != (ALL,)))
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The table's header and lines as text; Dataset and Fusion only where they differ."""
+    modalities = union_of_modalities(rows)
+    named = _named(rows, rows)
+    to_naive = {m: [difference(row, naive_of(row, rows), m) for row in rows] for m in DIFFERENCES}
+    to_naive = {metric: column for metric, column in to_naive.items() if any(column)}
+    shares = [f"{m} dominance" for m in modalities]
+    head = [*named, "mAP", "Accuracy", *shares, *(DIFFERENCES[metric] for metric in to_naive), "Seeds"]
+    body = []
+    for index, row in enumerate(rows):
+        stats = [row.mean_ap, row.accuracy, *(row.dominance.get(m) for m in modalities)]
+        seeds = ", ".join(BLANK if seed is None else str(seed) for seed in row.seeds)
+        values = [show(stat, len(row.runs)) for stat in [*stats, *(column[index] for column in to_naive.values())]]
+        for place, metric in enumerate(DIFFERENCES):
+            if _is_best(row, rows, metric):
+                values[place] = Bold(values[place])
+        body.append([*(column[index] for column in named.values()), *values, f"{seeds} (n={len(row.runs)})"])
+    return head, body
+
+
+def amr_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
+    """The table of what AMR changes in each method that is there without it, too; None if there is no such pair."""
+    pairs = [(row, plain) for row in rows if (plain := plain_of(row, rows))]
+    if not pairs:
+        return None
+    modalities = union_of_modalities([row for row, _ in pairs])
+    named = _named([plain for _, plain in pairs], rows)
+    head = [*named, "mAP", "Accuracy", *(f"{m} dominance" for m in modalities)]
+    body = []
+    for index, (row, plain) in enumerate(pairs):
+        changes = [show(difference(row, plain, metric), len(row.runs)) for metric in DIFFERENCES]
+        for m in modalities:
+            before, after = (
+                stat and f"{100 * stat.mean:.1f}" for stat in (plain.dominance.get(m), row.dominance.get(m))
+            )
+            changes.append(f"{before or BLANK} → {after or BLANK}")
+        body.append([*(column[index] for column in named.values()), *changes])
+    return head, body
+
+
+AMR_CAPTION = (
+    "Paired differences to the same method without AMR, over the seeds that both have, in percentage points, with 95 % "
+    "t-intervals; mean dominance in %, without → with AMR."
+)
+
+
+def explanation(rows: Sequence[Row]) -> str:
+    """How the differences and the bold cells are to be read; empty if there are no differences."""
+    if not any(difference(row, naive_of(row, rows), metric) for row in rows for metric in DIFFERENCES):
+        return ""
+    return (
+        "vs naive: mean of the paired differences to naive fusion over the seeds that both have, in percentage points, "
+        "with its 95 % t-interval. Bold: a dataset's highest mean, only where this interval lies wholly above 0; the "
+        "intervals are not corrected for the number of rows."
+    )
+
+
+def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:
+    means = {id(other): stat.mean for other in rows if other.dataset == row.dataset and (stat := _stat(other, metric))}
+    gain = difference(row, naive_of(row, rows), metric)
+    return gain is not None and gain.low > 0 and means.get(id(row)) == max(means.values())
+
+
+def _stat(row: Row, metric: str) -> Stat | None:
+    return row.accuracy if metric == "acc" else row.mean_ap
+
+
+def _named(chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The columns that name the chosen ones of the rows; Dataset and Fusion only where the rows differ in them."""
+    titles = {id(row): title for row, title in zip(rows, _titles(rows), strict=True)}
+    columns = {
+        "Dataset": ([row.dataset for row in chosen], len({row.dataset for row in rows})),
+        "Fusion": ([row.fusion for row in chosen], len({row.fusion for row in rows})),
+        "Method": ([titles[id(row)] for row in chosen], 2),
+    }
+    return {name: column for name, (column, different) in columns.items() if different > 1}
+
+
+def _titles(rows: Sequence[Row]) -> list[str]:
+    """The rows' titles, with the method's name where two methods have the same one."""
+    methods: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        methods[row.title].add(row.method)
+    return [row.title if len(methods[row.title]) == 1 else f"{row.title} ({row.method})" for row in rows]
+
+
+def show(stat: Stat | Difference | None, runs: int) -> str:
+    """A cell: a dash for nothing, and how many of the `runs` had the number if not all."""
+    return BLANK if stat is None else str(stat) + ("" if stat.n == runs else f" (n={stat.n})")
+
+
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """How plots and lists call each row: its title, with dataset and fusion where those differ."""
+    datasets, fusions = {row.dataset for row in rows}, {(row.dataset, row.fusion) for row in rows}
+    parts = [
+        ([row.dataset] if len(datasets) > 1 else []) + ([row.fusion] if len(fusions) > len(datasets) else []) + [title]
+        for row, title in zip(rows, _titles(rows), strict=True)
+    ]
+    return [" · ".join(part) for part in parts]
+
+
+def statement(source: Source) -> str:
+    """Where the table's numbers are from, in words."""
+    if source == "test":
+        return (
+            "Numbers are from the test split (test/*), as last logged for each run's trained weights; "
+            "every compared run has been tested."
+        )
+    return (
+        "Numbers are from the validation split, for each run at its epoch with the highest val/acc (the first such "
+        "epoch); not every compared run has test results. The epoch is picked on the split that is reported, so "
+        "expect less on test."
+    )
+
+
+def notes_on(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before trusting the table."""
+    notes = [f"Incomplete, not in the table: {run.where}: {reason}." for run, reason in incomplete(runs)]
+    notes += [f"{run.where}: {note}." for run in runs for note in run.notes]
+    tested = [run for row in rows for run in row.runs if "test/acc" in run.test]
+    if rows and rows[0].source == "val" and tested:
+        total = sum(len(row.runs) for row in rows)
+        notes.append(f"{len(tested)} of {total} runs have test results; they are not shown, to compare like with like.")
+    for name, row in zip(row_names(rows), rows, strict=True):
+        doubles = [str(seed) for seed, count in Counter(row.seeds).items() if count > 1 and seed is not None]
+        if doubles:
+            notes.append(
+                f"{name}: seed {', '.join(doubles)} is there more than once; its ± is not over independent runs."
+            )
+        if keys := differing_settings(row.runs):
+            shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+            notes.append(f"{name}: its runs differ in more than the seed: {shown}.")
+        for run in row.runs:
+            done, planned = max(run.epochs, default=-1) + 1, run.settings.get("trainer.max_epochs", "")
+            if planned.isdecimal() and 0 < done < int(planned):
+                notes.append(f"{run.where}: {done} of {planned} epochs so far (still running, or stopped early).")
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        if len({run.labels for row in rows if row.dataset == dataset for run in row.runs}) > 1:
+            notes.append(f"{dataset}: the runs' class lists differ, so their numbers are not comparable.")
+    return notes + _balance_notes(rows)
+
+
+def _balance_notes(rows: Sequence[Row]) -> list[str]:
+    """Which rows with AMR have a share that is not near its target, on the split that the table shows."""
+    notes, measured = [], False
+    for name, row in zip(row_names(rows), rows, strict=True):
+        if row.with_amr and row.dominance:
+            measured = True
+            away = [
+                f"{m} {100 * share.mean:.1f} for {100 * row.target[m]:.1f} %"
+                for m, share in row.dominance.items()
+                if not abs(share.mean - row.target[m]) <= TOLERANCE + 1e-9  # NaN, too, is not near
+            ]
+            if away:
+                notes.append(f"{name}: dominance farther than {TOLERANCE} from its target: {', '.join(away)}.")
+    if measured and not notes:
+        return [f"Every AMR row's dominance is within {TOLERANCE} of its target."]
+    return notes
+
+
+def differing_settings(runs: Iterable[Run]) -> list[str]:
+    """Settings in which the runs differ; runs without config.yaml are not asked."""
+    known = [run.settings for run in runs if run.settings]
+    return sorted(key for key in {k for s in known for k in s} if len({s.get(key) for s in known}) > 1)
