@@ -232,7 +232,7 @@ def test_what_is_refused_takes_little_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from amr import readers\n"
+        "from amr.utils import readers\n"
         "folder = Path(sys.argv[1])\n"
         "reads = {'a.yaml': readers.read_yaml, 'a.json': readers.read_object, 'a.npz': readers.read_arrays}\n"
         "reads |= dict.fromkeys(('a.parquet', 'b.parquet'), lambda file: readers.read_table(file, 'rows'))\n"
