@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
+from amr.evaluation.statistics import Difference, t_quantile
 from amr.report import find_runs, plot_curves, plot_summary, read_run, read_runs, summarise, table_text, write_report
-from amr.report.difference import Difference, t_quantile
 from tests.test_compare import EVIL, Reader, epoch, results, table_of, write_run
 
 DASH = "\N{EN DASH}"

@@ -13,7 +13,7 @@ import yaml
 
 from amr.cli import main
 from amr.cli.benchmark import make_cells, read_grid, resolver
-from amr.report.difference import Difference
+from amr.evaluation.statistics import Difference
 from tests.conftest import REPOSITORY
 
 STUDY = REPOSITORY / "docs" / "study"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amr.datamodules.atoms import Atoms
+from amr.evaluation.statistics import mean_interval, wilson
 from amr.model import FusionModel
 from amr.multiviz.base import (
     Baseline,
@@ -28,7 +29,6 @@ from amr.multiviz.base import (
 from amr.multiviz.held import Held, hold, masked_scores, one_baseline
 from amr.multiviz.joint import Side, Space, encode, sides
 from amr.multiviz.unimodal import Importance
-from amr.report.difference import t_quantile
 from amr.utils.errors import UserError
 
 Explain = Callable[[FusionModel, Mapping[str, Tensor], int], Importance]
@@ -82,7 +82,7 @@ class Area:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % t-interval of the mean gain, over clips; infinite for one clip."""
-        return mean_interval(self.gain)
+        return mean_interval(self.gain.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,19 +106,6 @@ class Pointing:
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the rate, for clips that are independent of each other."""
         return wilson(self.rate, len(self.hits))
-
-
-def wilson(rate: float, count: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927).
-
-    Args:
-        rate: The share, 0 to 1.
-        count: Of how many, at least 1.
-    """
-    z = 1.959963984540054
-    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True, eq=False)
@@ -871,7 +858,7 @@ def _warnings(
                 mean = float(area.gain.mean())
                 found.append(f"{name}: not better than a random order (gain {mean:.3g}, 95 % {low:.3g} to {high:.3g})")
         mean_correlation = torch.stack([*correlations.values()]).mean(0)
-        low, high = mean_interval(mean_correlation)
+        low, high = mean_interval(mean_correlation.tolist())
         if low <= 0:
             mean = float(mean_correlation.mean())
             found.append(
@@ -980,15 +967,6 @@ def _rows(copies: int, count: int, batch: int, device: torch.device) -> Iterator
     for start in range(0, copies * count, batch):
         rows = torch.arange(start, min(start + batch, copies * count), device=device)
         yield rows // count, rows % count
-
-
-def mean_interval(values: Tensor) -> tuple[float, float]:
-    """95 % t-interval of the mean of values (N,); infinite for one."""
-    count = len(values)
-    if count < 2:
-        return -math.inf, math.inf
-    half = t_quantile(count - 1) * float(values.std()) / math.sqrt(count)
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _known(model: FusionModel, modality: str) -> None:

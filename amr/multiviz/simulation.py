@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_sp
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from amr.report.difference import t_quantile
+from amr.evaluation.statistics import t_quantile
 from amr.utils.errors import UserError
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]

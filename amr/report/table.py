@@ -10,8 +10,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from amr.evaluation.runs import ALL, BLANK, Run, Source
-from amr.report.difference import Difference
+from amr.evaluation.runs import ALL
+from amr.evaluation.runs import BLANK
+from amr.evaluation.runs import Run
+from amr.evaluation.runs import Source
+from amr.evaluation.statistics import Difference
 
 SPLIT_NAMES: dict[Source, str] = {"test": "test", "val": "validation"}
 # The order of the paper's Table 1; other methods follow by name.

@@ -1,7 +1,7 @@
 """Tables and plots of the study from docs/study/results/*.parquet: `python docs/study/report.py`.
 
 Tables go between the markers of docs/study/README.md and tables.md, plots beside them. Differences are paired by seed,
-with 95 % t-intervals (`amr.report.difference`).
+with 95 % t-intervals (`amr.evaluation.statistics`).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from amr.report.difference import Difference
+from amr.evaluation.statistics import Difference
 from amr.utils.files import write_text
 
 FOLDER = Path(__file__).parent

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linprog  # type: ignore[import-untyped]
+from scipy.optimize import linprog
 
 from amr.datamodules import Clips, Synthetic
 from amr.datamodules.synthetic.planted import TASKS, Planted, Task

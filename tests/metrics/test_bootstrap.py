@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import rankdata, spearmanr  # type: ignore[import-untyped]
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from amr.evaluation.bootstrap import Bootstrap, Interval, ranks, spearman, weighted_means

@@ -7,11 +7,12 @@ from typing import Any
 import captum.metrics
 import numpy as np
 import pytest
-import scipy.stats  # type: ignore[import-untyped]
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from amr.datamodules.atoms import flat_atoms, waveform_atoms
+from amr.evaluation.statistics import wilson
 from amr.fusion import Attention, Concat
 from amr.model import FusionModel
 from amr.multiviz.base import Unit
@@ -33,7 +34,6 @@ from amr.multiviz.faithfulness import (
     spearman,
     stability,
     trust,
-    wilson,
 )
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, lime, occlusion
 from amr.utils.errors import UserError

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amr.evaluation.statistics import mean_interval
 from amr.multiviz.analysis import maps
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.files import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.multiviz.analysis.study import selection, simulation
 from amr.multiviz.base import Unit
 from amr.multiviz.errors import classify_errors, error_units
-from amr.multiviz.faithfulness import interaction_sensitivity_n, mean_interval, sensitivity_n
+from amr.multiviz.faithfulness import interaction_sensitivity_n, sensitivity_n
 from amr.multiviz.faithfulness import trust as trust_scores
 from amr.multiviz.prediction import sparse_path, top_units
 from amr.multiviz.representation import extreme_features
@@ -198,7 +199,7 @@ def trust(analysis: Analysis) -> None:
     rows = [row for part in todo for row in read_table(part)]
     if analysis.sparse is not None:
         agree = torch.from_numpy(analysis.sparse["agree"]).double()
-        low, high = mean_interval(agree)
+        low, high = mean_interval(agree.tolist())
         share = float(agree.mean())
         said = [f"says what the model says for {100 * share:.0f} % of the clips only"] if share < ALIKE else []
         rows.append({"stage": "P", "method": "sparse", "score": share, "low": max(low, 0.0), "high": min(high, 1.0)})
@@ -276,7 +277,8 @@ def _units(analysis: Analysis, inputs: dict[str, Tensor], modality: str, archive
 def _follows(scores: Any) -> Row:
     """The mean correlation over set sizes, and its interval over clips."""
     each = torch.stack([*scores.values()]).mean(0)
-    ends = (None if math.isinf(end) else min(max(end, -1.0), 1.0) for end in mean_interval(each))  # a correlation's
+    interval = mean_interval(each.tolist())
+    ends = (None if math.isinf(end) else min(max(end, -1.0), 1.0) for end in interval)  # a correlation's
     low, high = ends
     return {"score": float(each.mean()), "low": low, "high": high, "score_name": FOLLOWS}
 

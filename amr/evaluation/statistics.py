@@ -1,4 +1,4 @@
-"""Paired differences over seeds, with Student's t-interval. The quantile is computed here: scipy is slow to import."""
+"""Means of few numbers with their intervals. Nothing here imports torch, and scipy is imported to compute only."""
 
 from __future__ import annotations
 
@@ -40,19 +40,29 @@ class Difference:
         return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean of independent values; infinite for one."""
+    found = Difference.of(values)
+    return (-math.inf, math.inf) if found is None else (found.low, found.high)
+
+
 def t_quantile(freedom: int, probability: float = 0.95) -> float:
-    """The t with P(|T| < t) = `probability` for `freedom` (whole, positive) degrees of freedom, by bisection."""
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _central(middle, freedom) < probability else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    """The t with P(|T| < t) = `probability`, for T of Student's distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + probability) / 2))
 
 
-def _central(angle: float, freedom: int) -> float:
-    """P(|T| < sqrt(freedom) tan(angle)): the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = total = 0.0
-    for power in range(freedom % 2, freedom - 1, 2):
-        term = cosine**power if power < 2 else term * cosine**2 * (power - 1) / power
-        total += term
-    return (angle + sine * total) * 2 / math.pi if freedom % 2 else sine * total
+def wilson(rate: float, count: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927).
+
+    Args:
+        rate: The share, 0 to 1.
+        count: Of how many, at least 1.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.975))
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
