@@ -34,41 +34,8 @@ from amr.report.table import (
 )
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
+from amr.utils.html import document
 from amr.utils.readers import printable
-
-CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-CSS = """
-:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #fff; --card: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --soft: #9da7b3; --line: #3a424c; --page: #0d1117; --card: #161b22; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: var(--text); background: var(--page);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p, ul, dl { max-width: 75ch; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
-code, pre { font: .875em/1.5 ui-monospace, monospace; }
-pre { padding: .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.scroll { overflow-x: auto; } .soft, caption { color: var(--soft); }
-table { border-collapse: collapse; margin: .5rem 0; font-size: .93rem; }
-caption { text-align: left; font-size: .9rem; padding-bottom: .4rem; }
-th, td { padding: .35rem .65rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; }
-.num { text-align: right; font-variant-numeric: tabular-nums; } .num span { white-space: nowrap; }
-tbody .text { min-width: 5.5rem; }
-th.group { text-align: center; border-bottom: 1px solid var(--line); }
-.notes { border-left: 4px solid #e69f00; padding: .25rem 0 .25rem 2rem; margin: 1rem 0; }
-.plots { display: grid; gap: 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
-figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
-figure img { display: block; width: 100%; height: auto; }
-details { margin: .5rem 0; } summary { cursor: pointer; padding: .25rem 0; }
-@media (max-width: 600px) {
-  body { font-size: 15px; padding: .75rem; } table { font-size: .87rem; } th, td { padding: .3rem .25rem; }
-  tbody .text { overflow-wrap: anywhere; } tbody td.text { min-width: 3.5rem; }
-  caption { max-width: calc(100vw - 1.5rem); }
-}
-"""
 
 
 def write_report(runs: Sequence[Run], out: str | Path, command: str | None = None) -> None:
@@ -126,26 +93,6 @@ def _page(runs: Sequence[Run], command: str) -> str:
     parts += [*_robustness(rows), *_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
     parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
     return document(title, "\n".join(parts))
-
-
-def document(title: str, body: str, css: str = "") -> str:
-    """A page that loads nothing, in the project's one look; `body` is HTML, `title` is text."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{CSP}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{CSS}{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def _count(number: int, noun: str) -> str:

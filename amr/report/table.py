@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from amr.evaluation.runs import ALL
-from amr.evaluation.runs import BLANK
-from amr.evaluation.runs import Run
-from amr.evaluation.runs import Source
+from amr.evaluation.runs import ALL, BLANK, Run, Source
 from amr.evaluation.statistics import Difference
 
 SPLIT_NAMES: dict[Source, str] = {"test": "test", "val": "validation"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from amr.datamodules.store.media import Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.utils.files import atomically
+from amr.utils.html import document
 from amr.utils.work import span
 
 _ORDER = ("train", "val", "test", "all")
@@ -22,8 +23,6 @@ def write_summary(store: Path, report: PrepareReport, clips: Iterable[tuple[Clip
         report: The counts.
         clips: Each with its reasons by modality.
     """
-    from amr.report.page import document
-
     listed, sound = Counter[str](), Counter[str]()
     named: dict[tuple[str, str], list[str]] = defaultdict(list)
     for clip, reasons in clips:
