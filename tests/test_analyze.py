@@ -22,11 +22,11 @@ from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis import STAGES, add_arguments, maps, stages, summary
 from amr.multiviz.analysis.analysis import Analysis, datamodule
-from amr.multiviz.analysis.files import read_table, slug
 from amr.multiviz.analysis.summary import calibration
 from amr.multiviz.base import Unit
 from amr.multiviz.faithfulness import interaction_sensitivity_n
 from amr.utils import files
+from amr.utils.arrays import read_table, slug
 from amr.utils.errors import UserError
 from amr.utils.readers import read_arrays
 from tests.processes import dead_process, other_process_holds

@@ -14,7 +14,7 @@ from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.evaluation.robustness import SCHEMA, Encoded, Row, check_unimodal, measure, measure_encodings, write_rows
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.analysis.files import remove
+from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
 

@@ -39,10 +39,10 @@ from amr.datamodules.loader import collate_clips
 from amr.evaluation import use
 from amr.evaluation.bootstrap import Bootstrap, Interval, spearman
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.analysis.files import slug, write_arrays
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
 from amr.multiviz.shapley import coalition_outputs
+from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import write_bytes

@@ -18,10 +18,10 @@ from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.load import data_section, load_model
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.analysis.files import Arrays, is_whole, slug, write_arrays, write_table
 from amr.multiviz.base import undisturbed
 from amr.multiviz.crossmodal import emap
 from amr.multiviz.unimodal import grad_cam, guided_backprop
+from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.errors import UserError
 from amr.utils.files import replacing, write_bytes, write_text
 from amr.utils.readers import read_arrays, read_object

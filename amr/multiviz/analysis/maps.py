@@ -12,9 +12,9 @@ from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import Analysis, last_convolution
-from amr.multiviz.analysis.files import Arrays
 from amr.multiviz.base import Several
 from amr.multiviz.faithfulness import Explain
+from amr.utils.arrays import Arrays
 from amr.utils.errors import UserError
 
 REPEATS = 2  # of sampled methods

@@ -16,7 +16,6 @@ from torch import Tensor
 from amr.evaluation.statistics import mean_interval
 from amr.multiviz.analysis import maps
 from amr.multiviz.analysis.analysis import Analysis
-from amr.multiviz.analysis.files import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.multiviz.analysis.study import selection, simulation
 from amr.multiviz.base import Unit
 from amr.multiviz.errors import classify_errors, error_units
@@ -25,6 +24,7 @@ from amr.multiviz.faithfulness import trust as trust_scores
 from amr.multiviz.prediction import sparse_path, top_units
 from amr.multiviz.representation import extreme_features
 from amr.multiviz.unimodal import Importance
+from amr.utils.arrays import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.utils.errors import UserError
 from amr.utils.readers import read_arrays
 

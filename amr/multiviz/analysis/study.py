@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from amr.datamodules.base import stable_order
 from amr.multiviz.analysis import maps
 from amr.multiviz.analysis.analysis import Analysis
-from amr.multiviz.analysis.files import Arrays, Row, is_whole, read_table, remove, write_table
 from amr.multiviz.crossmodal import ablation
 from amr.multiviz.errors import compare_selections
 from amr.multiviz.simulation import simulate
 from amr.multiviz.unimodal import occlusion
+from amr.utils.arrays import Arrays, Row, is_whole, read_table, remove, write_table
 from amr.utils.errors import UserError
 from amr.utils.readers import read_arrays
 

@@ -1,4 +1,4 @@
-"""The files of an analysis: tables and archives of arrays, whole or not at all; a damaged one is made again."""
+"""Tables and archives of arrays as files, whole or not at all, a damaged one is made again; and file names for clips."""
 
 import hashlib
 import io
