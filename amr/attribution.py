@@ -236,6 +236,24 @@ def evaluating(head: object) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in fp32, gradients only where asked for; mode, RNG state and `.grad` fields are as before after.
+
+    Inference mode, which Lightning validates in, is left: tensors made inside it must be cloned to get a gradient.
+    """
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        evaluating(model),
+    ):
+        yield
+
+
 def _check(score: Score, encodings: Mapping[str, Tensor]) -> None:
     if score not in get_args(Score):
         raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")

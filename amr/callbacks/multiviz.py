@@ -159,7 +159,7 @@ class MultiVizCallback(pl.Callback):
     def _units(
         self, trainer: pl.Trainer, module: FusionClassifier, encodings: dict[str, Tensor], labels: Tensor
     ) -> None:
-        from amr.multiviz.base import undisturbed
+        from amr.attribution import undisturbed
         from amr.multiviz.prediction import sparse_path, top_units
 
         with undisturbed(module.model), torch.no_grad():

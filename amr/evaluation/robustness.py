@@ -31,6 +31,7 @@ from amr.attribution import (
     attribution_shares,
     class_score,
     shapley_values,
+    undisturbed,
 )
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
@@ -38,10 +39,9 @@ from amr.datamodules.corruptions import SEVERITIES, Corruptible
 from amr.datamodules.loader import collate_clips
 from amr.evaluation import use
 from amr.evaluation.bootstrap import Bootstrap, Interval, spearman
+from amr.evaluation.emap import emap
+from amr.evaluation.head import coalition_outputs
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.base import undisturbed
-from amr.multiviz.crossmodal import emap
-from amr.multiviz.shapley import coalition_outputs
 from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amr.attribution import coalition_index, shapley_values
+from amr.attribution import coalition_index, shapley_values, undisturbed
+from amr.evaluation.head import head_rows
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
-from amr.multiviz.base import head_rows, undisturbed
 
 Correct = Tensor
 """(2^M, N) float64 of 0 and 1; bit m of the first index says whether modality m is kept."""

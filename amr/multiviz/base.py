@@ -1,14 +1,12 @@
-"""What all analyses share: what is explained, of which clips, without leaving a trace in the model."""
+"""What all analyses share: what is explained, of which clips."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from amr.attribution import evaluating
 from amr.model import FusionModel
 from amr.utils.errors import UserError
 
@@ -40,27 +38,6 @@ Target = Literal["predicted"] | int | Tensor | Unit
 
 Fixed = Tensor | Unit | Several
 """A target without names to look up: classes are one a clip."""
-
-Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
-"""What replaces something: zeros, the mean over the clips at hand, or a tensor for each modality."""
-
-
-@contextmanager
-def undisturbed(model: FusionModel) -> Iterator[None]:
-    """Evaluation mode in fp32, gradients only where asked for; mode, RNG state and `.grad` fields are as before after.
-
-    Inference mode, which Lightning validates in, is left: tensors made inside it must be cloned to get a gradient.
-    """
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with (
-        torch.random.fork_rng(devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        evaluating(model),
-    ):
-        yield
 
 
 def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Target | Several) -> Tensor | Unit:
@@ -140,65 +117,6 @@ def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: F
         return scores if target.units is None else torch.cat([scores, features.gather(1, target.units)], dim=1)
     logits: Tensor = model.head(dict(encodings))
     return logits.gather(1, target[:, None])[:, 0]
-
-
-def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[str, Tensor]:
-    """The baseline of each modality, expanded to the shape of its values.
-
-    Args:
-        values: Inputs or encodings, (N, ...), of the modalities that are replaced.
-        baseline: Tensors must broadcast to the values: one clip's, or one a clip. Further keys are ignored.
-
-    Raises:
-        UserError: The name is unknown, or a modality's tensor is missing or of another shape.
-    """
-    if isinstance(baseline, str):
-        match baseline:
-            case "zeros":
-                return {m: torch.zeros_like(x) for m, x in values.items()}
-            case "mean":
-                return {m: x.mean(0, keepdim=True).expand_as(x) for m, x in values.items()}
-        raise UserError(f"baseline: {baseline!r}; allowed are 'zeros', 'mean', or a tensor for each modality")
-    found = {}
-    for name, x in values.items():
-        if name not in baseline:
-            raise UserError(f"baseline: none for the modality {name!r}; it has {', '.join(map(repr, baseline))}")
-        try:
-            found[name] = baseline[name].to(x).expand_as(x)
-        except RuntimeError as error:
-            shapes = f"{tuple(baseline[name].shape)} for values of {tuple(x.shape)}"
-            raise UserError(f"baseline: {name!r} has the shape {shapes}") from error
-    return found
-
-
-def head_rows(
-    function: Callable[[dict[str, Tensor]], Tensor],
-    pools: Mapping[str, Tensor],
-    picks: Callable[[Tensor], Mapping[str, Tensor]],
-    count: int,
-    batch: int,
-) -> Iterator[Tensor]:
-    """Runs the head on rows whose encodings are drawn from pools: `batch` of them are in memory at a time.
-
-    Args:
-        function: Maps encodings (R, ...) to (R, ...); `model.head`, or a score.
-        pools: Encodings of each modality to draw from, (P_m, ...).
-        picks: Maps row numbers (R,) to each modality's positions in its pool, (R,).
-        count: Number of rows.
-        batch: Rows at a time.
-
-    Yields:
-        What `function` returned for rows 0 to batch - 1, and so on.
-
-    Raises:
-        UserError: `batch` is below 1.
-    """
-    if batch < 1:
-        raise UserError(f"batch: must be at least 1, got {batch}")
-    device = next(iter(pools.values())).device
-    for start in range(0, count, batch):
-        chosen = picks(torch.arange(start, min(start + batch, count), device=device))
-        yield function({name: pool[chosen[name]] for name, pool in pools.items()})
 
 
 def at_least(function: str, **options: tuple[int, int]) -> None:

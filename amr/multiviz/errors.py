@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from amr.attribution import undisturbed
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
-from amr.multiviz.base import undisturbed
 from amr.multiviz.prediction import SparsePath, sparse_path
 from amr.utils.errors import UserError
 

@@ -13,19 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
+from amr.evaluation.head import Baseline, baseline_values
 from amr.evaluation.statistics import mean_interval, wilson
 from amr.model import FusionModel
-from amr.multiviz.base import (
-    Baseline,
-    Target,
-    at_least,
-    baseline_values,
-    fixed_target,
-    target_scores,
-    targets_of,
-    undisturbed,
-)
+from amr.multiviz.base import Target, at_least, fixed_target, target_scores, targets_of
 from amr.multiviz.held import Held, hold, masked_scores, one_baseline
 from amr.multiviz.joint import Side, Space, encode, sides
 from amr.multiviz.unimodal import Importance

@@ -8,20 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms, flat_atoms
+from amr.evaluation.emap import Estimate, over_repeats
+from amr.evaluation.head import Baseline, baseline_values, head_rows
 from amr.model import FusionModel
-from amr.multiviz.base import (
-    Baseline,
-    Fixed,
-    Several,
-    Target,
-    baseline_values,
-    fixed_targets,
-    head_rows,
-    target_scores,
-    targets_of,
-    undisturbed,
-)
+from amr.multiviz.base import Fixed, Several, Target, fixed_targets, target_scores, targets_of
 from amr.multiviz.unimodal import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
 from amr.utils.errors import UserError
 
@@ -30,14 +22,6 @@ Space = Literal["inputs", "encodings"]
 
 Side = str | tuple[str, Atoms]
 """A modality and its atoms; the name alone stands for every element an atom, in vectors (D,) and tokens (T, D)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """Values and their standard error, of the same shape: 0 where they are exact, None of one repeat."""
-
-    values: Tensor
-    error: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,14 +220,6 @@ def scorer(model: FusionModel, fixed: Fixed, clip: int) -> Callable[[dict[str, T
         return target_scores(model, encodings, targets_of(fixed, rows))
 
     return score
-
-
-def over_repeats(values: Tensor, like: Tensor, *, exact: bool = False) -> Estimate:
-    """Mean over repeats (R, ...) and its standard error, in the dtype and on the device of `like`."""
-    mean = values.mean(0).to(like)
-    if exact:
-        return Estimate(mean, torch.zeros_like(mean))
-    return Estimate(mean, (values.std(0) / len(values) ** 0.5).to(like) if len(values) > 1 else None)
 
 
 def _split(x: Tensor, rows: int) -> list[Tensor]:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amr.attribution import undisturbed
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.base import undisturbed
 from amr.utils.errors import UserError
 
 

@@ -1,13 +1,14 @@
 """Exact Shapley values and interaction indices of modalities: a coalition is those that are not replaced."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from amr.attribution import coalition_index, shapley_values
+from amr.attribution import coalition_index, shapley_values, undisturbed
+from amr.evaluation.head import Baseline, coalition_outputs
 from amr.model import FusionModel
-from amr.multiviz.base import Baseline, Target, Unit, baseline_values, fixed_target, head_rows, undisturbed
+from amr.multiviz.base import Target, Unit, fixed_target
 
 
 def modality_shapley(
@@ -57,42 +58,6 @@ def interaction_index(
     scores, count = _coalition_scores(model, encodings, baseline, target, batch), len(encodings)
     rows = [torch.stack([coalition_index(scores, sorted({i, j})) for j in range(count)], dim=1) for i in range(count)]
     return torch.stack(rows, dim=1)
-
-
-def coalition_outputs(
-    model: FusionModel,
-    encodings: Mapping[str, Tensor],
-    baseline: Baseline,
-    *,
-    function: Callable[[dict[str, Tensor]], Tensor] | None = None,
-    batch: int = 4096,
-) -> Tensor:
-    """What the head says with every set of modalities: 2^M · N head rows.
-
-    Args:
-        model: The model.
-        encodings: Encoding of each modality, (N, ...).
-        baseline: What a modality outside the coalition becomes.
-        function: Maps encodings (R, ...) to (R, K); None: the head.
-        batch: Head rows at a time.
-
-    Returns:
-        (2^M, N, K); bit m of the first index says whether modality m is kept.
-
-    Raises:
-        UserError: The baseline does not exist.
-    """
-    bits, clips = {name: bit for bit, name in enumerate(encodings)}, len(next(iter(encodings.values())))
-    # Each modality's pool is its N encodings, then their N baselines.
-    pools = {name: torch.cat([encodings[name], b]) for name, b in baseline_values(encodings, baseline).items()}
-
-    def picks(rows: Tensor) -> dict[str, Tensor]:
-        coalition, clip = rows // clips, rows % clips
-        return {name: torch.where((coalition >> bit) & 1 == 1, clip, clip + clips) for name, bit in bits.items()}
-
-    with undisturbed(model), torch.no_grad():
-        rows = torch.cat([*head_rows(function or model.head, pools, picks, clips << len(bits), batch)])
-    return rows.reshape(-1, clips, rows.shape[1])
 
 
 def _coalition_scores(

@@ -16,9 +16,10 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
-from amr.multiviz.base import Several, Target, at_least, undisturbed
+from amr.multiviz.base import Several, Target, at_least
 from amr.multiviz.held import encoder_of, hold, input_gradient, masked_scores, one_baseline
 from amr.utils.errors import UserError
 

@@ -13,10 +13,10 @@ from torchmetrics.classification import MulticlassCalibrationError
 from amr.attribution import absolute_shares
 from amr.encoders.base import Encoder
 from amr.evaluation import use
+from amr.evaluation.head import coalition_outputs
 from amr.evaluation.robustness import Encoded, Row, measure_encodings
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
-from amr.multiviz.shapley import coalition_outputs
 
 
 class Same(Encoder):

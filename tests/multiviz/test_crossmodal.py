@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amr.datamodules.atoms import Atoms, flat_atoms
 from amr.encoders.base import Encoder
+from amr.evaluation.emap import emap
 from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank
 from amr.fusion.base import Fusion, pool_all
 from amr.model import FusionModel
@@ -23,7 +24,6 @@ from amr.multiviz.crossmodal import (
     ablation,
     contributions,
     dime,
-    emap,
     emap_estimate,
     emap_gap,
     interaction_index,
@@ -199,7 +199,7 @@ def test_pairings_estimate_the_projection(monkeypatch: pytest.MonkeyPatch) -> No
     exact = emap_estimate(model, e)
     assert exact.error is not None
     assert not exact.error.any()
-    monkeypatch.setattr("amr.multiviz.crossmodal._EXACT_ROWS", 0)
+    monkeypatch.setattr("amr.evaluation.emap._EXACT_ROWS", 0)
     assert torch.equal(emap(model, e), exact.values), "512 rows are fewer than 8 pairings' 1,536"
     with counting(model) as rows:
         one = emap_estimate(model, e, pairings=2)

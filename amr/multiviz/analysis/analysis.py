@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
+from amr.attribution import undisturbed
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
+from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
 from amr.model import FusionModel, complete_rows
-from amr.multiviz.base import undisturbed
-from amr.multiviz.crossmodal import emap
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.errors import UserError

@@ -1,0 +1,109 @@
+"""The head on encodings that are put together anew: other clips', a baseline's. No encoder runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from amr.attribution import undisturbed
+from amr.model import FusionModel
+from amr.utils.errors import UserError
+
+Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
+"""What replaces something: zeros, the mean over the clips at hand, or a tensor for each modality."""
+
+
+def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[str, Tensor]:
+    """The baseline of each modality, expanded to the shape of its values.
+
+    Args:
+        values: Inputs or encodings, (N, ...), of the modalities that are replaced.
+        baseline: Tensors must broadcast to the values: one clip's, or one a clip. Further keys are ignored.
+
+    Raises:
+        UserError: The name is unknown, or a modality's tensor is missing or of another shape.
+    """
+    if isinstance(baseline, str):
+        match baseline:
+            case "zeros":
+                return {m: torch.zeros_like(x) for m, x in values.items()}
+            case "mean":
+                return {m: x.mean(0, keepdim=True).expand_as(x) for m, x in values.items()}
+        raise UserError(f"baseline: {baseline!r}; allowed are 'zeros', 'mean', or a tensor for each modality")
+    found = {}
+    for name, x in values.items():
+        if name not in baseline:
+            raise UserError(f"baseline: none for the modality {name!r}; it has {', '.join(map(repr, baseline))}")
+        try:
+            found[name] = baseline[name].to(x).expand_as(x)
+        except RuntimeError as error:
+            shapes = f"{tuple(baseline[name].shape)} for values of {tuple(x.shape)}"
+            raise UserError(f"baseline: {name!r} has the shape {shapes}") from error
+    return found
+
+
+def head_rows(
+    function: Callable[[dict[str, Tensor]], Tensor],
+    pools: Mapping[str, Tensor],
+    picks: Callable[[Tensor], Mapping[str, Tensor]],
+    count: int,
+    batch: int,
+) -> Iterator[Tensor]:
+    """Runs the head on rows whose encodings are drawn from pools: `batch` of them are in memory at a time.
+
+    Args:
+        function: Maps encodings (R, ...) to (R, ...); `model.head`, or a score.
+        pools: Encodings of each modality to draw from, (P_m, ...).
+        picks: Maps row numbers (R,) to each modality's positions in its pool, (R,).
+        count: Number of rows.
+        batch: Rows at a time.
+
+    Yields:
+        What `function` returned for rows 0 to batch - 1, and so on.
+
+    Raises:
+        UserError: `batch` is below 1.
+    """
+    if batch < 1:
+        raise UserError(f"batch: must be at least 1, got {batch}")
+    device = next(iter(pools.values())).device
+    for start in range(0, count, batch):
+        chosen = picks(torch.arange(start, min(start + batch, count), device=device))
+        yield function({name: pool[chosen[name]] for name, pool in pools.items()})
+
+
+def coalition_outputs(
+    model: FusionModel,
+    encodings: Mapping[str, Tensor],
+    baseline: Baseline,
+    *,
+    function: Callable[[dict[str, Tensor]], Tensor] | None = None,
+    batch: int = 4096,
+) -> Tensor:
+    """What the head says with every set of modalities: 2^M · N head rows.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        baseline: What a modality outside the coalition becomes.
+        function: Maps encodings (R, ...) to (R, K); None: the head.
+        batch: Head rows at a time.
+
+    Returns:
+        (2^M, N, K); bit m of the first index says whether modality m is kept.
+
+    Raises:
+        UserError: The baseline does not exist.
+    """
+    bits, clips = {name: bit for bit, name in enumerate(encodings)}, len(next(iter(encodings.values())))
+    # Each modality's pool is its N encodings, then their N baselines.
+    pools = {name: torch.cat([encodings[name], b]) for name, b in baseline_values(encodings, baseline).items()}
+
+    def picks(rows: Tensor) -> dict[str, Tensor]:
+        coalition, clip = rows // clips, rows % clips
+        return {name: torch.where((coalition >> bit) & 1 == 1, clip, clip + clips) for name, bit in bits.items()}
+
+    with undisturbed(model), torch.no_grad():
+        rows = torch.cat([*head_rows(function or model.head, pools, picks, clips << len(bits), batch)])
+    return rows.reshape(-1, clips, rows.shape[1])
