@@ -91,10 +91,10 @@ class KillAtPart(pl.Callback):
     """Ends the process, without a warning, as it is about to keep the n-th corruption of a sweep."""
 
     def __init__(self, call: int) -> None:
-        import amr.evaluation.robustness
+        import amr.evaluation.corruption
 
-        robustness: Any = amr.evaluation.robustness
-        original, calls = robustness.write_arrays, 0
+        corruption: Any = amr.evaluation.corruption
+        original, calls = corruption.write_arrays, 0
 
         def write(path: Path, arrays: Any) -> None:
             nonlocal calls
@@ -103,7 +103,7 @@ class KillAtPart(pl.Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
             original(path, arrays)
 
-        robustness.write_arrays = write
+        corruption.write_arrays = write
 
 
 class FillDisk(At):

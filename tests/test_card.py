@@ -13,7 +13,7 @@ import torch
 
 from amr.cli import main
 from amr.datamodules import VGGSound
-from amr.evaluation.robustness import Row, write_rows
+from amr.evaluation.table import Row, write_rows
 from amr.report.card import write_card
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from amr.cli import main
-from amr.evaluation.robustness import read_rows
+from amr.evaluation.table import read_rows
 from tests.conftest import REPOSITORY
 from tests.faults import callback, environment
 from tests.ranks import free_port

@@ -14,7 +14,7 @@ from torch import Tensor
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
-from amr.model import complete_rows
+from amr.evaluation.encoded import Collected
 from amr.utils.errors import UserError
 
 Stage = Literal["unimodal", "crossmodal", "prediction"]
@@ -65,9 +65,7 @@ class MultiVizCallback(pl.Callback):
         self.stages, self.every_n_epochs, self.clips, self.budget = tuple(stages), every_n_epochs, clips, budget
         self._started = 0.0
         self._inputs: list[dict[str, Tensor]] = []
-        self._encodings: list[dict[str, Tensor]] = []
-        self._labels: list[Tensor] = []
-        self._ids: list[str] = []
+        self._collected = Collected()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
@@ -77,7 +75,7 @@ class MultiVizCallback(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last clips."""
-        self._inputs, self._encodings, self._labels, self._ids = [], [], [], []
+        self._inputs, self._collected = [], Collected()
 
     def on_validation_batch_end(
         self,
@@ -89,22 +87,18 @@ class MultiVizCallback(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the first clips that have every modality."""
-        if not self._due(trainer) or len(self._ids) >= SPARSE_CLIPS:
+        if not self._due(trainer) or len(self._collected.ids) >= SPARSE_CLIPS:
             return
-        encodings = outputs["encodings"]
-        mask = complete_rows(encodings, outputs["present"])
-        rows = torch.arange(len(batch["id"])) if mask is None else mask.nonzero().flatten().cpu()
+        rows = self._collected.add(outputs)
         missing = self.clips - sum(len(next(iter(part.values()))) for part in self._inputs)
         if missing > 0 and len(rows):
             few = rows[:missing]
-            self._inputs.append({m: batch["inputs"][m][few.to(e.device)].clone() for m, e in encodings.items()})
-        self._encodings.append({m: e[rows.to(e.device)].float().clone() for m, e in encodings.items()})
-        self._labels.append(batch["label"][rows.to(batch["label"].device)])
-        self._ids += [batch["id"][i] for i in rows.tolist()]
+            names = outputs["encodings"]
+            self._inputs.append({m: batch["inputs"][m][few.to(batch["inputs"][m].device)].clone() for m in names})
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Explains and logs, as long as there is time."""
-        if not self._due(trainer) or not self._ids:
+        if not self._due(trainer) or not self._collected.ids:
             return
         assert isinstance(pl_module, FusionClassifier)
         started = self.clock()
@@ -134,8 +128,8 @@ class MultiVizCallback(pl.Callback):
         self, trainer: pl.Trainer, module: FusionClassifier, pictures: list[tuple[str, Any]]
     ) -> Iterator[tuple[str, Callable[[], None]]]:
         """Name and work, the cheapest first."""
-        encodings = {m: torch.cat([part[m] for part in self._encodings]) for m in module.model.modalities}
-        labels = torch.cat(self._labels)
+        clips = self._collected.joined()
+        encodings, labels = clips.encodings, clips.labels
         if "crossmodal" in self.stages and len(encodings) > 1 and len(labels) > 1:
             few = {m: e[:EMAP_CLIPS] for m, e in encodings.items()}
             yield "crossmodal", partial(self._interaction, trainer, module, few, labels[:EMAP_CLIPS])
@@ -196,8 +190,9 @@ class MultiVizCallback(pl.Callback):
             found = [integrated_gradients(*arguments), occlusion(*arguments)]
             maps[modality] = [(one.method, one.values[0].cpu()) for one in found]
             shown[modality] = data.picture(modality, inputs[modality][0].cpu(), atoms)
-        label = data.labels[int(torch.cat(self._labels)[n])]
-        title = f"{self._ids[n]}: {label}, epoch {trainer.current_epoch}"
+        clips = self._collected.joined()
+        label = data.labels[int(clips.labels[n])]
+        title = f"{clips.ids[n]}: {label}, epoch {trainer.current_epoch}"
         pictures.append((title, Image.open(io.BytesIO(draw_maps(title, shown, maps)))))
 
     def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:

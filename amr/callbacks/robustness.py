@@ -7,13 +7,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
 
 from amr.callbacks.dominance import Dominance
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
-from amr.evaluation.robustness import SCHEMA, Encoded, Row, check_unimodal, measure, measure_encodings, write_rows
-from amr.model import FusionModel, complete_rows
+from amr.evaluation.encoded import Collected, Encoded
+from amr.evaluation.metrics import measure_encodings
+from amr.evaluation.probes import check_unimodal
+from amr.evaluation.robustness import measure
+from amr.evaluation.table import SCHEMA, Row, write_rows
+from amr.model import FusionModel
 from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
@@ -67,13 +70,11 @@ class Robustness(pl.Callback):
         self.corruption_clips, self.train_clips, self.unimodal = corruption_clips, train_clips, unimodal or {}
         self.resamples, self.seed, self.out = resamples, seed, out
         self._unimodal: dict[str, FusionModel] = {}
-        self._ids: list[str] = []
-        self._labels: list[Tensor] = []
-        self._encodings: list[dict[str, Tensor]] = []
+        self._collected = Collected()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self._forget()
+        self._collected = Collected()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Loads the unimodal models: what is wrong with them is told before the split's pass."""
@@ -89,7 +90,7 @@ class Robustness(pl.Callback):
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self._forget()
+        self._collected = Collected()
 
     def on_validation_batch_end(
         self,
@@ -102,7 +103,7 @@ class Robustness(pl.Callback):
     ) -> None:
         """Keeps a batch's encodings."""
         if self._due(trainer):
-            self._keep(outputs)
+            self._collected.add(outputs)
 
     def on_test_batch_end(
         self,
@@ -115,7 +116,7 @@ class Robustness(pl.Callback):
     ) -> None:
         """Keeps a batch's encodings."""
         if self.test:
-            self._keep(outputs)
+            self._collected.add(outputs)
 
     @torch.inference_mode(False)
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,7 +124,7 @@ class Robustness(pl.Callback):
         if not self._due(trainer):
             return
         assert isinstance(pl_module, FusionClassifier)
-        clean = self._clean(pl_module)
+        clean = self._clean()
         if len(clean.ids) > 1:
             options = {"resamples": self.resamples, "seed": self.seed, **_dominance(trainer)}
             rows = measure_encodings(pl_module.model, clean, **options)
@@ -140,7 +141,7 @@ class Robustness(pl.Callback):
             pl_module.model,
             trainer.datamodule,  # type: ignore[attr-defined]
             "test",
-            clean=self._clean(pl_module),
+            clean=self._clean(),
             unimodal=self._unimodal,
             corruptions=self.corruptions,
             corruption_clips=self.corruption_clips,
@@ -170,24 +171,8 @@ class Robustness(pl.Callback):
             and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         )
 
-    def _forget(self) -> None:
-        self._ids, self._labels, self._encodings = [], [], []
-
-    def _keep(self, outputs: Any) -> None:
-        """The clips that have every modality."""
-        encodings, labels = outputs["encodings"], outputs["label"]
-        mask = complete_rows(encodings, outputs["present"])
-        rows = torch.arange(len(labels), device=labels.device) if mask is None else mask.nonzero().flatten()
-        self._encodings.append(
-            {m: e[rows].to(torch.promote_types(e.dtype, torch.float32)) for m, e in encodings.items()}
-        )
-        self._labels.append(labels[rows])
-        self._ids += [outputs["id"][i] for i in rows.tolist()]
-
-    def _clean(self, module: FusionClassifier) -> Encoded:
-        encodings = {m: torch.cat([part[m] for part in self._encodings]) for m in module.model.modalities}
-        clean = Encoded.of(self._ids, torch.cat(self._labels), encodings)
-        self._forget()
+    def _clean(self) -> Encoded:
+        clean, self._collected = self._collected.of_all_ranks(), Collected()
         return clean
 
     def _log(self, trainer: pl.Trainer, split: str, rows: list[Row]) -> None:

@@ -20,7 +20,7 @@ from amr.utils.readers import printable, read_object, reading
 from amr.utils.resume import told
 
 if TYPE_CHECKING:
-    from amr.evaluation.robustness import Row
+    from amr.evaluation.table import Row
 
 NAME = "card.md"
 MOST = 40  # rows of the table by class
@@ -238,7 +238,7 @@ def _read_robustness(path: Path) -> "list[Row]":
     """Rows of `SHOWN`, without those of single severities and corruptions."""
     if not path.is_file():
         return []
-    from amr.evaluation.robustness import read_rows
+    from amr.evaluation.table import read_rows
 
     of_all = [row for row in read_rows(path) if row.severity is None and row.corruption in ("", "mean")]
     return sorted((row for row in of_all if row.measure in SHOWN), key=lambda row: SHOWN.index(row.measure))

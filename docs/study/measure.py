@@ -1,4 +1,4 @@
-"""Measures a grid's finished runs: what `amr benchmark` recorded of them, and `amr.evaluation.robustness` of their best.ckpt.
+"""Measures a grid's finished runs: what `amr benchmark` recorded of them, and `amr.evaluation` of their best.ckpt.
 
     python docs/study/measure.py letters methods
 
@@ -25,7 +25,10 @@ from torch.utils.data import DataLoader
 from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import Corruptible, Corruption
 from amr.datamodules.loader import collate_clips
-from amr.evaluation.robustness import Encoded, corruption_rows, evidence_rows, measure_encodings, probe_rows
+from amr.evaluation.corruption import corruption_rows
+from amr.evaluation.encoded import Encoded
+from amr.evaluation.metrics import measure_encodings
+from amr.evaluation.probes import evidence_rows, probe_rows
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.report import read_run

@@ -4,50 +4,30 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import default_collate
 
 from amr.attribution import undisturbed
 from amr.datamodules import ClipDataModule
 from amr.datamodules.base import stable_order
 from amr.evaluation.emap import emap
+from amr.evaluation.encoded import Encoded, Split, encode
 from amr.load import data_section, load_model
-from amr.model import FusionModel, complete_rows
+from amr.model import FusionModel
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.errors import UserError
-from amr.utils.files import replacing, write_bytes, write_text
+from amr.utils.files import write_bytes, write_text
 from amr.utils.readers import read_arrays, read_object
 from amr.utils.work import Progress
 
-Name = Literal["train", "val", "test"]
 PREDICTION_CLIPS = 2000  # training clips that the sparse classifiers are fitted to
-
-
-@dataclass
-class Split:
-    """A split's clips as the head sees them.
-
-    Attributes:
-        ids: Of the clips that have every modality.
-        labels: (N,) int64.
-        encodings: (N, ...) a modality.
-        index: Position of each in the split's dataset.
-        lacking: Number of clips that lack a modality.
-    """
-
-    ids: list[str]
-    labels: Tensor
-    encodings: dict[str, Tensor]
-    index: list[int]
-    lacking: int
 
 
 class Analysis:
@@ -67,13 +47,14 @@ class Analysis:
         predicted: Their largest, (N,).
         features: Penultimate features, (N, D).
         place: Position in the split of each clip's id.
+        index: Position in the split's dataset of each clip.
         notes: What was left out, and why, by what it is about.
     """
 
     def __init__(self, options: argparse.Namespace, model: FusionModel, data: ClipDataModule) -> None:
         self.options, self.out, self.checkpoint = options, Path(options.out), Path(options.ckpt)
         self.model, self.data = model, data
-        self.split: Name = options.split
+        self.split: Split = options.split
         self.seed, self.samples = int(options.seed), int(options.samples)
         self.device = next(model.parameters()).device
         notes = self.out / "notes.json"
@@ -83,6 +64,8 @@ class Analysis:
         if count < 2:
             raise UserError(f"--split={self.split}: {count} clips have every modality; at least 2 are needed")
         self.place = {id: i for i, id in enumerate(self.clips.ids)}
+        listed = {clip.id: i for i, clip in enumerate(data.clips_of(self.split).clips)}
+        self.index = [listed[id] for id in self.clips.ids]
         self.chosen = [self.place[id] for id in sorted(stable_order(self.place, self.seed)[:count])]
         self.fine = {m: data.atoms(m) for m in model.modalities}
         self.coarse = {m: data.atoms(m, coarse=True) for m in model.modalities}
@@ -120,14 +103,14 @@ class Analysis:
     # ------------------------------------------------------------------------------------------------------ the clips
 
     @cached_property
-    def train(self) -> Split:
+    def train(self) -> Encoded:
         """Training clips, some of them if there are many."""
         return self._encode("train", PREDICTION_CLIPS)
 
     def inputs(self, positions: list[int]) -> dict[str, Tensor]:
         """Inputs of clips of the split, (clips, ...) a modality."""
         dataset = self.data.clips_of(self.split)
-        batch = default_collate([dataset[self.clips.index[i]]["inputs"] for i in positions])
+        batch = default_collate([dataset[self.index[i]]["inputs"] for i in positions])
         return {m: batch[m].to(self.device) for m in self.model.modalities}
 
     @cached_property
@@ -145,7 +128,7 @@ class Analysis:
         order = [*first, *self.logits[position].argsort(descending=True, stable=True).tolist()]
         return torch.tensor(list(dict.fromkeys(order))[: self.options.classes], device=self.device)
 
-    def head(self, split: Split) -> tuple[Tensor, Tensor]:
+    def head(self, split: Encoded) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and penultimate features (N, D) of a split, on the CPU."""
         logits, features = [], []
         with undisturbed(self.model), torch.no_grad():
@@ -155,55 +138,12 @@ class Analysis:
                 logits.append(self.model.head(part).cpu())
         return torch.cat(logits), torch.cat(features)
 
-    def _encode(self, split: Name, most: int | None) -> Split:
-        """A split's clips, or `most` of them, encoded once: from the file if it is there."""
+    def _encode(self, split: Split, most: int | None) -> Encoded:
+        """A split's clips, or `most` of them, in the listing's order; encoded once: from the file if it is there."""
         path = self.out / f"encodings-{split}.pt"
-        dataset = self.data.clips_of(split)
-        if path.is_file() and (kept := self._kept(path, len(dataset))):
-            return kept
-        ids: list[str] = []
-        labels, encodings, lacking = [], [], 0
-        with undisturbed(self.model), torch.no_grad():
-            for batch in self._batches(split, most):
-                rows = complete_rows(self.model.modalities, batch.get("present"))
-                keep = range(len(batch["id"])) if rows is None else rows.nonzero().flatten().tolist()
-                inputs = {m: batch["inputs"][m][keep].to(self.device) for m in self.model.modalities}
-                encodings.append({m: e.cpu() for m, e in self.model.encode(inputs).items()})
-                labels.append(batch["label"][keep])
-                ids += [batch["id"][i] for i in keep]
-                lacking += len(batch["id"]) - len(keep)
-        if not ids:
-            raise UserError(f"--split={self.split}: no clip of the {split} split has every modality")
-        place = {clip.id: i for i, clip in enumerate(dataset.clips)}
-        joined = {m: torch.cat([e[m] for e in encodings]) for m in self.model.modalities}
-        found = Split(ids, torch.cat(labels), joined, [place[id] for id in ids], lacking)
-        with replacing(path) as file:
-            torch.save(vars(found), file)
-        return found
-
-    def _kept(self, path: Path, clips: int) -> Split | None:
-        """A split that was encoded before; None if its file is damaged, which is said."""
-        try:
-            kept = Split(**torch.load(path, weights_only=True, map_location="cpu"))
-            sizes = {len(kept.labels), len(kept.index), *map(len, kept.encodings.values())}
-            if sizes == {len(kept.ids)} and {*kept.encodings} == {*self.model.modalities} and max(kept.index) < clips:
-                return kept
-            error: Any = "of other clips"
-        except Exception as problem:  # torch and pickle raise whatever they stumble over
-            error = f"damaged: {' '.join(str(problem).split())[:200]}"
-        print(f"{path}: {error}; made again", file=sys.stderr)
-        return None
-
-    def _batches(self, split: Name, most: int | None) -> Iterator[Any]:
-        """A split's batches without augmentation, or those of `most` of its clips, with progress."""
-        dataset = self.data.clips_of(split)
-        kept = set(stable_order((clip.id for clip in dataset.clips), self.seed)[:most])
-        order = [i for i, clip in enumerate(dataset.clips) if clip.id in kept]
-        progress = Progress(f"encode {split}", len(order), "clips")
-        part: Any = Subset(dataset, order)
-        for batch in DataLoader(part, self.data.batch_size, num_workers=self.data.num_workers):
-            yield batch
-            progress.advance(len(batch["id"]))
+        found = encode(self.model, self.data, split, most, seed=self.seed, keep_on="cpu", cache=path)
+        place = {clip.id: i for i, clip in enumerate(self.data.clips_of(split).clips)}
+        return found.part(sorted(range(len(found.ids)), key=lambda i: place[found.ids[i]]))
 
     # ------------------------------------------------------------------------------------------------------- the work
 

@@ -131,7 +131,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
 def _pictures(analysis: Analysis, position: int, inputs: Mapping[str, Tensor]) -> Arrays:
     """Each modality's input to look at, the atom at each place, and its time in the media file."""
     arrays: Arrays = {}
-    clip = analysis.data.clips_of(analysis.split).clips[analysis.clips.index[position]]
+    clip = analysis.data.clips_of(analysis.split).clips[analysis.index[position]]
     for modality, atoms in analysis.fine.items():
         picture = analysis.data.picture(modality, inputs[modality][0].cpu(), atoms)
         low, high = float(picture.image.min()), float(picture.image.max())

@@ -104,7 +104,7 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
     attributed = attributed_rows(shares)
     rows = []
     for i, id in enumerate(analysis.clips.ids):
-        clip = data.locate(listing[analysis.clips.index[i]])
+        clip = data.locate(listing[analysis.index[i]])
         names = [labels[c] for c in top.indices[i].tolist()]
         error = errors.get(id, {})
         row: Row = {

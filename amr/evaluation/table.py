@@ -1,0 +1,112 @@
+"""The long table of measures, a row a number with its interval, and its file."""
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from amr.evaluation.bootstrap import Bootstrap, Interval
+from amr.utils.files import write_bytes
+from amr.utils.readers import read_table, reading
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("measure", "modality", "corruption")),
+        ("severity", pa.int64()),
+        *((name, pa.float64()) for name in ("value", "low", "high")),
+        ("clips", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the long table.
+
+    Attributes:
+        measure: Its name, as docs/robustness.md lists them.
+        modality: The one it is about; several joined by +; empty for the whole model.
+        corruption: Name of the corruption; empty for none, `mean` for the mean over a modality's corruptions.
+        severity: 1 to 5; None for none, and for what all of them enter.
+        value: The number.
+        low: Lower end of its 95 % interval over clips.
+        high: Upper end.
+        clips: How many it is of.
+    """
+
+    measure: str
+    modality: str
+    corruption: str
+    severity: int | None
+    value: float
+    low: float
+    high: float
+    clips: int
+
+    @property
+    def name(self) -> str:
+        """`measure/modality/corruption/severity`, without the empty ones."""
+        parts = (self.measure, self.modality, self.corruption, "" if self.severity is None else str(self.severity))
+        return "/".join(part for part in parts if part)
+
+
+class Table:
+    """Rows of measures over the same clips and the same resamples."""
+
+    def __init__(self, clips: int, resamples: int, seed: int) -> None:
+        self.bootstrap, self.rows = Bootstrap(clips, resamples=resamples, seed=seed), list[Row]()
+
+    def interval(self, values: Tensor) -> Interval:
+        """The interval of a mean over clips, of which no row is made."""
+        return self.bootstrap.mean(values)
+
+    def mean(
+        self,
+        measure: str,
+        modality: str,
+        values: Tensor,
+        among: Tensor | None = None,
+        corruption: str = "",
+        severity: int | None = None,
+    ) -> None:
+        """A mean over clips, or over those of `among`."""
+        count = self.bootstrap.clips if among is None else int(among.sum())
+        if count:
+            self._append(measure, modality, corruption, severity, self.bootstrap.mean(values, among), count)
+
+    def add(self, measure: str, modality: str, statistic: Callable[[Tensor], Tensor], clips: int | None = None) -> None:
+        """Any statistic of the clips."""
+        self._append(measure, modality, "", None, self.bootstrap(statistic), clips or self.bootstrap.clips)
+
+    def _append(
+        self, measure: str, modality: str, corruption: str, severity: int | None, found: Interval, clips: int
+    ) -> None:
+        if found.value == found.value:
+            self.rows.append(Row(measure, modality, corruption, severity, found.value, found.low, found.high, clips))
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the long table as parquet, whole or not at all.
+
+    Raises:
+        UserError: The place cannot be written.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote.
+
+    Raises:
+        UserError: It is not such a file.
+    """
+    allowed = "a table of robustness, as amr test writes it"
+    with reading(path, allowed):
+        table = pa.Table.from_pylist(read_table(path, allowed, SCHEMA.names, SCHEMA.names), SCHEMA)
+        return [Row(**row) for row in table.to_pylist()]
