@@ -24,7 +24,7 @@ from amr.multiviz.analysis import STAGES, add_arguments, maps, stages, summary
 from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.summary import calibration
 from amr.multiviz.base import Unit
-from amr.multiviz.faithfulness import interaction_sensitivity_n
+from amr.multiviz.trust import interaction_sensitivity_n
 from amr.utils import files
 from amr.utils.arrays import read_table, slug
 from amr.utils.errors import UserError

@@ -95,17 +95,19 @@ def ranks(values: Tensor, weights: Tensor) -> Tensor:
     return torch.empty_like(weights).scatter_(1, order, middle.gather(1, group))
 
 
-def spearman(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+def spearman(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
     """Spearman's rank correlation of values of which each is there `weights` times.
 
     Args:
         first: (R, K), or (1, K) for the same in every row.
         second: The same.
-        weights: (R, K), at least 0.
+        weights: (R, K), at least 0; None: each is there once.
 
     Returns:
         (R,) in [-1, 1]; NaN where fewer than two values differ.
     """
+    if weights is None:
+        weights = torch.ones(first.shape, dtype=torch.float64, device=first.device)
     x, y = ranks(first.double(), weights), ranks(second.double(), weights)
     total = weights.sum(1, keepdim=True)
     x, y = (rank - (weights * rank).sum(1, keepdim=True) / total for rank in (x, y))

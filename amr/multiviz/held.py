@@ -26,10 +26,7 @@ class Held:
 
     def rows(self, copies: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices of copy and clip of copies × N rows, `batch` at a time."""
-        count = len(self.x)
-        for start in range(0, copies * count, self.batch):
-            rows = torch.arange(start, min(start + self.batch, copies * count), device=self.x.device)
-            yield rows // count, rows % count
+        return row_blocks(copies, len(self.x), self.batch, self.x.device)
 
     def scores(self, x: Tensor, clip: Tensor) -> Tensor:
         """Scores (R,), or (R, T) of several, of inputs x (R, ...) in the place of those of the clips (R,)."""
@@ -65,6 +62,13 @@ class Held:
         """Zeros of the shape of the values."""
         shape = self.x.shape[1:] if self.atoms is None else (len(self.atoms),)
         return self.x.new_zeros(len(self.x), *shape, dtype=dtype)
+
+
+def row_blocks(copies: int, count: int, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices of copy and clip of copies × N rows, `batch` at a time."""
+    for start in range(0, copies * count, batch):
+        rows = torch.arange(start, min(start + batch, copies * count), device=device)
+        yield rows // count, rows % count
 
 
 def hold(

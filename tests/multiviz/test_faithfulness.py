@@ -17,11 +17,9 @@ from amr.fusion import Attention, Concat
 from amr.model import FusionModel
 from amr.multiviz.base import Unit
 from amr.multiviz.crossmodal import Space, ablation, second_order
-from amr.multiviz.faithfulness import (
+from amr.multiviz.trust import (
     Area,
     Explain,
-    _random_sets,
-    _redraw,
     cascading_randomisation,
     deletion,
     infidelity,
@@ -35,6 +33,8 @@ from amr.multiviz.faithfulness import (
     stability,
     trust,
 )
+from amr.multiviz.trust.randomised import _redraw
+from amr.multiviz.trust.sums import random_sets
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, lime, occlusion
 from amr.utils.errors import UserError
 from tests import toy
@@ -202,7 +202,7 @@ def test_infidelity_equals_captum(normalise: bool) -> None:
         model, inputs, "one", 1, importance, baseline=baseline, samples=samples, normalise=normalise, seed=3, batch=11
     )
     generator = torch.Generator().manual_seed(3)
-    drop = _random_sets(6, torch.randint(1, 7, (samples,), generator=generator), generator)
+    drop = random_sets(6, torch.randint(1, 7, (samples,), generator=generator), generator)
     assert {int(n) for n in drop.sum(1)} == {1, 2, 3, 4, 5, 6}
     draws = iter(drop)
 

@@ -14,7 +14,7 @@ from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.base import Several, Unit
-from amr.multiviz.faithfulness import insertion
+from amr.multiviz.trust import insertion
 from amr.utils.errors import UserError
 from tests import toy
 

@@ -13,7 +13,7 @@ from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import Analysis, last_convolution
 from amr.multiviz.base import Several
-from amr.multiviz.faithfulness import Explain
+from amr.multiviz.trust import Explain
 from amr.utils.arrays import Arrays
 from amr.utils.errors import UserError
 

@@ -19,10 +19,10 @@ from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.study import selection, simulation
 from amr.multiviz.base import Unit
 from amr.multiviz.errors import classify_errors, error_units
-from amr.multiviz.faithfulness import interaction_sensitivity_n, sensitivity_n
-from amr.multiviz.faithfulness import trust as trust_scores
 from amr.multiviz.prediction import sparse_path, top_units
 from amr.multiviz.representation import extreme_features
+from amr.multiviz.trust import interaction_sensitivity_n, sensitivity_n
+from amr.multiviz.trust import trust as trust_scores
 from amr.multiviz.unimodal import Importance
 from amr.utils.arrays import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.utils.errors import UserError

@@ -33,7 +33,7 @@ from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import datamodule
-from amr.multiviz.faithfulness import pointing_game
+from amr.multiviz.trust import pointing_game
 from amr.utils.files import replacing, write_text
 from amr.utils.work import Progress
 

@@ -1,0 +1,35 @@
+"""Trust: how far a map of one modality's atoms can be believed.
+
+Scores that perturb inputs encode the clips once and then run nothing but that modality's encoder and the head; scores
+of a method call it again: on noisy clips, on copies of the model with other parameters, with other seeds.
+"""
+
+from amr.multiviz.trust.areas import Area, deletion, insertion
+from amr.multiviz.trust.explain import Explain, spearman
+from amr.multiviz.trust.interactions import interaction_sensitivity_n
+from amr.multiviz.trust.pointing import Pointing, pointing_game
+from amr.multiviz.trust.randomised import RankCorrelation, cascading_randomisation, randomisation_test
+from amr.multiviz.trust.scores import Trust, trust
+from amr.multiviz.trust.stability import Stability, max_sensitivity, stability
+from amr.multiviz.trust.sums import infidelity, sensitivity_n
+
+__all__ = [
+    "Area",
+    "Explain",
+    "Pointing",
+    "RankCorrelation",
+    "Stability",
+    "Trust",
+    "cascading_randomisation",
+    "deletion",
+    "infidelity",
+    "insertion",
+    "interaction_sensitivity_n",
+    "max_sensitivity",
+    "pointing_game",
+    "randomisation_test",
+    "sensitivity_n",
+    "spearman",
+    "stability",
+    "trust",
+]

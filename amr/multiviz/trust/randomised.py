@@ -1,0 +1,148 @@
+"""Whether a map changes with what the model has learned: parameters are drawn anew."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amr.attribution import undisturbed
+from amr.model import FusionModel
+from amr.multiviz.trust.explain import Explain, explained_map, require_modality, spearman
+
+
+@dataclass(frozen=True, eq=False)
+class RankCorrelation:
+    """Spearman's rank correlation of two maps, one a clip, in [-1, 1]: 1 if they are equal, 0 if one is constant.
+
+    Args:
+        signed: Of the values, (N,).
+        absolute: Of their absolute values, (N,).
+    """
+
+    signed: Tensor
+    absolute: Tensor
+
+    @property
+    def likeness(self) -> float:
+        """The larger of the two means over clips."""
+        return max(float(self.signed.mean()), float(self.absolute.mean()))
+
+
+def randomisation_test(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    explain: Explain,
+    *,
+    seed: int = 0,
+) -> dict[str, RankCorrelation]:
+    """Rank correlation of the model's maps with those of copies whose parameters were re-drawn (Adebayo et al. 2018).
+
+    A map that stays as it was does not show what the model has learned. Re-drawn are the head alone, each encoder
+    alone, and everything; the model itself is never changed. Another modality's encoder may rightly leave a map alone:
+    in an additive head it has no part in it.
+
+    Parameters are re-drawn by their module's `reset_parameters`, and those that this leaves as they were (class tokens,
+    position embeddings, weight norms) from a normal distribution of their own mean and standard deviation; constant
+    ones, such as a fresh norm layer's, stay. Running statistics of batch norms start anew. M + 3 explanations, less the
+    parts without parameters, which are left out.
+
+    Args:
+        model: The model.
+        inputs: Input of each modality, (N, ...).
+        explain: The method.
+        seed: Of the parameters, and of the method in all calls.
+
+    Returns:
+        By part: "head", "encoders.<modality>", and "model" for everything.
+
+    Raises:
+        UserError: A map is not finite.
+    """
+    return randomisation_of(model, inputs, explain, explained_map(explain, model, inputs, seed), seed)
+
+
+def cascading_randomisation(
+    model: FusionModel,
+    inputs: Mapping[str, Tensor],
+    modality: str,
+    explain: Explain,
+    *,
+    seed: int = 0,
+) -> dict[str, RankCorrelation]:
+    """`randomisation_test` from the top down: the head, then one layer of the encoder more at a time.
+
+    The cascading form of Adebayo et al. 2018, section 3. Layers are the modules of the modality's encoder that have
+    parameters of their own, from last to first in the order in which they were defined, which is taken for the order
+    in which they run. 2 + layers explanations.
+
+    Args:
+        model: The model.
+        inputs: Input of each modality, (N, ...).
+        modality: The modality that `explain` explains.
+        explain: The method.
+        seed: As in `randomisation_test`.
+
+    Returns:
+        By the part that was re-drawn last: "head", then "encoders.<modality>..." downwards.
+
+    Raises:
+        UserError: The modality does not exist, or a map is not finite.
+    """
+    require_modality(model, modality)
+    reference, found = explained_map(explain, model, inputs, seed), {}
+    with undisturbed(model):
+        other = copy.deepcopy(model)
+    prefix = f"encoders.{modality}"
+    layers = [
+        path
+        for path, module in other.named_modules()
+        if (path == prefix or path.startswith(f"{prefix}.")) and any(True for _ in module.parameters(recurse=False))
+    ]
+    for step, path in enumerate(["head", *reversed(layers)]):
+        _redraw(other.get_submodule(path), seed + step, recurse=path == "head")
+        found[path] = _rank_correlation(reference, explained_map(explain, other, inputs, seed))
+    return found
+
+
+def randomisation_of(
+    model: FusionModel, inputs: Mapping[str, Tensor], explain: Explain, reference: Tensor, seed: int
+) -> dict[str, RankCorrelation]:
+    """`randomisation_test` against a map (N, K) that is there already."""
+    found = {}
+    for name in ("head", *(f"encoders.{m}" for m in model.modalities), "model"):
+        with undisturbed(model):
+            other = copy.deepcopy(model)
+        part: nn.Module = other if name == "model" else other.get_submodule(name)
+        if any(True for _ in part.parameters()):
+            _redraw(part, seed)
+            found[name] = _rank_correlation(reference, explained_map(explain, other, inputs, seed))
+    return found
+
+
+def _redraw(module: nn.Module, seed: int, *, recurse: bool = True) -> None:
+    """Re-draws a module's parameters in place, as `randomisation_test` says: on the CPU, so alike on every device."""
+    modules = [*module.modules()] if recurse else [module]
+    parameters = list(dict.fromkeys(p for each in modules for p in each.parameters(recurse=False)))
+    if not parameters:
+        return
+    device = parameters[0].device
+    module.to("cpu")
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs, which are not forked
+        former = [p.clone() for p in parameters]
+        for each in modules:
+            reset = getattr(each, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        for parameter, value in zip(parameters, former, strict=True):
+            if torch.equal(parameter, value):  # nothing covers it
+                noise = torch.randn(value.shape, dtype=torch.float64)
+                drawn = value.double().mean() + value.double().std(correction=0) * noise
+                parameter.copy_(drawn)
+    module.to(device)
+
+
+def _rank_correlation(first: Tensor, second: Tensor) -> RankCorrelation:
+    return RankCorrelation(spearman(first, second), spearman(first.abs(), second.abs()))
