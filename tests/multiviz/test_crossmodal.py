@@ -20,7 +20,6 @@ from amr.fusion.base import Fusion, pool_all
 from amr.model import FusionModel
 from amr.multiviz.base import Target, Unit
 from amr.multiviz.crossmodal import (
-    _refuse,
     ablation,
     contributions,
     dime,
@@ -32,6 +31,7 @@ from amr.multiviz.crossmodal import (
     modality_shapley,
     second_order,
 )
+from amr.multiviz.crossmodal.second_order import _refuse
 from amr.utils.errors import UserError
 
 NAMES = ("a", "b", "c", "d")

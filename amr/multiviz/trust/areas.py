@@ -12,7 +12,7 @@ from amr.model import FusionModel
 from amr.multiviz.base import Target, at_least
 from amr.multiviz.held import Held, masked_scores, one_baseline
 from amr.multiviz.trust.explain import held_with_map
-from amr.multiviz.unimodal import Importance
+from amr.multiviz.unimodal.importance import Importance
 
 
 @dataclass(frozen=True, eq=False)

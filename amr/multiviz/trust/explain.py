@@ -11,7 +11,7 @@ from amr.evaluation.bootstrap import spearman as rank_correlation
 from amr.model import FusionModel
 from amr.multiviz.base import Target
 from amr.multiviz.held import Held, hold
-from amr.multiviz.unimodal import Importance
+from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
 
 Explain = Callable[[FusionModel, Mapping[str, Tensor], int], Importance]

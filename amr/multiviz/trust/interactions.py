@@ -10,8 +10,8 @@ from amr.attribution import undisturbed
 from amr.evaluation.head import Baseline, baseline_values
 from amr.model import FusionModel
 from amr.multiviz.base import Target, at_least, fixed_target, target_scores, targets_of
+from amr.multiviz.crossmodal.joint import Side, Space, encode, sides
 from amr.multiviz.held import row_blocks
-from amr.multiviz.joint import Side, Space, encode, sides
 from amr.multiviz.trust.explain import pearson, require
 from amr.multiviz.trust.sums import random_sets, sets_of
 

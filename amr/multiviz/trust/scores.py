@@ -16,7 +16,7 @@ from amr.multiviz.trust.explain import Explain, held_with_map
 from amr.multiviz.trust.randomised import RankCorrelation, randomisation_of
 from amr.multiviz.trust.stability import Stability, max_sensitivity_of, stability_of
 from amr.multiviz.trust.sums import infidelity_of, sensitivity_n_of
-from amr.multiviz.unimodal import Importance
+from amr.multiviz.unimodal.importance import Importance
 
 _SAME = math.sqrt(0.5)
 """Rank correlation at which two maps share half of their ranks' variance."""

@@ -13,7 +13,7 @@ from amr.model import FusionModel
 from amr.multiviz.base import Target, at_least
 from amr.multiviz.held import Held, masked_scores
 from amr.multiviz.trust.explain import SILENT, held_with_map, pearson, require
-from amr.multiviz.unimodal import Importance
+from amr.multiviz.unimodal.importance import Importance
 
 
 def infidelity(

@@ -14,7 +14,7 @@ from amr.evaluation.emap import Estimate, over_repeats
 from amr.evaluation.head import Baseline, baseline_values, head_rows
 from amr.model import FusionModel
 from amr.multiviz.base import Fixed, Several, Target, fixed_targets, target_scores, targets_of
-from amr.multiviz.unimodal import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
+from amr.multiviz.unimodal.surrogate import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
 from amr.utils.errors import UserError
 
 Space = Literal["inputs", "encodings"]

@@ -1,0 +1,46 @@
+"""A score as the sum of what modalities bring alone and what they bring together."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from amr.attribution import undisturbed
+from amr.evaluation.emap import clip_rows, projection
+from amr.model import FusionModel
+from amr.multiviz.base import Target, Unit, fixed_target
+
+
+def contributions(
+    model: FusionModel,
+    encodings: Mapping[str, Tensor],
+    target: Target,
+    *,
+    pairings: int = 8,
+    seed: int = 0,
+    batch: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """Splits each clip's score into f = UC + MC (Lyu et al. 2022, eqs. 1 and 2).
+
+    UC is the additive projection of the score, MC what is left of it. The head rows of `emap`, and N more.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        target: What is explained.
+        pairings: See `emap_estimate`.
+        seed: Of the pairings.
+        batch: Head rows at a time.
+
+    Returns:
+        Unimodal and multimodal contribution, each (N,), in the unit of the score.
+    """
+    with undisturbed(model), torch.no_grad():
+        function = model.penultimate if isinstance(target, Unit) else model.head
+        whole = clip_rows(function, encodings, batch)
+        known = whole.argmax(1) if isinstance(target, str) and target == "predicted" else target
+        fixed = fixed_target(model, encodings, known)
+        index = torch.full_like(whole[:, 0], fixed.index).long() if isinstance(fixed, Unit) else fixed
+        score = whole.gather(1, index[:, None])[:, 0]
+        unimodal = projection(function, encodings, pairings, seed, batch).values.gather(1, index[:, None])[:, 0]
+    return unimodal, score - unimodal
