@@ -1,236 +1,21 @@
-"""From a clip's stored bytes to a network's input. Randomness is torch's; the caller seeds it."""
+"""From a clip's stored JPEG frames to a network's input. Randomness is torch's; the caller seeds it."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torchaudio.transforms as T
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-defined]  # untyped
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
-from amr.datamodules.spectra import mel_power, power_density, resampled, stft_magnitude
-from amr.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from amr.datamodules.atoms import Atoms
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{key} is {value}; it must be {allowed}")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An input to look at.
-
-    Attributes:
-        image: Grey (height, width), of any range, or colours (height, width, 3) in 0..1.
-        element: The element of the input that is shown at each place, of those of one channel that go together the
-            first: position in the flattened input, (height, width) int64.
-        atom: The atom at each place, (height, width) int64.
-        unit: What the axes mean, in a few words.
-    """
-
-    image: NDArray[np.float32]
-    element: NDArray[np.int64]
-    atom: NDArray[np.int64]
-    unit: str
-
-
-@dataclass(frozen=True)
-class AudioTransform:
-    """A waveform to a fixed-length input: (1, F, T) spectrogram or (1, samples) waveform, float32.
-
-    The order is: resample, fit to `seconds`, shift in time, add noise, spectrogram, logarithm, normalise, mask.
-
-    Args:
-        seconds: Length of the input.
-        fit: A shorter clip is repeated (tile) or followed by silence (pad).
-        crop: Part of a longer clip: random in training and the middle otherwise, or always the first.
-        kind: log_stft: log(|STFT| + eps), Hann windows; log_mel: log(mel power + eps), Hann windows; log_psd:
-            log(power spectral density + eps) as `scipy.signal.spectrogram` has it by default (Tukey windows, each less
-            its mean, and no padding); waveform: samples in -1..1.
-        n_fft: Window length in samples.
-        hop_length: Step between windows in samples. T = 1 + samples // hop_length, and of log_psd
-            1 + (samples - n_fft) // hop_length.
-        n_mels: F of log_mel; log_stft and log_psd have n_fft // 2 + 1.
-        eps: Added before the logarithm.
-        normalise: Give each input mean 0 and standard deviation 1.
-        time_shift_ms: In training, rotate by up to this many milliseconds either way.
-        freq_mask: In training, set up to this many neighbouring bins to the input's mean.
-        time_mask: The same for steps in time.
-        noise_snr_db: White noise at this ratio of the clip's power to the noise's, in dB, drawn anew in every training
-            epoch and always the same for a clip otherwise; None adds none.
-        sample_rate: Samples a second of the input. The stored waveform is resampled to it in single precision (soxr,
-            high quality), as `librosa.load` does; None keeps the store's rate. `n_fft` and `hop_length` count samples
-            at this rate.
-        padding: What log_stft and log_mel see beyond both ends of the input, n_fft // 2 samples: the input reflected,
-            or zeros, as librosa does since 0.9.
-    """
-
-    seconds: float = 3.0
-    fit: Literal["tile", "pad"] = "pad"
-    crop: Literal["random", "first"] = "random"
-    kind: Literal["log_stft", "log_mel", "log_psd", "waveform"] = "log_mel"
-    n_fft: int = 512
-    hop_length: int = 160
-    n_mels: int = 64
-    eps: float = 1e-7
-    normalise: bool = True
-    time_shift_ms: float = 0.0
-    freq_mask: int = 0
-    time_mask: int = 0
-    noise_snr_db: float | None = None
-    sample_rate: int | None = None
-    padding: Literal["reflect", "zeros"] = "reflect"
-
-    def __post_init__(self) -> None:
-        _require(0 < self.seconds < math.inf, "audio.seconds", self.seconds, "positive")
-        _require(self.sample_rate is None or self.sample_rate >= 1, "audio.sample_rate", self.sample_rate, "at least 1")
-        for key in ("n_fft", "hop_length", "n_mels"):
-            _require(getattr(self, key) >= 1, f"audio.{key}", getattr(self, key), "at least 1")
-        for key in ("time_shift_ms", "freq_mask", "time_mask"):
-            _require(getattr(self, key) >= 0, f"audio.{key}", getattr(self, key), "at least 0")
-        _require(self.eps > 0, "audio.eps", self.eps, "positive: silence has no logarithm")
-
-    def __call__(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, *, train: bool) -> Tensor:
-        """Transform (samples,) at `sample_rate` Hz, in int16's range.
-
-        Raises:
-            UserError: The input is too short for the windows.
-        """
-        x = self._features(self._wave(samples, sample_rate, train)[None], self.rate(sample_rate))
-        if train and self.kind != "waveform":
-            # The value is the mean: zero after normalising would be wrong for a raw logarithm.
-            for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):
-                if width:
-                    x = mask(width + 1)(x, float(x.mean()))  # torchaudio excludes the upper bound
-        return x
-
-    def batch(
-        self,
-        clips: Sequence[NDArray[np.int16]],
-        draws: Sequence[AbstractContextManager[None]],
-        *,
-        sample_rate: int,
-        train: bool,
-    ) -> Tensor:
-        """As a call for each clip, but with one spectrogram of all: equal up to rounding. Without masks only.
-
-        Args:
-            clips: Of each clip, (samples,).
-            draws: Contexts in which a clip's random choices are made.
-            sample_rate: Samples a second of the clips.
-            train: Whether to augment.
-
-        Returns:
-            (clips, *shape).
-        """
-        waves = []
-        for samples, draw in zip(clips, draws, strict=True):
-            with draw:
-                waves.append(self._wave(samples, sample_rate, train))
-        return self._features(torch.stack(waves), self.rate(sample_rate)).unsqueeze(1)
-
-    def rate(self, sample_rate: int) -> int:
-        """Samples a second of the input, from that of the store."""
-        return self.sample_rate or sample_rate
-
-    def _wave(self, samples: NDArray[np.int16 | np.float32], sample_rate: int, train: bool) -> Tensor:
-        """(samples,) float32, of the input's rate and length, shifted and noisy."""
-        rate = self.rate(sample_rate)
-        wave = torch.from_numpy(resampled((samples / np.float32(32768)).astype(np.float32), sample_rate, rate))
-        whole = wave
-        wave = self._fit(wave, round(self.seconds * rate), train)
-        if train and self.time_shift_ms:
-            reach = round(self.time_shift_ms / 1000 * rate)
-            wave = wave.roll(int(torch.randint(-reach, reach + 1, ())))
-        if self.noise_snr_db is not None:
-            wave = wave + torch.randn_like(wave) * (whole.square().mean() / 10 ** (self.noise_snr_db / 10)).sqrt()
-        return wave
-
-    def _features(self, x: Tensor, sample_rate: int) -> Tensor:
-        """(clips, samples) to (clips, F, T), or (clips, samples)."""
-        padding = {"reflect": "reflect", "zeros": "constant"}[self.padding]
-        match self.kind:
-            # In double precision: in single, rounding errors of loud bins exceed a small `eps` in the quiet ones.
-            case "log_stft":
-                x = stft_magnitude(self.n_fft, self.hop_length, padding)(x.double()).add_(self.eps).log_().float()
-            case "log_psd":
-                x = power_density(x.double(), sample_rate, self.n_fft, self.hop_length).add_(self.eps).log_().float()
-            case "log_mel":
-                x = mel_power(sample_rate, self.n_fft, self.hop_length, self.n_mels, padding)(x).add_(self.eps).log_()
-        if self.normalise:
-            of_clip = tuple(range(1, x.ndim))
-            x = (x - x.mean(of_clip, keepdim=True)) / (x.std(of_clip, keepdim=True) + 1e-5)
-        return x
-
-    def shape(self, sample_rate: int) -> tuple[int, ...]:
-        """Shape of the input, from the store's samples a second."""
-        return tuple(self(np.zeros(1, np.int16), sample_rate, train=False).shape)
-
-    def bin_edges(self, sample_rate: int) -> list[float]:
-        """Edges of a spectrogram's bins in Hz, F + 1 of them: half-way between the bins' centres, from 0 to Nyquist.
-
-        Args:
-            sample_rate: Samples a second of the store.
-        """
-        rate = self.rate(sample_rate)
-        nyquist = rate / 2
-        if self.kind == "log_mel":  # centres are evenly spaced in mels, those of O'Shaughnessy (1987), as torchaudio's
-            top = 2595 * math.log10(1 + nyquist / 700)
-            mels = [top * (k + 0.5) / (self.n_mels + 1) for k in range(1, self.n_mels)]
-            inner = [700 * (10 ** (mel / 2595) - 1) for mel in mels]
-        else:
-            inner = [(k - 0.5) * rate / self.n_fft for k in range(1, self.n_fft // 2 + 1)]
-        return [0.0, *inner, nyquist]
-
-    def atoms(self, sample_rate: int, blocks: Sequence[int] = (8, 8)) -> "Atoms":
-        """The input in pieces that are explained together: frequency × time, or time alone of a waveform.
-
-        Args:
-            sample_rate: Samples a second of the store.
-            blocks: In frequency and in time; fewer where there are fewer bins or steps.
-        """
-        from amr.datamodules.atoms import spectrogram_atoms, waveform_atoms
-
-        shape = self.shape(sample_rate)
-        if self.kind == "waveform":
-            return waveform_atoms(shape, min(blocks[1], shape[-1]), self.seconds)
-        rows, columns = (min(b, n) for b, n in zip(blocks, shape[-2:], strict=True))
-        return spectrogram_atoms(shape, rows, columns, seconds=self.seconds, hz=self.bin_edges(sample_rate))
-
-    def picture(self, x: Tensor, atoms: "Atoms") -> Picture:
-        """An input (1, F, T) or (1, samples) to look at; low frequencies are at the bottom."""
-        if self.kind == "waveform":
-            wave = x[0].float()
-            step = max(1, len(wave) // 512)
-            wave = wave[: len(wave) // step * step].reshape(-1, step).abs().amax(1)
-            rows = torch.linspace(1, -1, 64)[:, None]
-            shown = (rows.abs() <= wave / wave.max().clamp_min(1e-9)).float()
-            element = (torch.arange(len(wave)) * step).expand(shown.shape)
-            return _picture(shown, element, atoms, f"{self.seconds:g} s")
-        element = torch.arange(x[0].numel()).reshape(x[0].shape).flip(0)
-        return _picture(x[0].flip(0).float(), element, atoms, f"{self.seconds:g} s, 0 Hz at the bottom")
-
-    def _fit(self, wave: Tensor, length: int, train: bool) -> Tensor:
-        if len(wave) > length:
-            spare = len(wave) - length
-            start = 0 if self.crop == "first" else int(torch.randint(spare + 1, ())) if train else spare // 2
-            return wave[start : start + length]
-        if self.fit == "tile":
-            return wave.repeat(-(-length // len(wave)))[:length]
-        return pad(wave, (0, length - len(wave)))
+from amr.datamodules.atoms import Atoms, video_atoms
+from amr.datamodules.transforms.allowed import require_option
+from amr.datamodules.transforms.picture import Picture, picture_of
 
 
 @dataclass(frozen=True)
@@ -310,13 +95,15 @@ class VideoTransform:
     per_frame: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.frames >= 1, "video.frames", self.frames, "at least 1")
-        _require(min(self._size) >= 1, "video.size", self.size, "at least 1 pixel")
-        _require(self.shift >= 0, "video.shift", self.shift, "at least 0 pixels")
-        _require(min(_channels(self.std)) > 0, "video.std", self.std, "positive")
+        require_option(self.frames >= 1, "video.frames", self.frames, "at least 1")
+        require_option(min(self._size) >= 1, "video.size", self.size, "at least 1 pixel")
+        require_option(self.shift >= 0, "video.shift", self.shift, "at least 0 pixels")
+        require_option(min(_channels(self.std)) > 0, "video.std", self.std, "positive")
         for key in ("mean", "std"):
             value = getattr(self, key)
-            _require(len(_channels(value)) == 1 or not self.grayscale, f"video.{key}", value, "one number if grayscale")
+            require_option(
+                len(_channels(value)) == 1 or not self.grayscale, f"video.{key}", value, "one number if grayscale"
+            )
 
     def __call__(self, jpegs: Sequence[Any], *, train: bool) -> Tensor:
         """Transform the clip's frames, each a buffer with a JPEG file.
@@ -447,19 +234,17 @@ class VideoTransform:
         """Shape of the input."""
         return (self.frames, 1 if self.grayscale else 3, *self._size)
 
-    def atoms(self, blocks: Sequence[int] = (4, 4, 4)) -> "Atoms":
+    def atoms(self, blocks: Sequence[int] = (4, 4, 4)) -> Atoms:
         """The input in pieces that are explained together: frames × patches.
 
         Args:
             blocks: In time, height and width; fewer where there are fewer frames or pixels.
         """
-        from amr.datamodules.atoms import video_atoms
-
         shape = self.shape()
         times, rows, columns = (min(b, n) for b, n in zip(blocks, (shape[0], *shape[2:]), strict=True))
         return video_atoms(shape, (rows, columns), times)
 
-    def picture(self, x: Tensor, atoms: "Atoms") -> Picture:
+    def picture(self, x: Tensor, atoms: Atoms) -> Picture:
         """An input (frames, channels, height, width) to look at: each block's middle frame, side by side."""
         mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
         blocks = atoms.grid[0]
@@ -468,7 +253,7 @@ class VideoTransform:
         index = torch.arange(x.numel()).reshape(x.shape)
         element = torch.cat([index[i, 0] for i in shown], dim=1)
         image = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-        return _picture(image, element, atoms, f"frames {', '.join(str(i) for i in shown)} of {len(x)}")
+        return picture_of(image, element, atoms, f"frames {', '.join(str(i) for i in shown)} of {len(x)}")
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -480,10 +265,6 @@ class VideoTransform:
         within = torch.rand(self.frames) if train else torch.full((self.frames,), 0.5)
         places = (torch.arange(self.frames) + within) * (available / self.frames)
         return [min(int(place), available - 1) for place in places.tolist()]
-
-
-def _picture(image: Tensor, element: Tensor, atoms: "Atoms", unit: str) -> Picture:
-    return Picture(image.numpy(), element.numpy(), atoms.label.flatten()[element].numpy(), unit)
 
 
 def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
