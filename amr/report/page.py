@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 
 from amr.evaluation.runs import BLANK, Run
-from amr.report.figures import Plot, image, is_crowded, plot_curves
+from amr.report.figures import plot_curves
 from amr.report.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
+from amr.report.style import Plot, image, is_crowded
 from amr.report.table import (
     AMR_CAPTION,
     DIFFERENCES,

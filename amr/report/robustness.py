@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amr.evaluation.runs import BLANK, Key
-from amr.report.figures import (
+from amr.report.style import (
     COLOURS,
     EVEN,
     MARKERS,
