@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +26,7 @@ from amr.datamodules.corruptions import (
     OtherWaves,
 )
 from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
-from amr.datamodules.listing import check_labels
+from amr.datamodules.listing import check_listing, stable_order
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
 from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.store.prepare import prepare, verify
@@ -39,13 +38,7 @@ from amr.utils.errors import UserError
 if TYPE_CHECKING:
     from amr.datamodules.atoms import Atoms
 
-SPLITS = ("train", "val", "test", "all")
 COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained
-
-
-def stable_order(items: Iterable[str], seed: int) -> list[str]:
-    """Shuffle by hash: the same on every machine and library version, whatever the order of the items."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())
 
 
 class ClipDataModule(pl.LightningDataModule, Corruptible):
@@ -428,26 +421,4 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         return Path("stores") / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
     def _check_listing(self) -> None:
-        twice = [id for id, n in Counter(clip.id for clip in self.clips).items() if n > 1]
-        if twice:
-            raise UserError(
-                f"{self.name}: clip id {twice[0]!r} is listed {Counter(c.id for c in self.clips)[twice[0]]} times"
-            )
-        allowed = set(self.labels)
-        check_labels(self.labels, self.name)
-        root = RootFolder(self.root, self.follow_links)
-        for clip in self.clips:
-            where = f"{self.name}: clip {clip.id!r}"
-            if clip.label not in allowed:
-                raise UserError(f"{where} has label {clip.label!r}; allowed are {', '.join(self.labels)}")
-            if clip.split not in SPLITS:
-                raise UserError(f"{where} has split {clip.split!r}; allowed are {', '.join(SPLITS)}")
-            if (clip.start or 0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0)):
-                raise UserError(f"{where} has start {clip.start} and end {clip.end}; 0 <= start < end is allowed")
-            for path in clip.files.values():
-                if refusal := root.refusal(path):
-                    raise UserError(f"{where} has file {path}, {refusal}")
-        if not any(clip.split in ("train", "all") for clip in self.clips):
-            raise UserError(
-                f"{self.name}: no clip has split 'train'; splits found: {sorted({c.split for c in self.clips})}"
-            )
+        check_listing(self.name, RootFolder(self.root, self.follow_links), self.clips, self.labels)

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from amr.datamodules.base import ClipDataModule, stable_order
+from amr.datamodules.base import ClipDataModule
 from amr.datamodules.folders import check_folder, found_elsewhere
-from amr.datamodules.listing import read_cells
+from amr.datamodules.listing import read_cells, stable_order
 from amr.datamodules.store.media import Clip
 from amr.utils.errors import UserError
 

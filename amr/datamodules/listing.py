@@ -1,15 +1,19 @@
-"""Reads listings: CSV files that people and spreadsheets write."""
+"""Listings of clips: how they are read, what is allowed in one, and an order that is the same on every machine."""
 
 import csv
+import hashlib
 import io
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from amr.datamodules.folders import is_there
+from amr.datamodules.folders import RootFolder, is_there
+from amr.datamodules.store.media import Clip
 from amr.utils.errors import UserError
 from amr.utils.readers import opened, printable
 
+SPLITS = ("train", "val", "test", "all")
 _BYTES = 256 << 20  # of a listing; VGGSound's has 8 MB
 
 
@@ -73,3 +77,40 @@ def check_labels(labels: Iterable[str], where: str) -> None:
         other = seen.setdefault(" ".join(visible.split()), label)
         if other != label:
             raise UserError(f"{where}: labels {other!a} and {label!a} look alike; write one label one way")
+
+
+def check_listing(name: str, root: RootFolder, clips: Sequence[Clip], labels: Sequence[str]) -> None:
+    """Refuse the listing of a data set that cannot be used.
+
+    Args:
+        name: Name of the data set.
+        root: Its folder, which says of each clip's files whether they may be read.
+        clips: The listing.
+        labels: Class names.
+
+    Raises:
+        UserError: It names the clip, and what is allowed.
+    """
+    twice = [id for id, n in Counter(clip.id for clip in clips).items() if n > 1]
+    if twice:
+        raise UserError(f"{name}: clip id {twice[0]!r} is listed {Counter(c.id for c in clips)[twice[0]]} times")
+    allowed = set(labels)
+    check_labels(labels, name)
+    for clip in clips:
+        where = f"{name}: clip {clip.id!r}"
+        if clip.label not in allowed:
+            raise UserError(f"{where} has label {clip.label!r}; allowed are {', '.join(labels)}")
+        if clip.split not in SPLITS:
+            raise UserError(f"{where} has split {clip.split!r}; allowed are {', '.join(SPLITS)}")
+        if (clip.start or 0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0)):
+            raise UserError(f"{where} has start {clip.start} and end {clip.end}; 0 <= start < end is allowed")
+        for path in clip.files.values():
+            if refusal := root.refusal(path):
+                raise UserError(f"{where} has file {path}, {refusal}")
+    if not any(clip.split in ("train", "all") for clip in clips):
+        raise UserError(f"{name}: no clip has split 'train'; splits found: {sorted({c.split for c in clips})}")
+
+
+def stable_order(items: Iterable[str], seed: int) -> list[str]:
+    """Shuffle by hash: the same on every machine and library version, whatever the order of the items."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())

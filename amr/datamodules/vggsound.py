@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules.base import ClipDataModule, stable_order
+from amr.datamodules.base import ClipDataModule
 from amr.datamodules.clips import find_file
 from amr.datamodules.folders import RootFolder, check_folder, found_elsewhere
-from amr.datamodules.listing import read_cells, read_lines
+from amr.datamodules.listing import read_cells, read_lines, stable_order
 from amr.datamodules.store.media import MODALITIES, Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.utils.errors import UserError

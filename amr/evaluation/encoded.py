@@ -20,7 +20,7 @@ from amr.attribution import (
     undisturbed,
 )
 from amr.datamodules import ClipDataModule
-from amr.datamodules.base import stable_order
+from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
 from amr.model import FusionModel, complete_rows
 from amr.utils.distributed import gather_objects, rank_and_world

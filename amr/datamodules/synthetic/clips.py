@@ -10,7 +10,8 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
-from amr.datamodules.base import ClipDataModule, stable_order
+from amr.datamodules.base import ClipDataModule
+from amr.datamodules.listing import stable_order
 from amr.datamodules.store.media import MODALITIES, Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.synthetic.planted import FRAMES, Place, Planted, Task

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from amr.attribution import undisturbed
 from amr.datamodules import ClipDataModule
-from amr.datamodules.base import stable_order
+from amr.datamodules.listing import stable_order
 from amr.evaluation.emap import emap
 from amr.evaluation.encoded import Encoded, Split, encode
 from amr.load import data_section, load_model

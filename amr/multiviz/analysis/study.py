@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amr.datamodules.base import stable_order
+from amr.datamodules.listing import stable_order
 from amr.multiviz.analysis import maps
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.crossmodal import ablation

@@ -24,7 +24,7 @@ from torch.utils.data import default_collate
 
 from amr.cli import main
 from amr.datamodules.atoms import Atoms
-from amr.datamodules.base import stable_order
+from amr.datamodules.listing import stable_order
 from amr.load import load_model
 from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.unimodal import integrated_gradients, lime, occlusion

@@ -27,7 +27,7 @@ from torch.utils.data import default_collate
 
 from amr.cli import main
 from amr.datamodules import Synthetic
-from amr.datamodules.base import stable_order
+from amr.datamodules.listing import stable_order
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
