@@ -1,7 +1,7 @@
 """Data modules: a folder of clips in, batches keyed by modality out.
 
-The names are loaded on first use, so that the worker processes of `prepare`, which import `amr.datamodules.store.media`,
-do not import torch with it.
+The names are loaded on first use, so that the worker processes of `prepare`, which import
+`amr.datamodules.store.media`, do not import torch with it.
 """
 
 from importlib import import_module

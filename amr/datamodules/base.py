@@ -4,44 +4,30 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from amr.datamodules.corruptions import (
-    CORRUPTIONS,
-    JOINT,
-    Context,
-    CorruptedAudio,
-    CorruptedVideo,
-    Corruptible,
-    Corruption,
-    OtherWaves,
-)
+from amr.datamodules.explained import ExplainedClips
 from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
-from amr.datamodules.listing import check_listing, stable_order
+from amr.datamodules.listing import check_listing
 from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
 from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
 from amr.datamodules.store.shards import ClipStore, shard_files
-from amr.datamodules.transforms import AudioTransform, ChosenFrames, Picture, VideoTransform
+from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from amr.datamodules.atoms import Atoms
 
-COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained
-
-
-class ClipDataModule(pl.LightningDataModule, Corruptible):
+class ClipDataModule(pl.LightningDataModule, ExplainedClips):
     """Clips of any source: a subclass lists them; decoding, transforms, batches and resuming are here.
 
     The listing is read when the module is made, so that mistakes in it come to light at once. A batch is
@@ -232,113 +218,11 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
         """How the splits were made, in a few words."""
         return "as listed"
 
-    def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> "Atoms":
-        """A modality's input in the pieces that an analysis explains.
-
-        Args:
-            modality: Which.
-            blocks: How many along each axis; see the transforms' `atoms`.
-            coarse: Without `blocks`, take fewer, for methods with a coefficient for each pair of atoms.
-        """
-        given = [blocks] if blocks is not None else [COARSE[modality]] if coarse else []
-        if modality == "audio":
-            return self.audio.atoms(self.decode.sample_rate, *given)
-        return self.video.atoms(*given)
-
-    def picture(self, modality: str, x: Tensor, atoms: "Atoms") -> Picture:
-        """A modality's input (of one clip) to look at."""
-        return (self.audio if modality == "audio" else self.video).picture(x, atoms)
-
-    def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
-        """First and last second of the clip's media file that its input shows; None where that is not known.
-
-        An input that is longer than the clip goes beyond its end.
-        """
-        begin, kept = clip.start or 0.0, self._clip_store.get(clip.id)
-        sound = len(kept["audio"]) / self.decode.sample_rate if "audio" in kept else None
-        if modality == "audio":
-            if sound is None:
-                return None
-            if self.audio.crop == "random":  # the middle, but in training
-                begin += max(sound - self.audio.seconds, 0) / 2
-            return begin, begin + self.audio.seconds
-        if self.video.pick == "first":
-            fps = self.decode.fps
-            return None if fps is None else (begin, begin + self.video.frames / fps)
-        if clip.end is not None:
-            return begin, clip.end
-        seconds = len(kept["video"]) / self.decode.fps if self.decode.fps and "video" in kept else sound
-        return None if seconds is None else (begin, begin + seconds)
-
     def clips_of(self, split: Literal["train", "val", "test"]) -> ClipDataset:
         """A split's usable clips, in the listing's order, without augmentation."""
         dataset = self._loader(split).dataset
         assert isinstance(dataset, ClipDataset)
         return dataset
-
-    @property
-    def corruptions(self) -> Mapping[str, Mapping[str, Corruption]]:
-        """The corruptions of each modality, by name."""
-        return {modality: CORRUPTIONS[modality] for modality in self.modalities}
-
-    @property
-    def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
-        """What befalls all modalities at once, by name: a corruption of each."""
-        return JOINT if set(self.modalities) == set(MODALITIES) else {}
-
-    def corrupted(
-        self, split: str, modality: str, corruption: str, severity: int, ids: Sequence[str], seed: int = 0
-    ) -> ClipDataset:
-        """These clips of a split, in this order, with one modality's corrupted input and no other modality's.
-
-        Frames are decoded on the CPU. The corruption comes before all that the modality's transform does, the noise
-        that the data's configuration may ask for included.
-
-        Raises:
-            UserError: The corruption, the severity or a clip does not exist.
-        """
-        if self._usable is None:
-            self.setup()
-        known = self.corruptions.get(modality, {})
-        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
-            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
-            raise UserError(f"corruption: {modality} {corruption} {severity}; allowed are {allowed}, each from 1 to 5")
-        chosen, place = known[corruption], {clip.id: clip for clip in (self._usable or {})[split]}
-        if unknown := [id for id in ids if id not in place]:
-            raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")
-        level, key = chosen.levels[severity - 1], f"corruption {seed} {corruption}"
-        transform: Callable[..., Tensor]
-        if modality == "audio":
-            context = Context(self.decode.sample_rate, self._other_waves())
-            transform = CorruptedAudio(self.audio, chosen, level, context, key)
-        else:
-            transform = CorruptedVideo(self.video, chosen, level, key)
-        return ClipDataset(
-            [place[id] for id in ids],
-            self.labels,
-            self._clip_store,
-            {modality: transform},
-            {},
-            train=False,
-            seed=self.seed,
-            present=False,
-        )
-
-    def evidence(self) -> Mapping[str, frozenset[str]]:
-        """In which modalities each clip's class is really there, by id; empty where nobody knows.
-
-        Raises:
-            UserError: It could be known, with a package that is not installed.
-        """
-        return {}
-
-    def _other_waves(self) -> OtherWaves:
-        """Sounds of up to 256 training clips."""
-        problems = self._clip_store.problems
-        ids = [
-            c.id for c in (self._usable or {})["train"] if problems.get(c.id, {}).get("audio", KEPT).startswith(KEPT)
-        ]
-        return OtherWaves(self._clip_store, stable_order(ids, 0)[:256])
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled and augmented."""
@@ -370,10 +254,14 @@ class ClipDataModule(pl.LightningDataModule, Corruptible):
             raise UserError("data.decode_on is gpu, but the run is not on a CUDA device; allowed here are auto and cpu")
         return cuda and self.decode_on != "cpu" and not self.in_memory
 
-    def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
+    def usable(self, split: str) -> list[Clip]:
+        """The split's clips that can be used, in the listing's order."""
         if self._usable is None:
             self.setup()
-        clips = (self._usable or {})[split]
+        return (self._usable or {})[split]
+
+    def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
+        clips = self.usable(split)
         if not clips:
             hint = " (or set trainer.limit_val_batches to 0)" if split == "val" else ""
             raise UserError(f"{self.name}: no usable clip has split {split!r}; list some{hint}")

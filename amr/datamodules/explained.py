@@ -1,0 +1,141 @@
+"""What analyses and robustness ask of clips: atoms, pictures, times, evidence, and how inputs are spoilt."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from amr.datamodules.atoms import Atoms
+from amr.datamodules.corruptions import (
+    CORRUPTIONS,
+    JOINT,
+    Context,
+    CorruptedAudio,
+    CorruptedVideo,
+    Corruptible,
+    Corruption,
+    OtherWaves,
+)
+from amr.datamodules.listing import stable_order
+from amr.datamodules.loader import ClipDataset
+from amr.datamodules.store.media import KEPT, MODALITIES, Clip, DecodeOptions
+from amr.datamodules.store.shards import ClipStore
+from amr.datamodules.transforms import AudioTransform, Picture, VideoTransform
+from amr.utils.errors import UserError
+
+COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained
+
+
+class ExplainedClips(Corruptible):
+    """The part of a data module that explains its clips' inputs and spoils them; `ClipDataModule` has the rest."""
+
+    name: str
+    labels: list[str]
+    modalities: tuple[str, ...]
+    decode: DecodeOptions
+    audio: AudioTransform
+    video: VideoTransform
+    seed: int
+    _clip_store: ClipStore
+
+    @abstractmethod
+    def usable(self, split: str) -> list[Clip]:
+        """The split's clips that can be used, in the listing's order."""
+
+    def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> Atoms:
+        """A modality's input in the pieces that an analysis explains.
+
+        Args:
+            modality: Which.
+            blocks: How many along each axis; see the transforms' `atoms`.
+            coarse: Without `blocks`, take fewer, for methods with a coefficient for each pair of atoms.
+        """
+        given = [blocks] if blocks is not None else [COARSE[modality]] if coarse else []
+        if modality == "audio":
+            return self.audio.atoms(self.decode.sample_rate, *given)
+        return self.video.atoms(*given)
+
+    def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
+        """A modality's input (of one clip) to look at."""
+        return (self.audio if modality == "audio" else self.video).picture(x, atoms)
+
+    def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
+        """First and last second of the clip's media file that its input shows; None where that is not known.
+
+        An input that is longer than the clip goes beyond its end.
+        """
+        begin, kept = clip.start or 0.0, self._clip_store.get(clip.id)
+        sound = len(kept["audio"]) / self.decode.sample_rate if "audio" in kept else None
+        if modality == "audio":
+            if sound is None:
+                return None
+            if self.audio.crop == "random":  # the middle, but in training
+                begin += max(sound - self.audio.seconds, 0) / 2
+            return begin, begin + self.audio.seconds
+        if self.video.pick == "first":
+            fps = self.decode.fps
+            return None if fps is None else (begin, begin + self.video.frames / fps)
+        if clip.end is not None:
+            return begin, clip.end
+        seconds = len(kept["video"]) / self.decode.fps if self.decode.fps and "video" in kept else sound
+        return None if seconds is None else (begin, begin + seconds)
+
+    @property
+    def corruptions(self) -> Mapping[str, Mapping[str, Corruption]]:
+        """The corruptions of each modality, by name."""
+        return {modality: CORRUPTIONS[modality] for modality in self.modalities}
+
+    @property
+    def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
+        """What befalls all modalities at once, by name: a corruption of each."""
+        return JOINT if set(self.modalities) == set(MODALITIES) else {}
+
+    def corrupted(
+        self, split: str, modality: str, corruption: str, severity: int, ids: Sequence[str], seed: int = 0
+    ) -> ClipDataset:
+        """These clips of a split, in this order, with one modality's corrupted input and no other modality's.
+
+        Frames are decoded on the CPU. The corruption comes before all that the modality's transform does, the noise
+        that the data's configuration may ask for included.
+
+        Raises:
+            UserError: The corruption, the severity or a clip does not exist.
+        """
+        known = self.corruptions.get(modality, {})
+        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
+            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
+            raise UserError(f"corruption: {modality} {corruption} {severity}; allowed are {allowed}, each from 1 to 5")
+        chosen, place = known[corruption], {clip.id: clip for clip in self.usable(split)}
+        if unknown := [id for id in ids if id not in place]:
+            raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")
+        level, key = chosen.levels[severity - 1], f"corruption {seed} {corruption}"
+        transform: Callable[..., Tensor]
+        if modality == "audio":
+            context = Context(self.decode.sample_rate, self._other_waves())
+            transform = CorruptedAudio(self.audio, chosen, level, context, key)
+        else:
+            transform = CorruptedVideo(self.video, chosen, level, key)
+        return ClipDataset(
+            [place[id] for id in ids],
+            self.labels,
+            self._clip_store,
+            {modality: transform},
+            {},
+            train=False,
+            seed=self.seed,
+            present=False,
+        )
+
+    def evidence(self) -> Mapping[str, frozenset[str]]:
+        """In which modalities each clip's class is really there, by id; empty where nobody knows.
+
+        Raises:
+            UserError: It could be known, with a package that is not installed.
+        """
+        return {}
+
+    def _other_waves(self) -> OtherWaves:
+        """Sounds of up to 256 training clips."""
+        problems = self._clip_store.problems
+        ids = [c.id for c in self.usable("train") if problems.get(c.id, {}).get("audio", KEPT).startswith(KEPT)]
+        return OtherWaves(self._clip_store, stable_order(ids, 0)[:256])
