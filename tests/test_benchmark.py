@@ -260,8 +260,8 @@ def test_signals_stop_the_grid_in_order(
 
     real = Grid.process
     monkeypatch.setattr(Grid, "process", process)
-    monkeypatch.setattr("amr.cli.benchmark.resolver", lambda: resolve)
-    monkeypatch.setattr("amr.cli.benchmark.prepare_stores", lambda cells: None)
+    monkeypatch.setattr("amr.cli.benchmark.command.resolver", lambda: resolve)
+    monkeypatch.setattr("amr.cli.benchmark.command.prepare_stores", lambda cells: None)
     grid = write_grid(tmp_path, methods={"naive": []}, amr=["--model.amr.weight=1"])
     pids: list[int] = []
 

@@ -165,7 +165,7 @@ def wait_for_a_signal(heeds: bool, folder: Path) -> None:
 
 
 def test_a_stopped_grid_lets_its_cells_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amr.cli.benchmark.GRACE", 1.0)
+    monkeypatch.setattr("amr.cli.benchmark.grid.GRACE", 1.0)
     grid = Grid([], tmp_path)
     processes = []
     for heeds in (True, False):

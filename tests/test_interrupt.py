@@ -21,7 +21,7 @@ COMMANDS = {
     "site": ("amr.report.site.command", "run", ["x", "--out", "y"], "the same command resumes"),
     "demo": ("amr.cli.demo", "run", [], "the same command resumes"),
     "prepare": ("amr.cli.fit", "prepare", [], "the same command resumes"),
-    "benchmark": ("amr.cli.benchmark", "run", [], "the same command resumes"),
+    "benchmark": ("amr.cli.benchmark.command", "run", [], "the same command resumes"),
     "test": ("amr.cli.fit", "run", [], "repeat the command"),
 }
 

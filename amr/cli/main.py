@@ -1,13 +1,13 @@
 """The command line. Heavy imports are inside the commands, so that `--help` answers at once."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from amr import __version__
-from amr.utils.errors import Stopped, UserError
+from amr.cli.outcome import exit_status
+from amr.cli.parser import Parser
 
 RUN_COMMANDS = {
     "fit": "train a model; its run goes to runs/<name>",
@@ -15,8 +15,6 @@ RUN_COMMANDS = {
     "test": "measure a checkpoint on the test split",
     "predict": "write a checkpoint's predictions and shares to a parquet file",
 }
-RESUMES = ("prepare", "analyze", "benchmark", "site", "demo")  # the same command continues from what is on the disk
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,36 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
         training heeds (143 for SIGTERM, 138 for SIGUSR1); 130 after Ctrl-C in any command.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    try:
-        return _dispatch(arguments)
-    except KeyboardInterrupt:
-        return _interrupted(arguments, alone=args is None)
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits by it, with status 1
-            raise
-        return _interrupted(arguments, alone=args is None)
-    except UserError as error:
-        print(f"amr: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:  # which `amr.cli.fit.run` has told
-        return stopped.status
-
-
-def _interrupted(arguments: list[str], *, alone: bool) -> int:
-    """Says how to continue after Ctrl-C. A second Ctrl-C then ends a process that is `alone`, without a traceback."""
-    if alone:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    command = arguments[0] if arguments else "amr"
-    hint = "the same command resumes" if command in RESUMES else "nothing is half written; repeat the command"
-    print(f"\namr: {command} was interrupted; {hint}", file=sys.stderr, flush=True)
-    return INTERRUPTED
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see {self.prog} --help")
+    return exit_status(lambda: _dispatch(arguments), arguments, alone=args is None)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -74,13 +43,13 @@ def _dispatch(arguments: list[str]) -> int:
         prepare(arguments[1:])
         return 0
     if arguments and arguments[0] == "benchmark":  # it takes arguments of `fit`, too
-        from amr.cli.benchmark import run as benchmark
+        from amr.cli.benchmark.command import run as benchmark
 
         return benchmark(arguments[1:])
 
-    parser = _Parser(prog="amr", description=__import__("amr").__doc__)
+    parser = Parser(prog="amr", description=__import__("amr").__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, text in RUN_COMMANDS.items():
         commands.add_parser(name, help=text)
     commands.add_parser("prepare", help="decode a dataset's clips into its store; resumes where it stopped")
@@ -125,25 +94,25 @@ def _dispatch(arguments: list[str]) -> int:
             return demo_run(options)
 
 
-def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
     from amr.report import add_arguments
 
     add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))
 
 
-def _add_analyze(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_analyze(commands: "argparse._SubParsersAction[Parser]") -> None:
     from amr.multiviz.analysis import add_arguments
 
     add_arguments(commands.add_parser("analyze", help="explain a checkpoint: the four MultiViz stages, to a folder"))
 
 
-def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     from amr.exporting import add_arguments
 
     add_arguments(commands.add_parser("export", help="a checkpoint's model as ONNX and as a torch.export program"))
 
 
-def _add_site(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_site(commands: "argparse._SubParsersAction[Parser]") -> None:
     from amr.report.site.command import add_agreement_arguments, add_arguments
 
     add_arguments(commands.add_parser("site", help="a page to look at one analysis, or two side by side"))
@@ -151,7 +120,7 @@ def _add_site(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add_agreement_arguments(commands.add_parser("agreement", help=text))
 
 
-def _add_dashboard(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_dashboard(commands: "argparse._SubParsersAction[Parser]") -> None:
     from amr.report.dashboard import add_arguments
 
     add_arguments(commands.add_parser("dashboard", help="a W&B workspace and report over a project's runs"))
