@@ -1,6 +1,5 @@
 """`amr analyze` from the command line: what it writes, how it goes on, what it refuses."""
 
-import argparse
 import dataclasses
 import json
 import shutil
@@ -20,8 +19,9 @@ from amr.cli import main
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
-from amr.multiviz.analysis import STAGES, add_arguments, maps, stages, summary
+from amr.multiviz.analysis import maps, stages, summary
 from amr.multiviz.analysis.analysis import Analysis, datamodule
+from amr.multiviz.analysis.plan import STAGES, Plan
 from amr.multiviz.analysis.summary import calibration
 from amr.multiviz.base import Unit
 from amr.multiviz.trust import interaction_sensitivity_n
@@ -68,6 +68,11 @@ def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
     split = ["--split", "train"]  # the tiny test split is too small for the simulated user
     options = ["--clips", str(CLIPS), "--samples", "16", "--classes", "3", "--units", "2"]
     return ["analyze", "--ckpt", str(checkpoint), "--out", str(out), *split, *options, *more]
+
+
+def plan(checkpoint: Path, out: Path) -> Plan:
+    """What `command` asks for."""
+    return Plan(checkpoint, out, split="train", clips=CLIPS, classes=3, units=2, samples=16)
 
 
 @pytest.fixture(scope="module")
@@ -282,9 +287,7 @@ def test_predictions_are_the_models(whole: Path, checkpoint: Path, data: Any) ->
 
 
 def test_a_clip_whose_media_is_gone_says_so(whole: Path, checkpoint: Path, data: Any) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    analysis = Analysis.open(parser.parse_args(command(checkpoint, whole)[1:]))
+    analysis = Analysis.open(plan(checkpoint, whole))
     file = data.root / rows(whole / "predictions.parquet")[0]["file_video"]
     hidden = file.with_suffix(".hidden")
     file.rename(hidden)
@@ -423,10 +426,7 @@ def test_a_head_that_interacts(tiny: list[str], tmp_path: Path) -> None:
     run = ["--runs_dir", str(tmp_path), "--name", "a", "--wandb", "disabled", "--trainer.max_epochs", "1"]
     hidden = ["--model.fusion", "amr.fusion.Concat", "--model.fusion.hidden", "16"]
     assert main(["fit", *tiny, *hidden, *run]) == 0
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = parser.parse_args(command(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "out")[1:])
-    analysis = Analysis.open(options)
+    analysis = Analysis.open(plan(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "out"))
     target = analysis.predicted[analysis.chosen]
     arrays = [maps.explain(analysis, position) for position in analysis.chosen]
     reason = str(arrays[0]["C_reason/audio/video/second_order"])

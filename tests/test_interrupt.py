@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 COMMANDS = {
     "compare": ("amr.report", "run", ["RUN"], "repeat the command"),
-    "analyze": ("amr.multiviz.analysis", "run", ["--ckpt", "x", "--out", "y"], "the same command resumes"),
+    "analyze": ("amr.cli.analyze", "run", ["--ckpt", "x", "--out", "y"], "the same command resumes"),
     "export": ("amr.exporting", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
     "site": ("amr.report.site.command", "run", ["x", "--out", "y"], "the same command resumes"),
     "demo": ("amr.cli.demo", "run", [], "the same command resumes"),

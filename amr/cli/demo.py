@@ -3,10 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from amr.cli.analyze import add_site
 from amr.cli.fit import prepare
 from amr.cli.fit import run as run_command
-from amr.multiviz import analysis as analyze
+from amr.multiviz.analysis.whole import analyze
 from amr.report import compare
 from amr.report.site import write_site
 
@@ -17,7 +19,8 @@ ENCODERS = {
     "video": {"class_path": "amr.encoders.SmallFrameCNN"},
 }
 EPOCHS = 10
-ANALYSIS = {"clips": 8, "samples": 64, "units": 4, "classes": 2}  # few, and the stages that the site cannot do without
+# Few, and the stages that the site cannot do without.
+ANALYSIS: dict[str, Any] = {"clips": 8, "samples": 64, "units": 4, "classes": 2}
 STAGES = ("prediction", "representation", "errors", "clips", "trust")
 
 
@@ -68,11 +71,8 @@ def _analyze(out: Path, name: str) -> Path:
     """Explains a run's best checkpoint; returns the folder."""
     folder = out / "analyses" / name
     print(f"\n{name}: what its decisions rest on", flush=True)
-    parser = argparse.ArgumentParser()
-    analyze.add_arguments(parser)
-    given = {"ckpt": out / "runs" / name / "checkpoints" / "best.ckpt", "out": folder, **ANALYSIS}
-    few = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    analyze.run(parser.parse_args([*few, "--stages", *STAGES]))
+    analyze(out / "runs" / name / "checkpoints" / "best.ckpt", folder, **ANALYSIS, stages=STAGES)
+    add_site(folder)
     return folder
 
 

@@ -69,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
 
             return compare(options)
         case "analyze":
-            from amr.multiviz.analysis import run as analyze
+            from amr.cli.analyze import run as analyze
 
             return analyze(options)
         case "export":
@@ -101,7 +101,7 @@ def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _add_analyze(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.multiviz.analysis import add_arguments
+    from amr.cli.analyze import add_arguments
 
     add_arguments(commands.add_parser("analyze", help="explain a checkpoint: the four MultiViz stages, to a folder"))
 

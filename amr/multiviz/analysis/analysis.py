@@ -1,6 +1,5 @@
 """What all stages of an analysis share: the model, its data, the encoded split, the folder."""
 
-import argparse
 import hashlib
 import json
 import sys
@@ -20,6 +19,7 @@ from amr.evaluation.emap import emap
 from amr.evaluation.encoded import Encoded, Split, encode
 from amr.load import data_section, load_model
 from amr.model import FusionModel
+from amr.multiviz.analysis.plan import Plan
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.errors import UserError
@@ -34,7 +34,7 @@ class Analysis:
     """A checkpoint, its data and the folder of results.
 
     Args:
-        options: The command's.
+        plan: What is analysed, and how far.
         model: The checkpoint's.
         data: Its data.
 
@@ -51,16 +51,16 @@ class Analysis:
         notes: What was left out, and why, by what it is about.
     """
 
-    def __init__(self, options: argparse.Namespace, model: FusionModel, data: ClipDataModule) -> None:
-        self.options, self.out, self.checkpoint = options, Path(options.out), Path(options.ckpt)
+    def __init__(self, plan: Plan, model: FusionModel, data: ClipDataModule) -> None:
+        self.plan, self.out, self.checkpoint = plan, plan.out, plan.checkpoint
         self.model, self.data = model, data
-        self.split: Split = options.split
-        self.seed, self.samples = int(options.seed), int(options.samples)
+        self.split: Split = plan.split
+        self.seed, self.samples = plan.seed, plan.samples
         self.device = next(model.parameters()).device
         notes = self.out / "notes.json"
         self.notes: dict[str, str] = read_object(notes) if is_whole(notes) else {}
         self.clips = self._encode(self.split, None)
-        count = min(options.clips, len(self.clips.ids))
+        count = min(plan.clips, len(self.clips.ids))
         if count < 2:
             raise UserError(f"--split={self.split}: {count} clips have every modality; at least 2 are needed")
         self.place = {id: i for i, id in enumerate(self.clips.ids)}
@@ -73,22 +73,21 @@ class Analysis:
         self.predicted = self.logits.argmax(1)
 
     @classmethod
-    def open(cls, options: argparse.Namespace) -> "Analysis":
+    def open(cls, plan: Plan) -> "Analysis":
         """Builds everything, and refuses a folder with another analysis."""
-        model = load_model(options.ckpt).to("cuda" if torch.cuda.is_available() else "cpu")
-        section = data_section(options.ckpt, options.data)
-        keys = ("split", "clips", "classes", "units", "seed", "samples")
-        plan = {
-            "checkpoint": hashlib.sha256(options.ckpt.read_bytes()).hexdigest(),
+        model = load_model(plan.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+        section = data_section(plan.checkpoint, plan.data)
+        wanted = {
+            "checkpoint": hashlib.sha256(plan.checkpoint.read_bytes()).hexdigest(),
             "data": section,
-            **{key: getattr(options, key) for key in keys},
+            **{key: getattr(plan, key) for key in ("split", "clips", "classes", "units", "seed", "samples")},
         }
-        path = options.out / "plan.json"
+        path = plan.out / "plan.json"
         if path.is_file():
             there = read_object(path)
-            if differing := [key for key in plan if plan[key] != there.get(key)]:
+            if differing := [key for key in wanted if wanted[key] != there.get(key)]:
                 raise UserError(
-                    f"--out={options.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
+                    f"--out={plan.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
                 )
         data = datamodule(section)
         lacking = [m for m in model.modalities if m not in data.modalities]
@@ -97,8 +96,8 @@ class Analysis:
             raise UserError(f"--data: the model has the modality {lacking[0]!r}, data.modalities has {has}")
         data.prepare_data()
         data.setup()
-        write_text(path, json.dumps(plan, indent=1) + "\n")
-        return cls(options, model, data)
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+        return cls(plan, model, data)
 
     # ------------------------------------------------------------------------------------------------------ the clips
 
@@ -126,7 +125,7 @@ class Analysis:
         """The classes that a clip is explained for, (K,): predicted, true, and the likeliest others."""
         first = [int(self.predicted[position]), int(self.clips.labels[position])]
         order = [*first, *self.logits[position].argsort(descending=True, stable=True).tolist()]
-        return torch.tensor(list(dict.fromkeys(order))[: self.options.classes], device=self.device)
+        return torch.tensor(list(dict.fromkeys(order))[: self.plan.classes], device=self.device)
 
     def head(self, split: Encoded) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and penultimate features (N, D) of a split, on the CPU."""

@@ -156,7 +156,7 @@ def sparse_parts(analysis: Analysis, position: int, classes: Tensor) -> Arrays:
     used = np.flatnonzero((sparse["coefficients"] != 0).any(0))
     standardised = ((features - sparse["mean"]) / sparse["scale"])[used]
     parts = sparse["coefficients"][classes.cpu().numpy()][:, used] * standardised  # (K, S)
-    order = np.argsort(-np.abs(parts).max(0), kind="stable")[: analysis.options.units]
+    order = np.argsort(-np.abs(parts).max(0), kind="stable")[: analysis.plan.units]
     units = used[order[np.abs(parts).max(0)[order] > 0]]
     return {
         "units": units,

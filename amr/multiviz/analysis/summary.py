@@ -14,9 +14,9 @@ from torch import Tensor
 
 from amr.attribution import attributed_rows, attribution_shares
 from amr.evaluation.runs import Run, read_folder
-from amr.multiviz.analysis import STAGES
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.methods import METHODS
+from amr.multiviz.analysis.plan import STAGES
 from amr.utils.arrays import Arrays, Row, is_whole, read_table, slug, write_table
 from amr.utils.errors import UserError
 from amr.utils.files import write_text

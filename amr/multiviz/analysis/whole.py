@@ -1,0 +1,70 @@
+"""Every analysis of a checkpoint, on chosen clips of a split, to a folder; resumes where it stopped.
+
+docs/multiviz/files.md says what the folder holds. A file is whole or not there, and is the unit of work: a stage's
+table, or, where a stage goes clip by clip, the clip's archive.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from amr.evaluation.encoded import Split
+from amr.multiviz.analysis import stages as work
+from amr.multiviz.analysis import summary
+from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.plan import STAGES, Plan
+from amr.utils.errors import UserError
+from amr.utils.files import locked, sweep
+from amr.utils.trust import only_trusted, trusting
+
+
+def analyze(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: Split = "test",
+    clips: int = 50,
+    classes: int = 3,
+    units: int = 8,
+    stages: Collection[str] = tuple(STAGES),
+    seed: int = 0,
+    samples: int = 160,
+    trust: Sequence[str] = (),
+) -> Path:
+    """Analyses a checkpoint: predictions, representations, errors, maps of clips, trust, a simulated user, selection.
+
+    Args:
+        checkpoint: A checkpoint of a run.
+        out: Folder for the results. One that holds a part of the same analysis is completed.
+        data: A configuration with a `data` section; None for the run's own.
+        split: Whose clips.
+        clips: Clips that are explained, at least 2.
+        classes: Classes that each clip is explained for, at least 1.
+        units: Penultimate units that each clip is explained for, 0 or more.
+        stages: Which of the stages; what they need is made, too.
+        seed: Of the choice of clips and of sampled methods.
+        samples: Masks a repeat of LIME, SHAP and DIME, at least 1.
+        trust: Import paths of packages or classes, besides those of amr and its kin, that the run's files may name.
+
+    Returns:
+        The folder, with `summary.json`, from which `amr.report.site.write_site` makes a site.
+
+    Raises:
+        UserError: An option has a value that is not allowed, the checkpoint or its data cannot be read, or the folder
+            holds another analysis, or another process works in it.
+    """
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise UserError(f"stages: {unknown[0]!r}; allowed are {', '.join(STAGES)}")
+    given = None if data is None else Path(data)
+    plan = Plan(Path(checkpoint), Path(out), given, split, clips, classes, units, seed, samples)
+    with locked(plan.out, "choose another --out"):
+        sweep(plan.out)
+        # A configuration that the user names is as if typed; the run's own may be a stranger's.
+        with trusting(trust), nullcontext() if given else only_trusted():
+            analysis = Analysis.open(plan)
+        for stage in STAGES:
+            if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):
+                getattr(work, stage)(analysis)
+        summary.write(analysis)
+    return plan.out
