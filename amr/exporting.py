@@ -1,10 +1,9 @@
-"""`amr export`: a checkpoint's model for programs that do not have amr, as ONNX and as a torch.export program.
+"""A checkpoint's model for programs that do not have amr, as ONNX and as a torch.export program.
 
 DIR/ gets model.onnx, model.pt2, preprocessing.json (what the inputs are and how they are made), README.md (how to use
 them), and the run's card.md where there is one.
 """
 
-import argparse
 import hashlib
 import inspect
 import json
@@ -14,13 +13,13 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from amr import __version__
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder, sweep, write_bytes, write_text
 from amr.utils.readers import read_object
-from amr.utils.trust import TRUST, only_trusted, trusting
+from amr.utils.trust import only_trusted, trusting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,29 +36,35 @@ LARGEST_CARD = 2**20
 LARGEST = 2**31  # bytes; a protobuf, as an ONNX file is, holds no more
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files; those there are replaced")
-    parser.add_argument("--format", choices=list(FORMATS), default="both", help="what to write (both)")
-    parser.add_argument("--encodings", action="store_true", help="give each modality's encoding out, too")
-    parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the run's own config.yaml)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Exports a checkpoint.
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    format: Literal["onnx", "torch", "both"] = "both",
+    encodings: bool = False,
+    data: str | Path | None = None,
+    trust: Sequence[str] = (),
+) -> list[str]:
+    """Exports a checkpoint's model, with a description of its inputs and how to use it.
 
     Args:
-        options: The arguments.
+        checkpoint: A checkpoint of a run.
+        out: Folder for the files; those that are there are replaced.
+        format: What to write.
+        encodings: Whether to give each modality's encoding out, too.
+        data: A configuration with a `data` section; None for the run's own.
+        trust: Import paths of packages or classes, besides those of amr and its kin, that the run's files may name.
 
     Returns:
-        Exit status.
+        Names of the files with the model.
 
     Raises:
         UserError: For anything that the user can mend, and a model that cannot be exported.
     """
-    formats = FORMATS[options.format]
+    checkpoint, out = Path(checkpoint), Path(out)
+    if format not in FORMATS:
+        raise UserError(f"format={format}: must be one of {', '.join(FORMATS)}")
+    formats = FORMATS[format]
     if "onnx" in formats:
         _require_onnx()  # before the slow part
     import torch
@@ -67,16 +72,17 @@ def run(options: argparse.Namespace) -> int:
     from amr.datamodules.preprocessing import preprocessing
     from amr.load import data_section, load_model
 
+    given = None if data is None else Path(data)
     # A configuration that the user names is as if typed; the run's own may be a stranger's.
-    with trusting(options.trust), nullcontext() if options.data else only_trusted():
-        model = load_model(options.ckpt)
-        inputs = preprocessing(data_section(options.ckpt, options.data))
+    with trusting(trust), nullcontext() if given else only_trusted():
+        model = load_model(checkpoint)
+        inputs = preprocessing(data_section(checkpoint, given))
     if lacking := [name for name in model.modalities if name not in inputs]:
         raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
     inputs = {name: inputs[name] for name in model.modalities}
     with torch.random.fork_rng(devices=[]):
         examples = {name: torch.randn(2, *described["shape"]) for name, described in inputs.items()}
-    folder = run_folder(options.ckpt)
+    folder = run_folder(checkpoint)
     labels = _labels(folder / "run.json")  # before the slow part
     card = [CARD] if (folder / CARD).is_file() else []
     if card and not (folder / CARD).resolve().is_relative_to(folder.resolve()):
@@ -84,28 +90,27 @@ def run(options: argparse.Namespace) -> int:
     if card and (folder / CARD).stat().st_size > LARGEST_CARD:
         raise UserError(f"{folder / CARD}: no model card is larger than {LARGEST_CARD} bytes; remove it")
     for name in (*FILES.values(), CARD, RECORD, "README.md"):
-        sweep(options.out, name)
-    stale = _stale(options.out, [*(FILES[name] for name in formats), *card])
-    models = export_model(model, examples, options.out, formats, encodings=options.encodings)
+        sweep(out, name)
+    stale = _stale(out, [*(FILES[name] for name in formats), *card])
+    models = export_model(model, examples, out, formats, encodings=encodings)
     for name in card:
-        write_bytes(options.out / name, (folder / name).read_bytes())
+        write_bytes(out / name, (folder / name).read_bytes())
     for path in stale:
         path.unlink()
     described = {
         "amr": __version__,
-        "checkpoint": options.ckpt.name,
-        "files": {name: _digest(options.out / name) for name in [*models, *card]},
+        "checkpoint": checkpoint.name,
+        "files": {name: _digest(out / name) for name in [*models, *card]},
         "inputs": {
             name: {**rest, "shape": ["batch", *rest["shape"]], "axes": ["batch", *rest["axes"]]}
             for name, rest in inputs.items()
         },
-        "outputs": _outputs(model, examples, options.encodings),
+        "outputs": _outputs(model, examples, encodings),
         "labels": labels,
     }
-    write_text(options.out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-    write_text(options.out / "README.md", _readme(described))
-    print(f"{options.out}: {', '.join(models)}; README.md says how to use {'it' if len(models) == 1 else 'them'}")
-    return 0
+    write_text(out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "README.md", _readme(described))
+    return list(models)
 
 
 def _stale(out: Path, fresh: Collection[str]) -> list[Path]:

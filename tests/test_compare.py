@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
-from amr import report as amr_compare
+from amr.cli import compare as command
 from amr.report import (
-    add_arguments,
     choose_source,
     compare,
     find_runs,
@@ -498,13 +497,13 @@ def test_the_page_has_classes_settings_runs_and_the_command(tmp_path: Path) -> N
 
 def parse(*arguments: str | Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
 def test_the_command_prints_the_table_and_where_the_page_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, picture = folder / "new" / "report.html", folder / "p.png"
-    assert amr_compare.run(parse(folder, "--out", out, "--picture", picture)) == 0
+    assert command.run(parse(folder, "--out", out, "--picture", picture)) == 0
     printed = capsys.readouterr().out
     assert list(table_of(printed)) == ["audio", "naive", "amr"]
     assert str(out) in printed
@@ -518,7 +517,7 @@ def test_only_a_page_or_a_picture_is_overwritten(folder: Path, option: str) -> N
     victim = folder / "naive-0" / "run.json"
     before = victim.read_text()
     with pytest.raises(UserError, match=r"run\.json: .*allowed: a name ending in \.(html|png)"):
-        amr_compare.run(parse(folder, "--out", folder / "r.html", option, victim))
+        command.run(parse(folder, "--out", folder / "r.html", option, victim))
     assert victim.read_text() == before
     assert not (folder / "r.html").exists()
 

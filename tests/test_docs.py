@@ -332,7 +332,7 @@ def amr(story: Story, arguments: list[str], parse_only: bool) -> None:
         assert end.value.code in (0, None)
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"amr.{command}.run", lambda options: 0)
+            patch.setattr(f"amr.cli.{command}.run", lambda options: 0)
             assert main([command, *rest]) == 0
 
 

@@ -21,7 +21,7 @@ from wandb.proto import wandb_internal_pb2
 from amr.report import read_results, read_run, table_text, write_results
 from amr.report.card import write_card
 from amr.report.site import write, write_site
-from amr.report.site.command import agreement
+from amr.report.site.agreement import agreement
 from tests.site.analysis import write_analysis
 from tests.spoil import ODD, altered, damaged, hammer
 from tests.test_compare import epoch, results, write_run

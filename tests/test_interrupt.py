@@ -15,10 +15,10 @@ from amr.cli import main
 from tests.conftest import REPOSITORY
 
 COMMANDS = {
-    "compare": ("amr.report", "run", ["RUN"], "repeat the command"),
+    "compare": ("amr.cli.compare", "run", ["RUN"], "repeat the command"),
     "analyze": ("amr.cli.analyze", "run", ["--ckpt", "x", "--out", "y"], "the same command resumes"),
-    "export": ("amr.exporting", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
-    "site": ("amr.report.site.command", "run", ["x", "--out", "y"], "the same command resumes"),
+    "export": ("amr.cli.export", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
+    "site": ("amr.cli.site", "run", ["x", "--out", "y"], "the same command resumes"),
     "demo": ("amr.cli.demo", "run", [], "the same command resumes"),
     "prepare": ("amr.cli.fit", "prepare", [], "the same command resumes"),
     "benchmark": ("amr.cli.benchmark.command", "run", [], "the same command resumes"),

@@ -65,7 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     match options.command:
         case "compare":
-            from amr.report import run as compare
+            from amr.cli.compare import run as compare
 
             return compare(options)
         case "analyze":
@@ -73,19 +73,19 @@ def _dispatch(arguments: list[str]) -> int:
 
             return analyze(options)
         case "export":
-            from amr.exporting import run as export
+            from amr.cli.export import run as export
 
             return export(options)
         case "site":
-            from amr.report.site.command import run as site
+            from amr.cli.site import run as site
 
             return site(options)
         case "agreement":
-            from amr.report.site.command import run_agreement
+            from amr.cli.site import run_agreement
 
             return run_agreement(options)
         case "dashboard":
-            from amr.report.dashboard import run as dashboard
+            from amr.cli.dashboard import run as dashboard
 
             return dashboard(options)
         case _:
@@ -95,7 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.report import add_arguments
+    from amr.cli.compare import add_arguments
 
     add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))
 
@@ -107,13 +107,13 @@ def _add_analyze(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.exporting import add_arguments
+    from amr.cli.export import add_arguments
 
     add_arguments(commands.add_parser("export", help="a checkpoint's model as ONNX and as a torch.export program"))
 
 
 def _add_site(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.report.site.command import add_agreement_arguments, add_arguments
+    from amr.cli.site import add_agreement_arguments, add_arguments
 
     add_arguments(commands.add_parser("site", help="a page to look at one analysis, or two side by side"))
     text = "how far two people agree who named a model's units on that page"
@@ -121,6 +121,6 @@ def _add_site(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _add_dashboard(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.report.dashboard import add_arguments
+    from amr.cli.dashboard import add_arguments
 
     add_arguments(commands.add_parser("dashboard", help="a W&B workspace and report over a project's runs"))

@@ -7,7 +7,6 @@ their files.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +25,6 @@ __all__ = [
     "Row",
     "Run",
     "Stat",
-    "add_arguments",
     "choose_source",
     "compare",
     "find_runs",
@@ -36,7 +34,6 @@ __all__ = [
     "read_results",
     "read_run",
     "read_runs",
-    "run",
     "summarise",
     "table_markdown",
     "table_text",
@@ -71,22 +68,3 @@ def compare(paths: Iterable[str | Path], out: str | Path, picture: str | Path | 
     if picture is not None:
         write_bytes(Path(picture), image(plot_summary(runs), "png"))
     return table_text(runs)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `compare`'s arguments to a parser."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="a run's folder (amr's, W&B's or Lightning's CSVLogger's), a folder of runs, a results.parquet, or a glob",
-    )
-    parser.add_argument("--out", default="report.html", metavar="FILE.html", help="the page (default: %(default)s)")
-    parser.add_argument("--picture", metavar="FILE.png", help="also write the two main plots as a PNG")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    print(compare(args.runs, args.out, args.picture))
-    print(f"\nPage: {args.out}" + (f"\nPicture: {args.picture}" if args.picture else ""))
-    return 0

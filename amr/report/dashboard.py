@@ -1,9 +1,10 @@
-"""A W&B workspace and report over a project's runs: `amr dashboard`. Needs `amr[dashboards]`."""
+"""A W&B workspace and report over a project's runs. Needs `amr[dashboards]`."""
 
-import argparse
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,43 @@ TABLES = ("per_class", "per_class_epochs")
 MOST = 50  # lines or bars in a panel; W&B's own limit is 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--entity", help="W&B user or team (your default one)")
-    parser.add_argument("--project", default="amr", help="W&B project (amr)")
-    parser.add_argument("--dataset", help="show this dataset's runs only, by the name in their config (all)")
-    parser.add_argument(
-        "--modalities", nargs="+", default=["audio", "video"], metavar="NAME", help="of the models (audio video)"
-    )
-    parser.add_argument("--out", type=Path, help="write the specification to this JSON file, and send nothing")
+@dataclass
+class Board:
+    """What a workspace and a report are about.
+
+    Attributes:
+        project: W&B project.
+        entity: W&B user or team; None for the account's default one.
+        dataset: Only this data set's runs, by the name in their configuration; None for all.
+        modalities: Of the models.
+    """
+
+    project: str
+    entity: str | None
+    dataset: str | None
+    modalities: list[str]
 
 
-def run(options: argparse.Namespace) -> int:
+def dashboard(
+    project: str = "amr",
+    *,
+    entity: str | None = None,
+    dataset: str | None = None,
+    modalities: Sequence[str] | None = None,
+    out: Path | None = None,
+) -> str:
     """Saves the workspace and the report in W&B, or writes their specification where there is no account.
 
     Args:
-        options: What `add_arguments` defines.
+        project: W&B project.
+        entity: W&B user or team; None for the account's default one.
+        dataset: Show this data set's runs only, by the name in their configuration; None for all.
+        modalities: Of the models; None for those that amr's data modules have.
+        out: Write the specification to this JSON file, and send nothing; None for dashboard.json, where there is no
+            account.
 
     Returns:
-        Exit status.
+        What was done, to be printed.
 
     Raises:
         UserError: If the extra is missing, the file cannot be written, or W&B refuses.
@@ -48,16 +67,18 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("dashboard: wandb-workspaces is missing; pip install 'amr[dashboards]'") from error
     import wandb
 
+    from amr.datamodules.store.media import MODALITIES
+
+    board = Board(project, entity, dataset, list(modalities or MODALITIES))
     try:
-        if options.out is None and has_account():
-            return _save(options)
+        if out is None and has_account():
+            return _save(board)
     except (wandb.Error, ValueError) as error:
         raise UserError(f"dashboard: W&B refused: {error}") from error
-    out = options.out or Path("dashboard.json")
-    write_text(out, json.dumps(specification(options), indent=1) + "\n")
-    why = "" if options.out else "no W&B account here (wandb login, or WANDB_API_KEY): "
-    print(f"{why}wrote the specification of the workspace and the report to {out}; nothing was sent")
-    return 0
+    why = "" if out else "no W&B account here (wandb login, or WANDB_API_KEY): "
+    out = out or Path("dashboard.json")
+    write_text(out, json.dumps(specification(board), indent=1) + "\n")
+    return f"{why}wrote the specification of the workspace and the report to {out}; nothing was sent"
 
 
 def has_account() -> bool:
@@ -73,19 +94,17 @@ def has_account() -> bool:
     return bool(settings.api_key or wbauth.read_netrc_auth(host=settings.base_url))
 
 
-def specification(options: argparse.Namespace) -> dict[str, Any]:
+def specification(board: Board) -> dict[str, Any]:
     """What W&B would be sent, but for the ids that only it can give: `workspace` and `report`."""
-    models = {"workspace": _workspace(options)._to_model(), "report": _report(options)._to_model()}
+    models = {"workspace": _workspace(board)._to_model(), "report": _report(board)._to_model()}
     return {key: json.loads(model.model_dump_json(by_alias=True, exclude_none=True)) for key, model in models.items()}
 
 
-def _save(options: argparse.Namespace) -> int:
+def _save(board: Board) -> str:
     import wandb
 
-    options.entity = options.entity or wandb.Api().default_entity
-    print(f"workspace: {_workspace(options).save().url}")
-    print(f"report: {_report(options, saved=True).save().url}")
-    return 0
+    board.entity = board.entity or wandb.Api().default_entity
+    return f"workspace: {_workspace(board).save().url}\nreport: {_report(board, saved=True).save().url}"
 
 
 def _sections(modalities: list[str]) -> dict[str, list[Any]]:
@@ -132,45 +151,45 @@ def _columns(modalities: list[str]) -> list[str]:
     return ["test/acc", "test/mAP", *(f"test/dominance/{m}" for m in modalities), "val/acc.max"]
 
 
-def _filters(options: argparse.Namespace) -> list[Any]:
+def _filters(board: Board) -> list[Any]:
     from wandb_workspaces import expr
 
-    return [expr.Config("dataset") == options.dataset] if options.dataset else []
+    return [expr.Config("dataset") == board.dataset] if board.dataset else []
 
 
-def _workspace(options: argparse.Namespace) -> Any:
+def _workspace(board: Board) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
 
     return ws.Workspace(
-        entity=options.entity or "",
-        project=options.project,
-        name=_title(options),
+        entity=board.entity or "",
+        project=board.project,
+        name=_title(board),
         sections=[
-            ws.Section(name=name, panels=panels, is_open=True) for name, panels in _sections(options.modalities).items()
+            ws.Section(name=name, panels=panels, is_open=True) for name, panels in _sections(board.modalities).items()
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=MOST),
         runset_settings=ws.RunsetSettings(
-            filters=_filters(options),
+            filters=_filters(board),
             groupby=[expr.Metric(GROUP)],
-            pinned_columns=[f"summary:{metric}" for metric in _columns(options.modalities)],
+            pinned_columns=[f"summary:{metric}" for metric in _columns(board.modalities)],
         ),
     )
 
 
-def _report(options: argparse.Namespace, saved: bool = False) -> Any:
+def _report(board: Board, saved: bool = False) -> Any:
     """The report; only where it is to be saved do its tables name their project, whose id W&B is asked for."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    where = {"entity": options.entity, "project": options.project} if saved else {}
-    columns = [f"summary:{metric}" for metric in _columns(options.modalities)]
+    where = {"entity": board.entity, "project": board.project} if saved else {}
+    columns = [f"summary:{metric}" for metric in _columns(board.modalities)]
     blocks: list[Any] = [
         wr.P("A row of the table is a method: dataset/fusion/method, the mean over its seeds. Shares are in [0, 1].")
     ]
-    for number, (name, panels) in enumerate(_sections(options.modalities).items()):
+    for number, (name, panels) in enumerate(_sections(board.modalities).items()):
         runs = wr.Runset(
             name="Methods",
-            filters=_filters(options),
+            filters=_filters(board),
             groupby=[GROUP],
             visible_columns=["run:displayName", *columns],
             lock_columns=True,
@@ -178,9 +197,9 @@ def _report(options: argparse.Namespace, saved: bool = False) -> Any:
         )
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels, hide_run_sets=number > 0)]
     return wr.Report(
-        entity=options.entity or "", project=options.project, title=_title(options), blocks=blocks, width="fluid"
+        entity=board.entity or "", project=board.project, title=_title(board), blocks=blocks, width="fluid"
     )
 
 
-def _title(options: argparse.Namespace) -> str:
-    return f"amr: {options.dataset}" if options.dataset else "amr: accuracy and dominance"
+def _title(board: Board) -> str:
+    return f"amr: {board.dataset}" if board.dataset else "amr: accuracy and dominance"
