@@ -135,7 +135,7 @@ def shapley_shares(
             rows[name] = torch.cat([own if kept >> bit & 1 else other for kept in coalitions])
         flat = head(rows)
         logits = flat.view(len(coalitions), len(first), flat.shape[1])
-        return absolute_shares(shapley_values(class_score(logits, logits[-1].argmax(1), score)))
+        return predicted_shapley_shares(logits, score)
 
 
 def ratio_penalty(shares: Tensor, ratio: Tensor) -> Tensor:
@@ -183,6 +183,11 @@ def absolute_shares(values: Tensor) -> Tensor:
 def shapley_values(scores: Tensor) -> Tensor:
     """Shapley value of each modality, (N, M), of the scores (2^M, N) of all coalitions (see `coalition_index`)."""
     return torch.stack([coalition_index(scores, [m]) for m in range((len(scores) - 1).bit_length())], dim=1)
+
+
+def predicted_shapley_shares(logits: Tensor, score: Score) -> Tensor:
+    """Shapley shares (N, M) in the predicted class's score, from all coalitions' logits (2^M, N, C)."""
+    return absolute_shares(shapley_values(class_score(logits, logits[-1].argmax(1), score)))
 
 
 def coalition_index(scores: Tensor, members: list[int]) -> Tensor:

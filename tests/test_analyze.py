@@ -16,13 +16,13 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from amr.attribution import attribution_shares
 from amr.cli import main
+from amr.evaluation.use import calibration
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis import maps, stages, summary
 from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.plan import STAGES, Plan
-from amr.multiviz.analysis.summary import calibration
 from amr.multiviz.base import Unit
 from amr.multiviz.trust import interaction_sensitivity_n
 from amr.utils import files

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from amr.attribution import (
     Score,
-    absolute_shares,
     attributed_rows,
     attribution_shares,
-    class_score,
-    shapley_values,
+    predicted_shapley_shares,
     undisturbed,
 )
 from amr.evaluation import use
@@ -98,8 +96,8 @@ def measure_encodings(
 
     shares = attribution(model, clean, score=score, ig_steps=ig_steps)
     attributed = attributed_rows(shares)
-    parts = {kind: _shapley_of_predicted(found, "logit") for kind, found in logits.items()}
-    odds = _shapley_of_predicted(logits["mean"], "probability")
+    parts = {kind: predicted_shapley_shares(found, "logit") for kind, found in logits.items()}
+    odds = predicted_shapley_shares(logits["mean"], "probability")
     centred = attribution(model, clean, means, score=score, ig_steps=ig_steps)
     drops = whole[:, None] - without["mean"].T
     valued = attributed & (parts["mean"].sum(1) > 0)
@@ -140,6 +138,7 @@ def attribution(
         ig_steps: Points of integrated gradients; None for gradient⊙input.
     """
     parts, size = [], max(1, 1024 // (ig_steps or 1))  # a clip is so many rows of the head
+    device = next(model.parameters()).device
 
     def shifted(rest: dict[str, Tensor]) -> Tensor:
         logits: Tensor = model.head({m: e + centre[m].to(e) for m, e in rest.items()} if centre else rest)
@@ -147,15 +146,10 @@ def attribution(
 
     with undisturbed(model):
         for start in range(0, len(clips.ids), size):
-            part = {m: e[start : start + size] for m, e in clips.encodings.items()}
-            rest = {m: e - centre[m] for m, e in part.items()} if centre else part
+            part = {m: e[start : start + size].to(device) for m, e in clips.encodings.items()}
+            rest = {m: e - centre[m].to(e) for m, e in part.items()} if centre else part
             parts.append(attribution_shares(shifted, rest, score=score, ig_steps=ig_steps).double().cpu())
     return torch.cat(parts)
-
-
-def _shapley_of_predicted(logits: Tensor, score: Score) -> Tensor:
-    """Shapley shares (N, M) in the predicted class's score, from all coalitions' logits (2^M, N, C)."""
-    return absolute_shares(shapley_values(class_score(logits, logits[-1].argmax(1), score)))
 
 
 def _agreement(

@@ -6,6 +6,7 @@ utilisation and confusion are made of.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,37 @@ def calibration_error(bins: Tensor, gap: Tensor, weights: Tensor) -> Tensor:
         (R,) in [0, 1].
     """
     return (weights @ (bins * gap[:, None])).abs().sum(1) / weights.sum(1)
+
+
+def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, list[dict[str, Any]]]:
+    """Expected calibration error of clips, and the bins that it adds up from.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,).
+        bins: How many, of equal width in confidence.
+
+    Returns:
+        The error in [0, 1], and of each bin `low`, `high`, `clips`, and the mean `confidence` and `accuracy`, None
+        without clips. A probability of 1 is shown in the last bin.
+    """
+    confidence, answer = probabilities.double().max(1)
+    correct = (answer == labels).double()
+    member, gap = calibration_bins(probabilities, correct, bins)
+    error = float(calibration_error(member, gap, torch.ones(1, len(gap), dtype=torch.float64, device=gap.device)))
+    shown = torch.cat([member[:, : bins - 1], member[:, bins - 1 :].sum(1, keepdim=True)], dim=1)
+    counts, sums = shown.sum(0), shown.T @ torch.stack([confidence, correct], dim=1)
+    means = (sums / counts[:, None]).tolist()
+    return error, [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "clips": int(count),
+            "confidence": means[b][0] if count else None,
+            "accuracy": means[b][1] if count else None,
+        }
+        for b, count in enumerate(counts.tolist())
+    ]
 
 
 def class_means(values: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:

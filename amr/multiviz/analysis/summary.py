@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.attribution import attributed_rows, attribution_shares
+from amr.attribution import attributed_rows
+from amr.evaluation.metrics import attribution
 from amr.evaluation.runs import Run, read_folder
+from amr.evaluation.use import calibration
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.methods import METHODS
 from amr.multiviz.analysis.plan import STAGES
@@ -24,7 +25,6 @@ from amr.utils.metrics import split_metrics
 from amr.utils.readers import read_arrays
 
 VERSION = 1
-BINS = 15  # of the calibration
 TOP = 5  # classes that predictions.parquet names
 DONE = {
     "prediction": "sparse.npz",
@@ -45,7 +45,7 @@ def write(analysis: Analysis) -> None:
         for m in analysis.model.modalities
     }
     write_text(out / "atoms.json", json.dumps(atoms) + "\n")
-    shares = _shares(analysis)
+    shares = attribution(analysis.model, analysis.clips).float()  # zeros where nothing is attributed
     predictions = _predictions(analysis, shares)
     write_table(out / "predictions.parquet", predictions)
     archives = [analysis.archive(position) for position in analysis.chosen]
@@ -55,42 +55,6 @@ def write(analysis: Analysis) -> None:
         _tables(analysis, archives)
     found = _summary(analysis, shares, predictions, explained)
     write_text(out / "summary.json", json.dumps(_plain(found), indent=1, allow_nan=False) + "\n")
-
-
-def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> tuple[float, list[Row]]:
-    """Expected calibration error (Guo et al. 2017, eq. 3) and its bins of equal width in confidence.
-
-    Args:
-        probabilities: (N, C).
-        labels: (N,).
-        bins: How many.
-
-    Returns:
-        Σ_b n_b/N · |accuracy_b − mean confidence_b|, and each bin; a clip on an edge belongs to the bin below it.
-    """
-    confidence, answer = probabilities.double().max(1)
-    right = (answer == labels).double()
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    error, found = 0.0, []
-    for b in range(bins):
-        inside = place == b
-        count = int(inside.sum())
-        mean, accuracy = (float(x[inside].mean()) if count else None for x in (confidence, right))
-        found.append(
-            {"low": b / bins, "high": (b + 1) / bins, "clips": count, "confidence": mean, "accuracy": accuracy}
-        )
-        if mean is not None and accuracy is not None:
-            error += count / len(labels) * abs(accuracy - mean)
-    return error, found
-
-
-def _shares(analysis: Analysis) -> Tensor:
-    """Attribution shares of all clips, (N, M); zeros where nothing is attributed."""
-    found = []
-    for start in range(0, len(analysis.clips.ids), 1024):
-        part = analysis.encodings(list(range(start, min(start + 1024, len(analysis.clips.ids)))))
-        found.append(attribution_shares(analysis.model.head, part).cpu())
-    return torch.cat(found)
 
 
 def _predictions(analysis: Analysis, shares: Tensor) -> Any:
