@@ -386,7 +386,7 @@ class FusionClassifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture's checkpoint, and restores what `on_save_checkpoint` added.
 
-        Where training resumes, the optimizer's settings are this run's, and not the checkpoint's: see `amr.utils.resume`.
+        Where training resumes, the optimizer's settings are this run's, not the checkpoint's: see `amr.utils.resume`.
 
         Raises:
             UserError: If a parameter of the model is missing, unknown or of another shape, or if training is to resume

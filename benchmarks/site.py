@@ -1,9 +1,9 @@
 """The site of `amr analyze`: time to write a clip, bytes a clip, and how long the list of clips takes to filter.
 
-A made-up analysis (tests/site/analysis.py) of 5,000 clips, some of them explained, with 64 atoms a modality, four
-classes, ten kinds of maps and six units a clip. The browser is Debian's Chromium; a keystroke is an input event in the
-search field, timed in the page up to the layout of the new rows, and up to the frame after it. Prints a table and one
-JSON line.
+A made-up analysis (tests/report/site/analysis.py) of 5,000 clips, some of them explained, with 64 atoms a modality,
+four classes, ten kinds of maps and six units a clip. The browser is Debian's Chromium; a keystroke is an input event in
+the search field, timed in the page up to the layout of the new rows, and up to the frame after it. Prints a table and
+one JSON line.
 
     python -m benchmarks.site [--clips 5000] [--explained 200]
 """
@@ -19,8 +19,8 @@ from playwright.sync_api import sync_playwright
 
 from amr.report.site import write_site
 from benchmarks.common import machine, report
-from tests.site.analysis import write_analysis
-from tests.site.conftest import ARGUMENTS
+from tests.report.site.analysis import write_analysis
+from tests.report.site.conftest import ARGUMENTS
 
 TYPED = "clip0123 b s"  # matches all, ten, one, ... clips on the way
 KEYSTROKE = """async (text) => {

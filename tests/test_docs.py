@@ -61,9 +61,9 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"amr demo.*": "minutes; CI has its parts: fit, compare",
-    r"amr site .*with-amr.*": "a second analysis; tests/site/test_grid.py makes two",
+    r"amr site .*with-amr.*": "a second analysis; tests/report/site/test_grid.py makes two",
     r"amr fit .*--model\.encoders\.\w+\.weights (MViT|WAV2VEC2|ViT).*": "downloads weights; tests/encoders",
-    r"amr prepare .*--scheduler .*": "needs a Dask cluster; tests/datamodules/test_prepare_faults.py has one",
+    r"amr prepare .*--scheduler .*": "needs a Dask cluster; tests/datamodules/store/test_prepare_faults.py has one",
     r"torchrun .*": "several processes; tests/test_scaling.py has them",
     r"(srun|sbatch|dask) .*": "a cluster's own command",
     r"wandb .*": "needs an account",

@@ -22,9 +22,9 @@ from amr.report import read_results, read_run, table_text, write_results
 from amr.report.card import write_card
 from amr.report.site import write, write_site
 from amr.report.site.agreement import agreement
-from tests.site.analysis import write_analysis
+from tests.report.site.analysis import write_analysis
+from tests.report.test_compare import epoch, results, write_run
 from tests.spoil import ODD, altered, damaged, hammer
-from tests.test_compare import epoch, results, write_run
 
 ROWS = [*epoch(0, 0.4), *epoch(1, 0.6, 0.7), *results(0.55, 0.45)]
 CONFIG = {"model": {"amr": {"weight": 0.5}, "encoders": {"a": {"class_path": "x", "init_args": {"n": 1}}}}, "seed": 3}

@@ -88,7 +88,7 @@ def made(name: str, teachers: dict[str, str]) -> Regularizer:
 def test_every_pair_trains_or_is_refused_by_name(
     pair: tuple[str, str], data: ClipDataModule, teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    """Without the command line, which takes longer than they train, and which tests/test_sweep.py gives two files."""
+    """Without the command line, which takes longer than they train; tests/cli/test_sweep.py gives it two files."""
     pl.seed_everything(0)
     encoders = {"audio": SmallCNN(width=4, out_dim=8), "video": SmallFrameCNN(frames=2, width=4, out_dim=8)}
     methods: dict[str, Any] = {name: made(name, teachers) for name in pair}

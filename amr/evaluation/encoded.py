@@ -142,8 +142,8 @@ def encode(
         context: What the encoders run in.
         ids: Only these clips.
         keep_on: The device that the encodings are moved to batch by batch; None: the model's.
-        cache: A file that they are read from, if it is there and whole, and written to; None: neither. Its folder must be one
-            model's and its data's, for the file does not say whose it is.
+        cache: A file that they are read from, if it is there and whole, and written to; None: neither. Its folder must
+            be one model's and its data's, for the file does not say whose it is.
 
     Returns:
         The clips, in the order of their ids.

@@ -1,4 +1,4 @@
-"""Tables and archives of arrays as files, whole or not at all, a damaged one is made again; and file names for clips."""
+"""Tables and archives of arrays as files, whole or not at all, damaged ones removed; and file names for clips."""
 
 import hashlib
 import io

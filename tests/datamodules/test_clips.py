@@ -7,8 +7,7 @@ import pytest
 
 from amr.datamodules import Clips
 from amr.utils.errors import UserError
-
-from .conftest import write_csv
+from tests.datamodules.conftest import write_csv
 
 ROW = {"id": "1", "file": "1.mp4", "label": "a", "split": "train"}
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ..conftest import REPOSITORY
-from .conftest import parse_data
+from tests.conftest import REPOSITORY
+from tests.datamodules.conftest import parse_data
 
 CONFIGS = sorted((REPOSITORY / "configs/data").glob("*.yaml"))
 

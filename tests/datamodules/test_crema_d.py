@@ -7,10 +7,9 @@ import pytest
 from amr.datamodules import CremaD
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.utils.errors import UserError
-
-from ..conftest import REPOSITORY
-from . import librosa_reference
-from .conftest import parse_data
+from tests.conftest import REPOSITORY
+from tests.datamodules import librosa_reference
+from tests.datamodules.conftest import parse_data
 
 
 @pytest.fixture

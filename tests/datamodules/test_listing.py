@@ -11,8 +11,7 @@ from amr.cli import main
 from amr.datamodules import Clips, CremaD, VGGSound
 from amr.datamodules.store.media import DecodeOptions
 from amr.utils.errors import UserError
-
-from .conftest import write_clip
+from tests.datamodules.conftest import write_clip
 
 HEADER = "id,label,split,file\n"
 

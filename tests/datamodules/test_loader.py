@@ -20,8 +20,7 @@ from amr.datamodules.store.media import Clip
 from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
-
-from .conftest import write_clip, write_csv
+from tests.datamodules.conftest import write_clip, write_csv
 
 Make = Callable[..., Clips]
 

@@ -120,7 +120,7 @@ def test_every_file_is_as_it_is_documented(whole: Path) -> None:
     assert {"train/acc", "val/acc", "val/dominance/audio"} <= set(overview["history"][-1])
     assert sum(map(sum, overview["confusion"])) == overview["clips"] == len(rows(whole / "predictions.parquet"))
     assert sum(overview["dominance"].values()) == pytest.approx(1)
-    documented = (Path(__file__).parents[1] / "docs/multiviz/files.md").read_text()
+    documented = (Path(__file__).parents[3] / "docs/multiviz/files.md").read_text()
     assert all(f"`{key}`" in documented for key in overview)
 
 

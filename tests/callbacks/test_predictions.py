@@ -11,8 +11,7 @@ from amr.classifier import FusionClassifier
 from amr.datamodules import Clips
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders import SmallCNN, SmallFrameCNN
-
-from .datamodules.conftest import write_clip, write_csv
+from tests.datamodules.conftest import write_clip, write_csv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 LACKING = {"c2": "audio", "c5": "video", "c6": "audio", "c7": "audio"}  # c6 and c7: a whole batch without shares

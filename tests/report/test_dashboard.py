@@ -14,8 +14,8 @@ import wandb
 
 from amr.cli import main
 from amr.report import dashboard
+from tests.cli.test_main import wandb_records
 from tests.conftest import REPOSITORY
-from tests.test_cli import wandb_records
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

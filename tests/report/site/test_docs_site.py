@@ -7,7 +7,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from playwright.sync_api import Page
 
-from ..conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 
 def test_search_from_disk(page: Page, tmp_path: Path) -> None:

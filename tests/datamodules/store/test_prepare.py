@@ -18,8 +18,7 @@ from amr.datamodules.store.report import PrepareReport, count_reasons
 from amr.datamodules.store.shards import ClipStore, read_problems, read_rows, write_shard
 from amr.utils.errors import UserError
 from amr.utils.work import run_tasks
-
-from .conftest import write_clip
+from tests.datamodules.conftest import write_clip
 
 OPTIONS = DecodeOptions(fps=5)
 

@@ -15,9 +15,19 @@ import pytest
 from PIL import Image
 
 from amr.datamodules.store.media import KEPT, Clip, Decoded, DecodeOptions, decode
-
-from . import timed
-from .timed import CONTAINERS, FPS, RATE, STORED, even, picture_errors, slot, sound, sound_lag, write
+from tests.datamodules.store import timed
+from tests.datamodules.store.timed import (
+    CONTAINERS,
+    FPS,
+    RATE,
+    STORED,
+    even,
+    picture_errors,
+    slot,
+    sound,
+    sound_lag,
+    write,
+)
 
 FILMS = [suffix for suffix, (picture, _) in CONTAINERS.items() if picture]
 FRAME = 1 / FPS

@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from amr.report.site import write_site
-from tests.site.analysis import write_analysis
+from tests.report.site.analysis import write_analysis
 
 EVIL = "<img src=x onerror=alert(1)>"
 LABELS = ("b", "d", EVIL, "m", "p", "s")

@@ -27,9 +27,8 @@ from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.store.shards import ClipStore, is_sound, read_key, read_rows, write_shard
 from amr.utils.errors import UserError
 from amr.utils.work import Processes, run_tasks, span
-
-from . import deadly
-from .conftest import write_clip, write_csv
+from tests.datamodules.conftest import write_clip, write_csv
+from tests.datamodules.store import deadly
 
 OPTIONS = DecodeOptions(fps=5)
 
@@ -403,7 +402,7 @@ def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> 
 
 
 def test_slurm_workers_are_single_threaded() -> None:
-    example = Path(__file__).parents[2] / "examples/dask_slurm.py"
+    example = Path(__file__).parents[3] / "examples/dask_slurm.py"
     command = [sys.executable, str(example), "--dry-run", "--cores", "4", "--partition", "cpu"]
     script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "#SBATCH --cpus-per-task=4" in script

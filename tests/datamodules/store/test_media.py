@@ -17,8 +17,7 @@ from amr.datamodules.store.decoding.source import Source
 from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
 from amr.datamodules.synthetic.synthesis import write_mp4
 from amr.utils.errors import UserError
-
-from .conftest import write_clip
+from tests.datamodules.conftest import write_clip
 
 
 def read(path: Path, start: float | None = None, end: float | None = None, **options: object) -> Decoded:
@@ -147,7 +146,8 @@ def test_crema_d_sample(shared_data: Path) -> None:
 
 
 def test_workers_do_not_import_torch() -> None:
-    code = "import sys, amr.datamodules.store.prepare, amr.datamodules.synthetic.synthesis; sys.exit('torch' in sys.modules)"
+    imported = "sys, amr.datamodules.store.prepare, amr.datamodules.synthetic.synthesis"
+    code = f"import {imported}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

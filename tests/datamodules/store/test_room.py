@@ -10,8 +10,7 @@ from amr.datamodules import Clips, CremaD
 from amr.datamodules.store.media import Clip, DecodeOptions
 from amr.datamodules.store.prepare import prepare
 from amr.datamodules.store.room import estimate
-
-from .conftest import write_clip
+from tests.datamodules.conftest import write_clip
 
 
 def ratio(clips: Sequence[Clip], root: Path, store: Path, options: DecodeOptions) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from . import fuzzed_media, timed
+from tests.datamodules.store import fuzzed_media, timed
 
 TRIES = 30  # a file
 

@@ -266,7 +266,8 @@ def test_a_damaged_offset_names_its_clip(tmp_path: Path) -> None:
 FUZZ = """
 import random, sys
 from pathlib import Path
-from amr.datamodules.store.shards import ClipStore, damaged_clips, is_sound, read_head, read_ids, read_problems, read_rows
+from amr.datamodules.store.shards import ClipStore, damaged_clips, is_sound
+from amr.datamodules.store.shards import read_head, read_ids, read_problems, read_rows
 from amr.utils.errors import UserError
 path, chance = Path(sys.argv[1]) / "shard-00000.arrow", random.Random(0)
 whole, readable = path.read_bytes(), 0

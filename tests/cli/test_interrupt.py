@@ -71,7 +71,7 @@ def test_workers_end_at_once_and_silently(group: bool) -> None:
     code = (
         "import amr.cli, sys\n"
         "from amr.utils.work import run_tasks\n"
-        "from tests.datamodules import deadly\n"
+        "from tests.datamodules.store import deadly\n"
         "if __name__ == '__main__':\n"
         "    amr.cli._dispatch = lambda _: list(run_tasks(deadly.sleep, [(600.0,)] * 4, workers=2))\n"
         "    sys.argv[1:] = ['prepare']\n"

@@ -8,9 +8,8 @@ import pytest
 
 from amr.datamodules.store.decoding.source import FORMATS, Source
 from amr.datamodules.store.media import MODALITIES, Clip, Decoded, DecodeOptions, decode
-
-from . import timed
-from .timed import sound, sound_lag, write
+from tests.datamodules.store import timed
+from tests.datamodules.store.timed import sound, sound_lag, write
 
 
 def read(path: Path) -> Decoded:

@@ -21,7 +21,7 @@ from amr.report.site.pack import quantised, script
 from amr.utils import files
 from amr.utils.errors import UserError
 from tests.processes import dead_process, other_process_holds
-from tests.site.analysis import write_analysis
+from tests.report.site.analysis import write_analysis
 
 
 @pytest.fixture
