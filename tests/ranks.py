@@ -64,7 +64,7 @@ def on_one_and_two_ranks(train: Callable[[int, str], T], cases: Iterable[str]) -
     function, and what it returns is tensors and numbers in tuples and dicts.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_classifier"])
+    context.set_forkserver_preload(["tests.training"])
     port, cases = free_port(), list(cases)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +23,11 @@ from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
-
-
-def build(
-    seed: int = 0,
-    fusion: FusionFactory = Concat,
-    encoder: Any = Linear,
-    modalities: Sequence[str] = ("audio", "video"),
-    **options: Any,
-) -> FusionClassifier:
-    pl.seed_everything(seed)
-    return FusionClassifier({name: encoder() for name in modalities}, fusion, num_classes=3, **options)
-
-
-def fit(
-    model: FusionClassifier, data: pl.LightningDataModule | None = None, ckpt: Path | None = None, **flags: Any
-) -> pl.Trainer:
-    flags = {"max_epochs": 2, "enable_checkpointing": False, "logger": False, "num_sanity_val_steps": 0, **flags}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False, **flags)
-    trainer.fit(model, data or Toy(), ckpt_path=ckpt, weights_only=True)
-    return trainer
-
-
-def weights(model: FusionClassifier) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.model.state_dict().items()}
-
-
-def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=key)
 
 
 class Recorder(Callback):

@@ -22,8 +22,8 @@ from amr.report import read_results, read_run, table_text, write_results
 from amr.report.card import write_card
 from amr.report.site import write, write_site
 from amr.report.site.agreement import agreement
+from tests.report.runs import epoch, results, write_run
 from tests.report.site.analysis import write_analysis
-from tests.report.test_compare import epoch, results, write_run
 from tests.spoil import ODD, altered, damaged, hammer
 
 ROWS = [*epoch(0, 0.4), *epoch(1, 0.6, 0.7), *results(0.55, 0.45)]

@@ -16,8 +16,8 @@ from amr.fusion import Fusion, Gated
 from amr.load import load_model
 from amr.regularizers import AMR, Regularizer
 from amr.utils.errors import UserError
-from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"

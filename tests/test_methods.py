@@ -21,7 +21,7 @@ from amr.regularizers import Regularizer
 from amr.report import read_run
 from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
-from tests.test_classifier import fit as train
+from tests.training import fit as train
 
 METHODS = sorted(file.stem for file in (REPOSITORY / "configs/methods").glob("*.yaml"))
 CONFLICTS = {frozenset({"ogm", "ogm_ge"}), frozenset({"gge", "gradient_blending"})}

@@ -16,9 +16,9 @@ from amr.encoders.base import Encoder
 from amr.fusion import Concat
 from amr.load import load_model
 from amr.regularizers import AMR, MMPareto
-from tests.cli.test_main import read_metrics
-from tests.test_classifier import build, fit, weights
+from tests.cli.records import read_metrics
 from tests.toy import Toy
+from tests.training import build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and dynamo's
 

@@ -22,9 +22,9 @@ from amr.regularizers import AMR
 from amr.utils.distributed import AgreedMaximum
 from amr.utils.errors import Stopped, UserError
 from tests.faults import At, NotFinite, Signal
-from tests.test_classifier import build, weights
-from tests.test_classifier import fit as plain_fit
 from tests.toy import Toy
+from tests.training import build, weights
+from tests.training import fit as plain_fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

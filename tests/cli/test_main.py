@@ -1,12 +1,9 @@
 """Every command through `main()`, on real clips; what it leaves on disk and in the W&B record; every bad input."""
 
-import csv
 import json
 import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from wandb.proto import wandb_internal_pb2
 
 from amr.cli import main
 from amr.report.wandb_records import read_record
+from tests.cli.records import read_metrics, wandb_records
 from tests.conftest import REPOSITORY
 
 pytestmark = [
@@ -52,14 +49,6 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in ("test", "validate", "predict"):
         assert main([command, "--ckpt_path", checkpoint]) == 0
     return folder
-
-
-def read_metrics(run: Path) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for file in sorted(run.glob("metrics/version_*/metrics.csv")):
-        for row in csv.DictReader(file.open()):
-            values.update({key: float(value) for key, value in row.items() if value})
-    return values
 
 
 def test_help_is_light() -> None:
@@ -117,24 +106,6 @@ def test_compare_reads_what_fit_wrote(runs: Path, tmp_path: Path, capsys: pytest
     assert "audio dominance" in out
     assert "<table" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def wandb_records(run: Path) -> Iterator[Any]:
-    """Records of an offline run: protobuf messages in LevelDB's log format, in blocks of 32 KiB."""
-    (file,) = run.glob("wandb/offline-run-*/*.wandb")
-    data, position, message = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        message += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or last piece
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(message)
-            yield record
-            message = b""
 
 
 def test_the_wandb_record(runs: Path) -> None:

@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from amr.cli import main
 from amr.cli.fit import AmrCLI
 from tests.conftest import REPOSITORY
-from tests.report.test_dashboard import flushed_records
+from tests.report.wandb_files import flushed_records
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SWEEPS = REPOSITORY / "configs/sweeps"

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from amr.datamodules.atoms import Atoms, flat_atoms, spectrogram_atoms, video_atoms, waveform_atoms
 from amr.encoders.base import Encoder
-from amr.fusion import Attention, Concat, Gated
-from amr.fusion.base import Fusion
+from amr.fusion import Attention, Concat
 from amr.model import FusionModel
 from amr.multiviz.base import Unit
 from amr.multiviz.unimodal import (
@@ -36,6 +35,7 @@ from amr.multiviz.unimodal import (
 )
 from amr.utils.errors import UserError
 from tests import toy
+from tests.multiviz.nets import Bilinear, Counter, Flat, Net, clips, linear_model, model_of, score_of
 
 ATOMS = flat_atoms(6)
 METHODS: dict[str, Callable[..., Importance]] = {
@@ -48,76 +48,6 @@ METHODS: dict[str, Callable[..., Importance]] = {
     "lime": lime,
     "kernel_shap": kernel_shap,
 }
-
-
-class Flat(Encoder):
-    """The input itself, or a given function of it, as a vector."""
-
-    def __init__(self, out_dim: int, function: Callable[[Tensor], Tensor] = lambda x: x.flatten(1)) -> None:
-        super().__init__()
-        self.out_dim, self.function = out_dim, function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Net(Encoder):
-    """A module as an encoder."""
-
-    def __init__(self, net: nn.Module, out_dim: int) -> None:
-        super().__init__()
-        self.net, self.out_dim = net, out_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
-
-
-class Bilinear(Fusion):
-    """One logit, aᵀ W b, and its negative."""
-
-    def __init__(self, dims: dict[str, int]) -> None:
-        super().__init__(dims, 2, 1)
-        self.weight = nn.Parameter(torch.randn([*dims.values()], dtype=torch.float64))
-        self.classifier.weight.data = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-        self.classifier.bias.data = torch.zeros(2, dtype=torch.float64)
-
-    def combine(self, encodings: Any) -> Tensor:
-        a, b = (encodings[name] for name in self.dims)
-        return torch.einsum("ni,ij,nj->n", a, self.weight, b)[:, None]
-
-
-def model_of(
-    encoders: dict[str, Encoder] | None = None, head: Callable[..., Fusion] = Gated, hidden: int | None = 8
-) -> FusionModel:
-    torch.manual_seed(0)
-    encoders = encoders or {"one": toy.Linear(), "two": toy.Linear(), "three": toy.Linear()}
-    return FusionModel(encoders, head({m: e.out_dim for m, e in encoders.items()}, 3, hidden=hidden)).double()
-
-
-def linear_model(size: int, modality: str = "one") -> tuple[FusionModel, Tensor]:
-    """A model that is linear in `one`, of `size` elements, and its weight, (3, size)."""
-    model = model_of({modality: Flat(size), "two": toy.Linear()}, Concat, hidden=None)
-    return model, model.head.classifier.weight[:, :size].detach()
-
-
-def clips(count: int = 5, names: tuple[str, ...] = ("one", "two", "three"), size: int = 6) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {m: torch.randn(count, size if m == "one" else 6, generator=generator).double() for m in names}
-
-
-def score_of(model: FusionModel, inputs: dict[str, Tensor], target: int | Unit = 1) -> Callable[[Tensor], Tensor]:
-    """The score of the clips as a function of `one`, by the whole model; also of any number of copies of the clips."""
-
-    def score(x: Tensor) -> Tensor:
-        others = {m: v.repeat(len(x) // len(v), *[1] * (v.ndim - 1)) for m, v in inputs.items() if m != "one"}
-        encodings = model.encode({**others, "one": x})
-        if isinstance(target, Unit):
-            return model.penultimate(encodings)[:, target.index]
-        logits: Tensor = model.head(encodings)
-        return logits[:, target]
-
-    return score
 
 
 def exact_shapley(score: Callable[[Tensor], Tensor], x: Tensor, atoms: Atoms, baseline: Tensor | float) -> Tensor:
@@ -133,21 +63,6 @@ def exact_shapley(score: Callable[[Tensor], Tensor], x: Tensor, atoms: Atoms, ba
             within = (*keep[:atom], True, *keep[atom + 1 :])
             values[:, atom] += weight / math.factorial(size) * (scores[within] - without)
     return values
-
-
-class Counter:
-    """Rows that each encoder and the head have seen."""
-
-    def __init__(self, model: FusionModel) -> None:
-        self.rows = dict.fromkeys((*model.modalities, "head"), 0)
-        self.largest = 0
-        for name, encoder in model.encoders.items():
-            encoder.register_forward_pre_hook(lambda _, args, name=name: self.add(name, len(args[0])))
-        model.head.register_forward_pre_hook(lambda _, args: self.add("head", len(args[0]["one"])))
-
-    def add(self, name: str, rows: int) -> None:
-        self.rows[name] += rows
-        self.largest = max(self.largest, rows)
 
 
 # Gradients

@@ -21,17 +21,9 @@ from amr.regularizers.agm import AGM, attributed_logits, competition_ratios, mod
 from amr.regularizers.ogm import OGM
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.regularizers.test_ogm import (
-    Convolution,
-    ConvolutionTokens,
-    Probe,
-    build,
-    hidden_concat,
-    plain,
-    probed,
-)
-from tests.test_classifier import assert_equal, fit, weights
+from tests.regularizers.probes import Convolution, ConvolutionTokens, Probe, build, hidden_concat, plain, probed
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"

@@ -21,8 +21,8 @@ from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.regularizers.gge import GGE, residual_targets
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Blind, Linear, Tokens, Toy
+from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"

@@ -24,16 +24,16 @@ from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
 from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
 from amr.utils.errors import UserError
-from tests import test_classifier as classifier
+from tests import training
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
 MODALITIES = ("audio", "video", "touch")
-build: Any = partial(classifier.build, fusion=Gated)
+build: Any = partial(training.build, fusion=Gated)
 
 
 def held(name: str, fraction: float) -> bool:

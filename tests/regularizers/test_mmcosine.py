@@ -18,8 +18,8 @@ from amr.regularizers import AMR, Regularizer, Step
 from amr.regularizers.mmcosine import CosineHead, MMCosine, cosine_logits
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|exists and is not empty)")
 DIMS = {"a": 6, "b": 4, "c": 5}

@@ -26,17 +26,17 @@ from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
 from amr.report import read_run
 from amr.utils.errors import UserError
 from amr.utils.trust import trusting
-from tests import test_classifier as classifier
+from tests import training
 from tests.conftest import REPOSITORY
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.test_classifier import assert_equal, fit, weights
 from tests.toy import Linear, Tokens, Toy
+from tests.training import assert_equal, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
 MODALITIES = ("audio", "video", "touch")
-build: Any = partial(classifier.build, fusion=Gated)
+build: Any = partial(training.build, fusion=Gated)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
 from amr.cli import main
 from amr.report import dashboard
-from tests.cli.test_main import wandb_records
 from tests.conftest import REPOSITORY
+from tests.report.wandb_files import flushed_records
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def flushed_records(run: Path) -> list[Any]:
-    """The run's records; W&B's own process may still be writing them when a run has ended."""
-    wandb.teardown()
-    return list(wandb_records(run))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from amr.report import find_runs, read_run, summarise, write_report
 from amr.report.robustness import plot_robustness, robustness_cells
 from amr.report.table import Row, row_names
 from amr.utils.errors import UserError
-from tests.report.test_compare import EVIL, epoch, results, write_run
+from tests.report.runs import EVIL, epoch, results, write_run
 
 LOSS = {"audio": 0.1, "video": 0.02, "audio+video": 0.12}  # of accuracy, a severity
 

@@ -33,7 +33,7 @@ from amr.report import (
 from amr.report.foreign import in_order
 from amr.report.wandb_records import Record, read_record
 from amr.utils.errors import UserError
-from tests.report.test_compare import EVIL, epoch, results, table_of, write_run
+from tests.report.runs import EVIL, epoch, results, table_of, write_run
 
 FACTS = {"method": "umt+amr", "title": "UMT w/ AMR", "dataset": "CREMA-D", "seed": 3, "fusion": "FiLM"}
 FACTS |= {"modalities": ["audio", "video"], "labels": ["a", "b"], "num_classes": 2}

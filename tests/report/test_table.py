@@ -13,7 +13,7 @@ from scipy import stats
 
 from amr.evaluation.statistics import Difference, t_quantile
 from amr.report import find_runs, plot_curves, plot_summary, read_run, read_runs, summarise, table_text, write_report
-from tests.report.test_compare import EVIL, Reader, epoch, results, table_of, write_run
+from tests.report.runs import EVIL, Reader, epoch, results, table_of, write_run
 
 DASH = "\N{EN DASH}"
 BASES = ["naive", "dropout", "modality_dropout", "umt", "ogm", "ogm_ge", "gradient_blending", "gge", "pmr", "agm"]

@@ -18,7 +18,7 @@ from amr.regularizers import AMR, GGE, OGM
 from amr.report import read_run
 from amr.utils.errors import UserError
 from amr.utils.resume import differences, settings_of, starts
-from tests.test_classifier import build, fit
+from tests.training import build, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -38,7 +38,7 @@ from amr.multiviz.trust.sums import random_sets
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, lime, occlusion
 from amr.utils.errors import UserError
 from tests import toy
-from tests.multiviz.test_unimodal import Bilinear, Counter, Flat, Net, clips, linear_model, model_of, score_of
+from tests.multiviz.nets import Bilinear, Counter, Flat, Net, clips, linear_model, model_of, score_of
 
 ATOMS = flat_atoms(6)
 

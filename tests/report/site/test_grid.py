@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from amr.cli import main
 from amr.report.site import write
-from tests.report.site.test_pages import serve, visit
+from tests.report.site.browser import serve, visit
 
 DIGITS, EACH = 3, {"train": 10, "val": 3, "test": 2}  # clips of a digit
 ENCODERS = {

@@ -1,10 +1,7 @@
 """The site in a browser, made from two analyses with awkward names."""
 
-import functools
-import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from amr.report.site import write_site
 from tests.report.site.analysis import write_analysis
+from tests.report.site.browser import serve, visit
 
 EVIL = "<img src=x onerror=alert(1)>"
 LABELS = ("b", "d", EVIL, "m", "p", "s")
@@ -67,47 +65,6 @@ def address(request: pytest.FixtureRequest, site: Path) -> Iterator[str]:
 
 
 both = pytest.mark.parametrize("address", ["file", "server"], indirect=True)
-
-
-class serve:  # noqa: N801 - used as a function
-    """A web server of a folder, as long as the block lasts."""
-
-    def __init__(self, folder: Path) -> None:
-        handler = functools.partial(_Quiet, directory=str(folder))
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self.server.server_port}/"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def watched(page: Page, address: str) -> Iterator[Page]:
-    """A page of which no request leaves the site, and in which nothing is run that the site did not bring."""
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("dialog", lambda dialog: pytest.fail(f"a dialog says {dialog.message}"))
-    yield page
-    assert asked
-    assert all(url.startswith((address, "blob:")) for url in asked), [
-        url for url in asked if not url.startswith(address)
-    ]
-
-
-def visit(page: Page, address: str, where: str) -> None:
-    page.goto("about:blank")
-    page.goto(f"{address}index.html{where}")
-    expect(page.locator("main")).not_to_have_attribute("aria-busy", "true")
-    expect(page.locator("main h1").first).to_be_visible()
 
 
 def _units(site: Path) -> list[int]:
