@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from amr.cli import main
-from amr.cli.benchmark import read_grid
+from amr.cli.benchmark.plan import read_grid
 from amr.datamodules import ClipDataModule
 from amr.datamodules.store.media import MODALITIES
 from amr.utils.parser import OneLineParser

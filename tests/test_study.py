@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from amr.cli import main
-from amr.cli.benchmark import make_cells, read_grid, resolver
+from amr.cli.benchmark.plan import make_cells, read_grid
+from amr.cli.benchmark.resolve import resolver
 from amr.evaluation.statistics import Difference
 from tests.conftest import REPOSITORY
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from amr.callbacks import Guard, LastCheckpoint
 from amr.callbacks.guard import SIGNALS, _some
-from amr.cli.benchmark import Grid
+from amr.cli.benchmark.grid import Grid
 from amr.regularizers import AMR
 from amr.utils.distributed import AgreedMaximum
 from amr.utils.errors import Stopped, UserError

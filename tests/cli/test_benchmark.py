@@ -22,7 +22,10 @@ import yaml
 
 from amr.callbacks import Dominance
 from amr.cli import main
-from amr.cli.benchmark import Cell, Grid, Row, busy_seconds, cell_process, fingerprint, make_cells, read_grid, time_left
+from amr.cli.benchmark.cell import cell_process
+from amr.cli.benchmark.grid import Grid
+from amr.cli.benchmark.plan import Cell, Row, fingerprint, make_cells, read_grid
+from amr.cli.benchmark.times import busy_seconds, time_left
 from amr.regularizers import AMR
 from amr.report import read_run, table_text
 from amr.utils.errors import UserError
