@@ -332,7 +332,8 @@ def amr(story: Story, arguments: list[str], parse_only: bool) -> None:
         assert end.value.code in (0, None)
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"amr.cli.{command}.run", lambda options: 0)
+            place = "benchmark.command" if command == "benchmark" else command
+            patch.setattr(f"amr.cli.{place}.run", lambda options: 0)
             assert main([command, *rest]) == 0
 
 

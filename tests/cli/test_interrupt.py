@@ -69,11 +69,12 @@ def test_in_the_middle_of_test(tiny: list[str], tmp_path: Path, capfd: pytest.Ca
 def test_workers_end_at_once_and_silently(group: bool) -> None:
     """As a terminal's Ctrl-C, which all processes get, and as one that only the first gets."""
     code = (
-        "import amr.cli, sys\n"
+        "import amr.cli, importlib, sys\n"
         "from amr.utils.work import run_tasks\n"
         "from tests.datamodules.store import deadly\n"
         "if __name__ == '__main__':\n"
-        "    amr.cli._dispatch = lambda _: list(run_tasks(deadly.sleep, [(600.0,)] * 4, workers=2))\n"
+        "    main = importlib.import_module('amr.cli.main')\n"
+        "    main._dispatch = lambda _: list(run_tasks(deadly.sleep, [(600.0,)] * 4, workers=2))\n"
         "    sys.argv[1:] = ['prepare']\n"
         "    sys.exit(amr.cli.main())\n"
     )
