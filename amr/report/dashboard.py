@@ -181,7 +181,7 @@ def _report(board: Board, saved: bool = False) -> Any:
     """The report; only where it is to be saved do its tables name their project, whose id W&B is asked for."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    where = {"entity": board.entity, "project": board.project} if saved else {}
+    where: dict[str, Any] = {"entity": board.entity, "project": board.project} if saved else {}
     columns = [f"summary:{metric}" for metric in _columns(board.modalities)]
     blocks: list[Any] = [
         wr.P("A row of the table is a method: dataset/fusion/method, the mean over its seeds. Shares are in [0, 1].")
