@@ -6,7 +6,6 @@ under way), card.md, and wandb/.
 """
 
 import errno
-import json
 import logging
 import os
 import re
@@ -15,15 +14,14 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -31,16 +29,17 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.classifier import FusionClassifier
 from amr.cli.arguments import check_monitors, check_trainer, told_by_lightning
+from amr.cli.run_files import RunRecord, config_of_checkpoint, last_checkpoint
+from amr.cli.wandb_run import finish_wandb, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
 from amr.load import read_config
-from amr.report.card import versions, write_card
+from amr.report.card import write_card
 from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.utils.distributed import is_first_process
 from amr.utils.errors import Stopped, UserError
-from amr.utils.files import locked, run_folder, write_text
+from amr.utils.files import locked, run_folder
 from amr.utils.parser import OneLineParser
-from amr.utils.readers import read_object
-from amr.utils.resume import settings_of, told
+from amr.utils.resume import settings_of
 from amr.utils.trust import check, only_trusted, take_trust, trusting
 from amr.utils.work import dask_cluster
 
@@ -78,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
 def _run(arguments: Sequence[str]) -> None:
     arguments, prefixes = take_trust(arguments)
     with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
-        if config := _config_of_checkpoint(arguments):
+        if config := config_of_checkpoint(arguments):
             check(read_config(config), str(config))
             held.enter_context(only_trusted())
             # A file that `predict` writes to is named by the user only.
@@ -88,7 +87,7 @@ def _run(arguments: Sequence[str]) -> None:
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments, held)
-        except _wandb_error() as error:  # no API key, no such entity, no connection
+        except wandb_error() as error:  # no API key, no such entity, no connection
             hint = "; --wandb offline keeps the record here, for wandb sync"
             raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
         except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
@@ -102,7 +101,7 @@ def _run(arguments: Sequence[str]) -> None:
                 raise
             raise UserError(line) from error
         finally:
-            _finish_wandb()
+            finish_wandb()
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -200,10 +199,10 @@ class AmrCLI(LightningCLI):
         facts = self._facts()
         folder = self.run_folder = self._folder(options, facts)
         if (folder / "run.json").is_file():  # W&B's run goes on, too
-            facts["wandb_id"] = _wandb_id(folder / "run.json")
+            facts["wandb_id"] = wandb_id(folder / "run.json")
         facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
         if options.get("ckpt_path") == "last":
-            init.ckpt_path = _last_checkpoint(folder)
+            init.ckpt_path = last_checkpoint(folder)
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
@@ -313,7 +312,7 @@ class AmrCLI(LightningCLI):
                 os.environ.setdefault("WANDB_SILENT", "true")
             folder.mkdir(parents=True, exist_ok=True)
             if self._held is not None:
-                self._held.enter_context(_wandb_stages_in(folder / "wandb"))
+                self._held.enter_context(wandb_stages_in(folder / "wandb"))
             loggers.append(
                 WandbLogger(
                     name=folder.name,
@@ -332,79 +331,9 @@ class AmrCLI(LightningCLI):
         return loggers
 
 
-class RunRecord(Callback):
-    """Writes run.json and config.yaml as training starts, when nothing can be refused any more.
-
-    Args:
-        folder: The run's folder.
-        facts: Contents of run.json.
-        config: Contents of config.yaml, as text.
-    """
-
-    def __init__(self, folder: Path, facts: dict[str, Any], config: str) -> None:
-        self.folder, self.facts, self.config = folder, facts, config
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes both files from rank 0; a resumed start brings them up to date, and adds what is other than before."""
-        assert isinstance(pl_module, FusionClassifier)
-        if pl_module.resumed:
-            self.facts["resumed"] = pl_module.resumed  # which W&B's run gets, too
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        remarks = [f"# {' '.join(told(start).split())}\n" for start in pl_module.resumed]
-        write_text(self.folder / "config.yaml", "".join(remarks) + self.config)
-        data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
-        facts = {
-            **self.facts,
-            "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
-            "versions": versions(),
-            **(data.census() if isinstance(data, ClipDataModule) else {}),
-        }
-        write_text(self.folder / "run.json", json.dumps(facts, indent=1) + "\n")
-
-
 def _listed(value: Any) -> list[Any]:
     """What the Trainer takes one of, several of or none of."""
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The run's last checkpoint, or None where it was interrupted before the first."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        print(f"{last} is not there yet: starting from the beginning")
-        return None
-    check_checkpoint(last, "--ckpt_path: ")
-    return str(last)
-
-
-def _config_of_checkpoint(arguments: list[str]) -> Path | None:
-    """The run's own config.yaml, where a checkpoint of a run is given and no configuration; it may be a stranger's."""
-    if arguments[0] == "fit" or any(a in ("-h", "--help") for a in arguments):
-        return None
-    if not any(a.startswith("--ckpt_path") for a in arguments):
-        raise UserError(f"--ckpt_path: {arguments[0]} needs a checkpoint, e.g. runs/NAME/checkpoints/best.ckpt")
-    if any(a in ("-c", "--config") or a.startswith("--config=") for a in arguments):
-        return None
-    for position, argument in enumerate(arguments):
-        if argument == "--ckpt_path" and position + 1 < len(arguments):
-            path = arguments[position + 1]
-        elif argument.startswith("--ckpt_path="):
-            path = argument.partition("=")[2]
-        else:
-            continue
-        config = run_folder(Path(path)) / "config.yaml"
-        if config.is_file():
-            return config
-    return None
-
-
-def _wandb_id(file: Path) -> str:
-    """The W&B run that a run's record names."""
-    known = read_object(file).get("wandb_id")
-    if not isinstance(known, str) or not re.fullmatch(r"[\w-]{1,64}", known):
-        raise UserError(f"{file}: wandb_id: {str(known)[:60]!r}; allowed: letters, digits, - and _")
-    return known
 
 
 def _requeue() -> None:
@@ -420,55 +349,6 @@ def _requeue() -> None:
     except OSError as error:
         problem = str(error)
     print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
-
-
-def _wandb_error() -> type[Exception] | tuple[()]:
-    """What W&B raises; nothing where it is not in use."""
-    if "wandb" not in sys.modules:
-        return ()
-    import wandb
-
-    return wandb.Error
-
-
-@contextmanager
-def _wandb_stages_in(folder: Path) -> Iterator[None]:
-    """Has W&B keep the files of its tables in the run's folder, where it would take HOME, which may be read-only.
-
-    Raises:
-        UserError: The place that WANDB_DATA_DIR names, if it does, cannot be written.
-    """
-    given = os.environ.get("WANDB_DATA_DIR")
-    place = Path(given or folder) / "artifacts" / "staging"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        where = f"WANDB_DATA_DIR={given}" if given else str(folder)
-        raise UserError(f"{where}: {error.strerror}; must be a folder to write to, or --wandb disabled") from error
-    os.environ["WANDB_DATA_DIR"] = given or str(folder.resolve())
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["WANDB_DATA_DIR"]
-
-
-def _finish_wandb() -> None:
-    """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
-    if "wandb" not in sys.modules:
-        return
-    import wandb
-
-    if wandb.run is None:
-        return
-    if isinstance(sys.exception(), Stopped):
-        wandb.run.mark_preempting()
-    offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
-    wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
-    if offline:
-        print(f"W&B, offline; to upload: wandb sync {folder}")
 
 
 def _not_an_advertisement(record: logging.LogRecord) -> bool:

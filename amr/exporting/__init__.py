@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from amr import __version__
+from amr.exporting.readme import CARD, FILES, readme
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder, sweep, write_bytes, write_text
 from amr.utils.readers import read_object
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from amr.model import FusionModel
 
 FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
-FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
-RECORD, CARD = "preprocessing.json", "card.md"
+RECORD = "preprocessing.json"
 TOLERANCE = 1e-4
 CHECKED = (1, 5)  # batch sizes
 LARGEST_CARD = 2**20
@@ -109,7 +109,7 @@ def export(
         "labels": labels,
     }
     write_text(out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-    write_text(out / "README.md", _readme(described))
+    write_text(out / "README.md", readme(described))
     return list(models)
 
 
@@ -337,68 +337,3 @@ def _require_onnx() -> None:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def _readme(described: Mapping[str, Any]) -> str:
-    """How to use what is in the folder; its code runs, in the folder, as it stands."""
-    inputs = described["inputs"]
-    rows = "\n".join(
-        f"| `{name}` | {' x '.join(map(str, one['shape']))} | {', '.join(one['axes'])} | {one['dtype']} |"
-        for name, one in inputs.items()
-    )
-    outputs = "\n".join(
-        f"| `{name}` | {' x '.join(map(str, one['shape']))} |" for name, one in described["outputs"].items()
-    )
-    shapes = ", ".join(f'"{name}": {tuple(one["shape"][1:])}' for name, one in inputs.items())
-    code = []
-    if FILES["onnx"] in described["files"]:
-        code.append(
-            f"""```python
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("{FILES["onnx"]}")
-shapes = {{{shapes}}}
-inputs = {{name: np.zeros((3, *shape), np.float32) for name, shape in shapes.items()}}  # three clips
-outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
-print(outputs["probabilities"].argmax(1))
-```"""
-        )
-    if FILES["torch"] in described["files"]:
-        code.append(
-            f"""```python
-import torch
-
-program = torch.export.load("{FILES["torch"]}").module()
-shapes = {{{shapes}}}
-outputs = program(**{{name: torch.zeros(3, *shape) for name, shape in shapes.items()}})
-print(outputs["probabilities"].argmax(1))
-```"""
-        )
-    card = (
-        "\n[card.md](card.md): what the model was trained and tested on, and its limits.\n"
-        if CARD in described["files"]
-        else ""
-    )
-    blocks = "\n\n".join(code)
-    models = ", ".join(f"`{file}`" for file in FILES.values() if file in described["files"])
-    named = described["labels"] is not None
-    classes = ", and the classes in the order of the outputs" if named else ""
-    unnamed = "" if named else " The classes' names are not in it: they are in the run's folder, which was not there."
-    return f"""# A model exported by amr {described["amr"]}
-
-{models}: encoders and head in eval mode, of `{described["checkpoint"]}`.
-
-| input | shape | axes | type |
-|---|---|---|---|
-{rows}
-
-The batch may have any size. Every input must be there: clips that lack a modality need amr. How a file becomes an
-input, step by step{classes}: [preprocessing.json](preprocessing.json).{unnamed}
-
-| output | shape |
-|---|---|
-{outputs}
-
-{blocks}
-{card}"""
