@@ -17,7 +17,7 @@ import soxr
 import torch
 import torchaudio.functional as AF
 import yaml
-from scipy.signal import spectrogram  # type: ignore[import-untyped]
+from scipy.signal import spectrogram
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
@@ -28,7 +28,8 @@ from amr.datamodules.preprocessing import preprocessing
 from amr.datamodules.store.media import DecodeOptions
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders.base import Encoder
-from amr.exporting import FILES, export_model
+from amr.exporting import export_model
+from amr.exporting.readme import FILES
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.load import load_model
 from amr.model import FusionModel

@@ -95,7 +95,7 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
             elif target in stack:
                 low[node] = min(low[node], index[target])
         if low[node] == index[node]:
-            members = []
+            members: list[str] = []
             while not members or members[-1] != node:
                 members.append(stack.pop())
             if len(members) > 1:

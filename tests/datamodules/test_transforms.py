@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchaudio
 from PIL import Image
-from scipy.signal import spectrogram  # type: ignore[import-untyped]
+from scipy.signal import spectrogram
 
 from amr.datamodules.loader import seeded
 from amr.datamodules.spectra import power_density, resampled

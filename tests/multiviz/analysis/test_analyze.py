@@ -380,7 +380,7 @@ def _content(path: Path) -> Any:
         return pq.read_table(path)
     if path.suffix == ".npz":
         return {name: (array.dtype, array.tolist()) for name, array in read_arrays(path).items()}
-    return [str(torch.load(path)[key]) for key in ("ids", "labels", "encodings", "index")]
+    return [str(torch.load(path)[key]) for key in ("ids", "labels", "encodings", "lacking")]
 
 
 def test_a_part_that_is_missing_is_not_empty(tmp_path: Path) -> None:
