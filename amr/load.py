@@ -18,6 +18,7 @@ from amr.errors import UserError
 from amr.files import run_folder
 from amr.model import FusionModel
 from amr.parser import OneLineParser
+from amr.paths import found_again
 from amr.readers import read_yaml
 from amr.trust import check, only_trusted, trusting
 
@@ -77,9 +78,10 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
     content = read_config(path)
     if not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
-    section: dict[str, Any] = content["data"]
     if config is None:
-        check({"data": section}, str(path))
+        check({"data": content["data"]}, str(path))
+        content = found_again({"data": content["data"]}, path.parent)
+    section: dict[str, Any] = content["data"]
     return section
 
 

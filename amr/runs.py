@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -39,7 +40,8 @@ from amr.distributed import is_first_process
 from amr.errors import Stopped, UserError
 from amr.files import locked, run_folder, write_text
 from amr.load import read_config
-from amr.parser import OneLineParser
+from amr.parser import OneLineParser, dump_yaml
+from amr.paths import differing, found_again, made_absolute
 from amr.readers import read_object
 from amr.resume import settings_of, told
 from amr.trust import check, only_trusted, take_trust, trusting
@@ -79,10 +81,13 @@ def _run(arguments: Sequence[str]) -> None:
     arguments, prefixes = take_trust(arguments)
     with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
         if config := _config_of_checkpoint(arguments):
-            check(read_config(config), str(config))
+            content = read_config(config)
+            check(content, str(config))
             held.enter_context(only_trusted())
+            paths = differing(content, found_again(content, config.parent))
+            moved = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in paths]
             # A file that `predict` writes to is named by the user only.
-            arguments = [arguments[0], "--config", str(config), "--out", "null", *arguments[1:]]
+            arguments = [arguments[0], "--config", str(config), *moved, "--out", "null", *arguments[1:]]
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
@@ -208,7 +213,8 @@ class AmrCLI(LightningCLI):
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_unset=False)
-        resolved = yaml.safe_load(config)
+        resolved = made_absolute(yaml.safe_load(config), type(self.datamodule))
+        config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved)}"
         self.model.config, self.model.settings = resolved["model"], settings_of(resolved)
         callbacks: list[Callback] = (
             [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
@@ -356,6 +362,8 @@ class RunRecord(Callback):
         data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
         facts = {
             **self.facts,
+            "folder": str(self.folder.resolve()),
+            **({"store": str(data.store.resolve())} if isinstance(data, ClipDataModule) else {}),
             "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
             "versions": versions(),
             **(data.census() if isinstance(data, ClipDataModule) else {}),
