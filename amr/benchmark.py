@@ -426,7 +426,7 @@ class Grid:
 
     def _start(self, cell: Cell) -> None:
         self.log(cell).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(cell).open("a") as log:
+        with self.log(cell).open("a", encoding="utf-8") as log:
             log.write(f"\n{shlex.join(['amr', *self.fit(cell)])}\n")
         process = self.process(cell)
         process.start()
@@ -533,7 +533,7 @@ def _epoch(folder: Path, config: Mapping[str, Any]) -> str:
     """The last epoch of which a run has metrics, from 1."""
     try:
         file = max(folder.glob("metrics/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime)
-        header, *lines = file.read_text().splitlines()
+        header, *lines = file.read_text(encoding="utf-8").splitlines()
         epoch = 1 + int(lines[-1].split(",")[header.split(",").index("epoch")])
     except (OSError, ValueError, IndexError):  # not there yet, or being written
         epoch = 0
@@ -613,7 +613,7 @@ def run(arguments: Sequence[str]) -> int:
         finally:
             grid.stop()
         grid.write(page=True)
-    print(f"\n{(options.out / 'table.md').read_text()}\nPage: {options.out / 'report.html'}")
+    print(f"\n{(options.out / 'table.md').read_text(encoding='utf-8')}\nPage: {options.out / 'report.html'}")
     for cell, reason in grid.failed.items():
         print(f"failed: {cell.name}: {reason} ({grid.log(cell)})", file=sys.stderr)
     return 1 if grid.failed else 0

@@ -28,9 +28,9 @@ def _represent(dumper: yaml.SafeDumper, value: object) -> yaml.Node:
 _Dumper.add_multi_representer(object, _represent)
 
 
-def dump_yaml(data: Any) -> str:
-    """YAML of plain types, in the given order."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump_yaml(data: Any, *, ascii_only: bool = False) -> str:
+    """YAML of plain types, in the given order; other characters than ASCII's as escapes, if asked."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only)
     return text
 
 

@@ -29,7 +29,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.arguments import check_monitors, check_trainer, told_by_lightning
+from amr.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.card import versions, write_card
 from amr.checkpoints import AtomicCheckpointIO, check_checkpoint
@@ -44,6 +44,7 @@ from amr.parser import OneLineParser, dump_yaml
 from amr.paths import differing, found_again, made_absolute
 from amr.readers import read_object
 from amr.resume import settings_of, told
+from amr.streams import problem_of_stdout
 from amr.trust import check, only_trusted, take_trust, trusting
 
 NOISE = (  # warnings that no user can act on
@@ -93,21 +94,25 @@ def _run(arguments: Sequence[str]) -> None:
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments, held)
-        except _wandb_error() as error:  # no API key, no such entity, no connection
-            hint = "; --wandb offline keeps the record here, for wandb sync"
-            raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
-        except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
-            ) from error
         except Exception as error:
-            if isinstance(error, UserError | Stopped) or (line := told_by_lightning(error)) is None:
+            if isinstance(error, UserError | Stopped) or (line := _mistake(error)) is None:
                 raise
             raise UserError(line) from error
         finally:
             _finish_wandb()
+
+
+def _mistake(error: Exception) -> str | None:
+    """One line on what the user can mend; None of a bug."""
+    if isinstance(error, _wandb_error()):  # no API key, no such entity, no connection
+        hint = "; --wandb offline keeps the record here, for wandb sync"
+        return f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}"
+    if lacks_shared_memory(error):
+        return SHARED_MEMORY
+    # A full disk, under a file that we do not write ourselves, such as the metrics'.
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not problem_of_stdout(error):
+        return f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
+    return told_by_lightning(error)
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -214,7 +219,8 @@ class AmrCLI(LightningCLI):
         init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_unset=False)
         resolved = made_absolute(yaml.safe_load(config), type(self.datamodule))
-        config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved)}"
+        # The parser reads a file in the locale's encoding, whatever that is.
+        config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved, ascii_only=True)}"
         self.model.config, self.model.settings = resolved["model"], settings_of(resolved)
         callbacks: list[Callback] = (
             [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []
