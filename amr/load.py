@@ -20,6 +20,7 @@ from amr.utils.files import run_folder
 from amr.utils.parser import OneLineParser
 from amr.utils.readers import read_yaml
 from amr.utils.trust import check, only_trusted, trusting
+from amr.paths import found_again
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
@@ -77,9 +78,10 @@ def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]
     content = read_config(path)
     if not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
-    section: dict[str, Any] = content["data"]
     if config is None:
-        check({"data": section}, str(path))
+        check({"data": content["data"]}, str(path))
+        content = found_again({"data": content["data"]}, path.parent)
+    section: dict[str, Any] = content["data"]
     return section
 
 

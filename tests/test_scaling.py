@@ -63,7 +63,7 @@ def two(common: list[str]) -> list[str]:
 def common(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     folder = tmp_path_factory.mktemp("scaling")
     model = ["--model.encoders", json.dumps(PLAIN)]
-    return ["fit", *tiny, *model, "--runs_dir", str(folder), "--wandb", "disabled"], folder
+    return ["fit", *tiny, *model, "--runs_dir", str(folder), "--wandb", "disabled", "--trust", "tests"], folder
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def ranks(common: tuple[list[str], Path]) -> tuple[Path, list[list[int]]]:
     ):
         again = ["--ckpt_path", "last" if name == "signal" else str(folder / name / "checkpoints/last-good.ckpt")]
         commands += [[*two(command), *METHODS["amr"], "--name", name, *more] for more in ([fault], again)]
-    measure = ["test", "--ckpt_path", str(folder / "naive/checkpoints/best.ckpt"), "--robustness.test", "true"]
+    measure = ["test", "--trust", "tests", "--ckpt_path", str(folder / "naive/checkpoints/best.ckpt")]
+    measure += ["--robustness.test", "true"]
     assert main([*measure, "--robustness.resamples", "20"]) == 0
     (folder / "naive/robustness.parquet").rename(folder / "naive/robustness-1.parquet")
     commands.append([*two(measure), "--robustness.resamples", "20"])

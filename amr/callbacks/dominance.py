@@ -172,6 +172,6 @@ def _read_rows(table: Path, columns: list[str]) -> list[list[str]]:
     """Rows of an earlier table with the same columns."""
     if not table.is_file():
         return []
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return rows if header == columns else []

@@ -3,7 +3,9 @@
 Lightning tells of many by an exception as training starts, or after an epoch.
 """
 
+import errno
 import linecache
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,11 @@ from amr.utils.errors import UserError
 LIGHTNING = ("pytorch_lightning.", "lightning_fabric.")
 SECTIONS = {**dict.fromkeys(LIGHTNING, "trainer"), "torch.optim.lr_scheduler": "model.lr_scheduler"}
 """Of the configuration, by the module that tells of a mistake in it."""
+SHARED_MEMORY = (
+    "/dev/shm: the loader's processes need more room there; "  # noqa: S108
+    "--data.init_args.num_workers 0 needs none, and a container "
+    "gets more by docker run --shm-size 2g"
+)
 MOST = 500  # characters of Lightning's message
 
 
@@ -72,6 +79,27 @@ def check_monitors(callbacks: Sequence[Callback], scheduler: str | None, modalit
             "trainer.callbacks: LearningRateFinder needs a model with a field `lr` or `learning_rate`, which this one "
             "does not have: its rate is model.optimizer.lr; take the callback out, and try a few rates"
         )
+
+
+def lacks_shared_memory(error: BaseException | None) -> bool:
+    """Whether loader processes failed for want of room in /dev/shm, by which they hand batches over.
+
+    A process that is short of it raises as it allocates (torch's error, or its text within that of the loader's), is
+    killed by a bus error as it writes, or cannot make a semaphore for its queue.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.ENOMEM) and error.filename is None and _made_a_semaphore(error)
+    words = ("shared memory(shm)", "shared memory limit", "killed by signal: Bus error")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+
+
+def _made_a_semaphore(error: OSError) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loader: Any
+    for loader in (frame.f_locals.get("self") for frame in frames):
+        if type(loader).__name__ == "_MultiProcessingDataLoaderIter" and not hasattr(loader, "_shutdown"):
+            loader._shutdown = True  # half made: its end would look for this, and print a traceback
+    return any(frame.f_globals.get("__name__") == "multiprocessing.synchronize" for frame in frames)
 
 
 def told_by_lightning(error: Exception) -> str | None:

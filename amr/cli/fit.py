@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +27,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from amr.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.classifier import FusionClassifier
-from amr.cli.arguments import check_monitors, check_trainer, told_by_lightning
 from amr.cli.run_files import RunRecord, config_of_checkpoint, last_checkpoint
 from amr.cli.wandb_run import finish_wandb, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
@@ -42,6 +43,12 @@ from amr.utils.parser import OneLineParser
 from amr.utils.resume import settings_of
 from amr.utils.trust import check, only_trusted, take_trust, trusting
 from amr.utils.work import dask_cluster
+from amr.parser import OneLineParser, dump_yaml
+from amr.paths import differing, found_again, made_absolute
+from amr.readers import read_object
+from amr.resume import settings_of, told
+from amr.streams import problem_of_stdout
+from amr.trust import check, only_trusted, take_trust, trusting
 
 NOISE = (  # warnings that no user can act on
     "LightningCLI's args parameter is intended",
@@ -78,30 +85,37 @@ def _run(arguments: Sequence[str]) -> None:
     arguments, prefixes = take_trust(arguments)
     with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
         if config := config_of_checkpoint(arguments):
-            check(read_config(config), str(config))
+            content = read_config(config)
+            check(content, str(config))
             held.enter_context(only_trusted())
+            paths = differing(content, found_again(content, config.parent))
+            moved = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in paths]
             # A file that `predict` writes to is named by the user only.
-            arguments = [arguments[0], "--config", str(config), "--out", "null", *arguments[1:]]
+            arguments = [arguments[0], "--config", str(config), *moved, "--out", "null", *arguments[1:]]
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
             AmrCLI(arguments, held)
-        except wandb_error() as error:  # no API key, no such entity, no connection
-            hint = "; --wandb offline keeps the record here, for wandb sync"
-            raise UserError(f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}") from error
-        except OSError as error:  # of a file that we do not write ourselves, such as the metrics'
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
-            ) from error
         except Exception as error:
-            if isinstance(error, UserError | Stopped) or (line := told_by_lightning(error)) is None:
+            if isinstance(error, UserError | Stopped) or (line := _mistake(error)) is None:
                 raise
             raise UserError(line) from error
         finally:
             finish_wandb()
+
+
+def _mistake(error: Exception) -> str | None:
+    """One line on what the user can mend; None of a bug."""
+    if isinstance(error, wandb_error()):  # no API key, no such entity, no connection
+        hint = "; --wandb offline keeps the record here, for wandb sync"
+        return f"--wandb: {error}{hint if type(error).__name__ == 'CommError' else ''}"
+    if lacks_shared_memory(error):
+        return SHARED_MEMORY
+    # A full disk, under a file that we do not write ourselves, such as the metrics'.
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not problem_of_stdout(error):
+        return f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
+    return told_by_lightning(error)
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -207,7 +221,9 @@ class AmrCLI(LightningCLI):
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_unset=False)
-        resolved = yaml.safe_load(config)
+        resolved = made_absolute(yaml.safe_load(config), type(self.datamodule))
+        # The parser reads a file in the locale's encoding, whatever that is.
+        config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved, ascii_only=True)}"
         self.model.config, self.model.settings = resolved["model"], settings_of(resolved)
         callbacks: list[Callback] = (
             [RunRecord(folder, facts, config), Guard(init.last)] if self.subcommand == "fit" else []

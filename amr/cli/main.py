@@ -8,6 +8,7 @@ from pathlib import Path
 from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
+from amr.streams import discard_stdout, prepare_streams, problem_of_stdout
 
 RUN_COMMANDS = {
     "fit": "train a model; its run goes to runs/<name>",
@@ -27,8 +28,26 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 after a user's mistake, which is printed as one line; 128 plus its number after a signal that
         training heeds (143 for SIGTERM, 138 for SIGUSR1); 130 after Ctrl-C in any command.
     """
-    arguments = list(sys.argv[1:] if args is None else args)
-    return exit_status(lambda: _dispatch(arguments), arguments, alone=args is None)
+    if args is not None:
+        return _run(list(args), alone=False)
+    prepare_streams()
+    try:
+        status = _run(sys.argv[1:], alone=True)
+        problem = problem_of_stdout()
+    except OSError as error:
+        if (problem := problem_of_stdout(error)) is None:
+            raise
+    if problem is None:
+        return status
+    discard_stdout()
+    hint = "it must be writable until the command ends, as a file or /dev/null is"
+    print(f"amr: stdout: {problem}; {hint}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str], *, alone: bool) -> int:
+    """Runs one command; gives its exit status. A process that is `alone` has nothing to do but this."""
+    return exit_status(lambda: _dispatch(arguments), arguments, alone=alone)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -40,6 +40,8 @@ class RunRecord(Callback):
         data, strategy = trainer.datamodule, trainer.strategy  # type: ignore[attr-defined]
         facts = {
             **self.facts,
+            "folder": str(self.folder.resolve()),
+            **({"store": str(data.store.resolve())} if isinstance(data, ClipDataModule) else {}),
             "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
             "versions": versions(),
             **(data.census() if isinstance(data, ClipDataModule) else {}),

@@ -20,6 +20,7 @@ Key = tuple[str, str, str, int | None]
 BLANK = "\N{EN DASH}"
 ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
 SPLITS = ("train/", "val/", "test/")
+PLACES = ("ckpt_path", "data.init_args.root", "data.init_args.store")  # settings that say where a run took place
 NUMBERS = 2_000_000  # of a run, of all epochs: some 250 MB
 
 
@@ -243,7 +244,7 @@ def _per_class(file: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[str, str]:
-    """Flatten a configuration without what differs between any two runs: the seed and its teachers, `name`, the resume.
+    """Flatten a configuration without what differs between any two runs: the seed, its teachers, `name`, places.
 
     Raises:
         UserError: The configuration, which is `file`'s, contains itself or is nested too deeply.
@@ -256,7 +257,7 @@ def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[
         raise bad(file, "nested too deeply, or in a circle; allowed: a few levels") from None
     for key, value in leaves:
         last = key.rpartition(".")[2]
-        if key == "ckpt_path" or ".teachers." in key or ".ratio_from." in key or ("seed" in last and value == seed):
+        if key in PLACES or ".teachers." in key or ".ratio_from." in key or ("seed" in last and value == seed):
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if "/" in text or last == "name":

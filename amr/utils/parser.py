@@ -26,7 +26,15 @@ def _represent(dumper: yaml.SafeDumper, value: object) -> yaml.Node:
 
 
 _Dumper.add_multi_representer(object, _represent)
-set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def dump_yaml(data: Any, *, ascii_only: bool = False) -> str:
+    """YAML of plain types, in the given order; other characters than ASCII's as escapes, if asked."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only)
+    return text
+
+
+set_dumper("yaml", dump_yaml)
 
 
 class OneLineParser(LightningArgumentParser):

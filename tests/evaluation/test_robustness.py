@@ -217,7 +217,7 @@ def test_a_killed_sweep_goes_on(runs: Path, tmp_path: Path) -> None:
     command = ["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--wandb", "disabled"]
     sweep = [*command, "--robustness.test", "true", "--robustness.resamples", "50", "--robustness.train_clips", "20"]
     ((_, (killed, _), (status, errors)),) = run_each(
-        [[command, [*sweep, callback("KillAtPart", call=5)], sweep]], tmp_path
+        [[command, [*sweep, callback("KillAtPart", call=5), "--trust", "tests"], sweep]], tmp_path
     )
     assert (killed, status) == (-9, 0)
     assert "corrupt test: 4 of 17 corruptions were done" in errors
@@ -421,11 +421,13 @@ def test_any_modalities_and_clips_that_lack_one() -> None:
 
 def test_the_table_goes_to_wandb(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tables: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(WandbLogger, "log_table", lambda _, *args, **kw: tables.append((*args, kw)))
+    monkeypatch.setattr(
+        WandbLogger, "log_table", lambda _, name, columns, data, **kw: tables.append((name, columns, data))
+    )
     options = ["--robustness.test", "true", "--robustness.corruptions", "false", "--robustness.resamples", "20"]
     copy = shutil.copytree(runs / "plain", tmp_path / "copy")
     assert main(["test", "--ckpt_path", str(copy / "checkpoints/best.ckpt"), "--wandb", "offline", *options]) == 0
-    ((_, columns, data, _),) = [table for table in tables if table[0] == "test/robustness"]
+    ((_, columns, data),) = [table for table in tables if table[0] == "test/robustness"]
     rows = read_rows(copy / "robustness.parquet")
     assert columns == ["measure", "modality", "corruption", "severity", "value", "low", "high", "clips"]
     assert [Row(*line) for line in data] == rows

@@ -135,7 +135,7 @@ class Grid:
 
     def _start(self, cell: Cell) -> None:
         self.log(cell).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(cell).open("a") as log:
+        with self.log(cell).open("a", encoding="utf-8") as log:
             log.write(f"\n{shlex.join(['amr', *self.fit(cell)])}\n")
         process = self.process(cell)
         process.start()
@@ -225,7 +225,7 @@ def _epoch(folder: Path, config: Mapping[str, Any]) -> str:
     """The last epoch of which a run has metrics, from 1."""
     try:
         file = max(folder.glob("metrics/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime)
-        header, *lines = file.read_text().splitlines()
+        header, *lines = file.read_text(encoding="utf-8").splitlines()
         epoch = 1 + int(lines[-1].split(",")[header.split(",").index("epoch")])
     except (OSError, ValueError, IndexError):  # not there yet, or being written
         epoch = 0

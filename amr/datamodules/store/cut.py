@@ -11,11 +11,11 @@ from typing import Any
 import av
 import numpy as np
 
-from amr.datamodules.store.decoding.picture import Pictures, photo_turns, turns
-from amr.datamodules.store.decoding.sound import Sound
-from amr.datamodules.store.decoding.source import ProblemError, Source
-from amr.datamodules.store.decoding.timeline import Timeline
-from amr.utils.files import replacing
+from amr.datamodules.decoding.picture import Pictures, Turns
+from amr.datamodules.decoding.sound import Sound
+from amr.datamodules.decoding.source import ProblemError, Source
+from amr.datamodules.decoding.timeline import Timeline
+from amr.files import replacing
 
 LONGEST = 640  # pixels of the longer side; larger frames are made smaller
 _CLOCK = 90000  # ticks a second
@@ -126,12 +126,13 @@ def _shown(source: Source, timeline: Timeline, start: float, end: float) -> Iter
     if not timeline.is_still:
         timeline.check(start, end, timeline.picture_end)
     times: list[float] = []
+    turns = Turns(source.path if source.photo else None)
     for time, frame, _ in Pictures(source, timeline, start, end, None, on_show=True):
         time = max(time, start)
         if times and time <= times[-1]:
             continue
         times.append(time)
-        if ops := photo_turns(source.path) if source.photo else turns(frame):
+        if ops := turns(frame):
             image = frame.to_image()
             for op in ops:
                 image = image.transpose(op)

@@ -197,7 +197,8 @@ def _read_pictures(
     start, end = _window(clip)
     source.stream("video")
     if timeline is None:
-        source.rewind()
+        if "audio" in clip.files:  # whose reading failed
+            source.rewind()
         timeline = Timeline(source, start, end)
     track = timeline.video
     assert track is not None

@@ -294,7 +294,7 @@ def _prepare_shard(
         if id in begun:
             _note(log, "-", id)
 
-    with journal.open("a") as log:
+    with journal.open("a", encoding="utf-8") as log:
         for span in spans:
             if come := _come(span, clips, root):
                 write_shard(span.path, key, renewed(span, come), None, written)
@@ -336,7 +336,7 @@ def _note(log: Any, sign: str, id: str) -> None:
 def _begun(journal: Path) -> Counter[str]:
     """How often each clip was begun and not finished: workers died at it."""
     balance: Counter[str] = Counter()
-    for line in journal.read_text().splitlines() if journal.is_file() else ():
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
         with suppress(ValueError):  # a line that a full disk has cut
             balance[json.loads(line[1:])] += 1 if line[0] == "+" else -1
     return +balance

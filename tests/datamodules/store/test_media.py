@@ -1,3 +1,4 @@
+import gc
 import io
 import subprocess
 import sys
@@ -232,3 +233,16 @@ def test_a_file_opened_once_reads_as_one_opened_twice(
                 twice = decode(clip, path.parent, DecodeOptions())
             assert (once.frames, once.problems) == (twice.frames, twice.problems)
             np.testing.assert_array_equal(once.waveform, twice.waveform)
+
+
+def test_frames_are_let_go_as_they_are_stored(tmp_path: Path) -> None:
+    """Memory holds the JPEG files and a few frames, however long the clip is."""
+    write_clip(tmp_path / "a.mp4", seconds=3.0)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(read(tmp_path / "a.mp4").frames or []) == 75
+        held = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held < 10

@@ -1,6 +1,5 @@
 """Sound and picture lie where the file's clock puts them: in every container, whole and in windows, and with faults."""
 
-import io
 import math
 import shutil
 import struct
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from amr.datamodules.store.media import KEPT, Clip, Decoded, DecodeOptions, decode
 from tests.datamodules.store import timed
@@ -290,79 +288,6 @@ def test_an_mp3_file_without_an_index(tmp_path: Path) -> None:
     frames = data.index(b"\xff\xfb", 200)  # after the frame that has the index
     (tmp_path / "bare.mp3").write_bytes(data[frames:])
     assert_sound(read(tmp_path / "bare.mp3", 20.3, 21.3), "mp3", 20.3)
-
-
-def matrix(path: Path, values: tuple[int, ...]) -> Path:
-    """Puts a display matrix into the first track of an mp4 file."""
-    data = bytearray(path.read_bytes())
-    at = data.find(b"tkhd") + 4 + 4 + 20 + 8 + 8
-    assert struct.unpack(">i", data[at : at + 4]) == (65536,)
-    data[at : at + 36] = struct.pack(">9i", *values)
-    path.write_bytes(data)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("turn", "a", "b", "c", "d"),
-    [
-        ("upright", 1, 0, 0, 1),
-        ("right", 0, 1, -1, 0),
-        ("over", -1, 0, 0, -1),
-        ("left", 0, -1, 1, 0),
-        ("mirrored", -1, 0, 0, 1),
-    ],
-)
-def test_a_picture_is_turned_upright(tmp_path: Path, turn: str, a: int, b: int, c: int, d: int) -> None:
-    path = write(tmp_path / "a.mp4", 1.0, times=even(0.2), end=0.2)
-    one = 65536
-    frames = read(matrix(path, (a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30))).frames
-    assert frames is not None
-    image = np.asarray(Image.open(io.BytesIO(frames[-1])).convert("L"), float)
-    upper = shown(turn)
-    assert image.shape == upper.shape
-    assert np.abs(image - upper).mean() < 2
-
-
-def shown(turn: str) -> Any:
-    """Greys of the frame at 0.16 s as a player shows it."""
-    flat = np.full((timed.HEIGHT, timed.WIDTH), 40.0)
-    flat[: timed.HEIGHT // 2] = 52
-    turned = {"right": 3, "over": 2, "left": 1}.get(turn, 0)
-    return np.rot90(flat, turned)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
-    from PIL import ImageOps
-
-    image = Image.new("RGB", (48, 32), (40, 40, 40))
-    image.paste((250, 30, 30), (0, 0, 16, 12))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / f"a.{suffix}", exif=exif, quality=95)
-    with Image.open(tmp_path / f"a.{suffix}") as saved:
-        upright = np.asarray(ImageOps.exif_transpose(saved).convert("RGB"), float)
-    clip = Clip("x", "a", "train", {"video": Path(f"a.{suffix}")})
-    frames = decode(clip, tmp_path, DecodeOptions()).frames
-    assert frames is not None
-    assert len(frames) == 1
-    stored = np.asarray(Image.open(io.BytesIO(frames[0])), float)
-    assert stored.shape == upright.shape
-    assert np.abs(stored - upright).mean() < 6
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
-def test_a_picture_goes_with_any_window_of_a_sound(tmp_path: Path, suffix: str) -> None:
-    Image.new("RGB", (48, 32), (200, 40, 40)).save(tmp_path / f"a.{suffix}")
-    wave = write(tmp_path / "a.wav", 12.0)
-    for window in ((None, None), (0.5, 1.5), (10.0, 11.0)):
-        for fps in (None, 5.0):
-            decoded = read(wave, *window, video=tmp_path / f"a.{suffix}", fps=fps)
-            assert decoded.problems == {}
-            assert len(decoded.frames or []) == 1
-            assert not decoded.still
-            assert_sound(decoded, "wav", window[0] or 0.0)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")

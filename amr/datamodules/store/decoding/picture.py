@@ -190,7 +190,7 @@ class Shaper:
 
     def __init__(self, size: int | None = None, crop: Crop | None = None, photo: Path | None = None) -> None:
         self._size, self._crop = size, crop
-        self._turns = None if photo is None else photo_turns(photo)
+        self._turns = Turns(photo)
         self._first: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()  # one for all frames: each would build its own scaler otherwise
 
@@ -200,7 +200,7 @@ class Shaper:
         Raises:
             ProblemError: The part to keep is not in it.
         """
-        ops = turns(frame) if self._turns is None else self._turns
+        ops = self._turns(frame)
         side = bool(_ON_ITS_SIDE.intersection(ops))
         if self._first is None:
             width, height = (frame.height, frame.width) if side else (frame.width, frame.height)
@@ -220,8 +220,31 @@ class Shaper:
         return image.resize(scaled(*image.size, self._size), Image.Resampling.BILINEAR)
 
 
-def turns(frame: Any) -> list[Image.Transpose]:
-    """What makes a frame upright, by its display matrix."""
+class Turns:
+    """Says what makes a frame upright.
+
+    Args:
+        photo: File of a still picture, whose EXIF orientation counts; None: the frames' display matrix does.
+    """
+
+    def __init__(self, photo: Path | None = None) -> None:
+        self._photo = photo
+        self._angle: int | None = None
+        self._ops: list[Image.Transpose] = []
+
+    def __call__(self, frame: Any) -> list[Image.Transpose]:
+        """The operations on a picture, in order.
+
+        The matrix is read anew only when its angle changes: a frame whose side data were read is a reference cycle in
+        PyAV, which keeps its pixels until Python collects garbage.
+        """
+        if frame.rotation != self._angle:
+            self._angle = frame.rotation
+            self._ops = _matrix_turns(frame) if self._photo is None else _photo_turns(self._photo)
+        return self._ops
+
+
+def _matrix_turns(frame: Any) -> list[Image.Transpose]:
     try:
         data = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # the frame has data that PyAV does not know, as EXIF
@@ -238,8 +261,8 @@ def turns(frame: Any) -> list[Image.Transpose]:
     return ops
 
 
-def photo_turns(path: Path) -> list[Image.Transpose]:
-    """What makes a still picture upright, by its EXIF orientation, which may mirror it."""
+def _photo_turns(path: Path) -> list[Image.Transpose]:
+    """By EXIF orientation, which may mirror."""
     try:
         with Image.open(path) as image:
             return _BY_EXIF.get(image.getexif().get(0x0112, 1), [])

@@ -12,6 +12,7 @@ from amr.datamodules.store.decoding.timeline import PREROLL, Track
 
 _JITTER = 0.025  # s by which a frame's time may differ from the end of the one before it
 _RATES = (1000, 1_000_000)  # Hz; others are damage, and would need gigabytes
+_BLOCKS = 256  # resampled arrays that are held apart
 _SAMPLED = 4  # of so many stereo frames one is measured
 _CANCELS = 0.01  # power of the mixture by that of the louder channel: 20 dB less
 _AUDIBLE = (3 / 32768) ** 2  # power of a channel
@@ -51,6 +52,7 @@ class Sound:
         self._length = 0  # samples made
         self._resampler: Any = None
         self._run: list[NDArray[Any]] = []  # what the resampler made of frames that follow one another
+        self._joined: list[NDArray[Any]] = []  # earlier parts of it
         self._run_at = self._expected = 0.0
         self._kind: tuple[object, ...] | None = None
         self._gap = False  # the packet before was lost
@@ -99,6 +101,9 @@ class Sound:
         if self.channel is not None:
             frame = _one_channel(frame, self.channel)
         self._run += [out.to_ndarray() for out in self._resampler.resample(frame)]
+        if len(self._run) >= _BLOCKS:  # small arrays take more than they hold
+            self._joined.append(np.concatenate(self._run, axis=1))
+            self._run.clear()
 
     def _measure(self, frame: Any) -> None:
         channels = frame.layout.nb_channels
@@ -114,8 +119,9 @@ class Sound:
             return
         self._run += [out.to_ndarray() for out in self._resampler.resample(None)]
         self._resampler = None
-        wave = np.concatenate(self._run, axis=1) if self._run else np.zeros((1, 0), np.int16)
-        self._run = []
+        parts = self._joined + self._run
+        wave = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.int16)
+        self._joined, self._run = [], []
         at = round((self._run_at - self.start) * self.rate)
         if abs(self._run_at - self.start) < 0.002:  # containers round times to milliseconds
             at = 0
@@ -143,7 +149,8 @@ class Sound:
             if self.error is not None:
                 raise self.error
             return np.zeros((1, 0), np.int16)
-        wave = np.concatenate(self._pieces, axis=1)
+        wave = self._pieces[0] if len(self._pieces) == 1 else np.concatenate(self._pieces, axis=1)
+        self._pieces = []
         return wave if self.end == math.inf else wave[:, : round((self.end - self.start) * self.rate)]
 
     def cancelled(self, wave: NDArray[np.int16]) -> int | None:

@@ -6,8 +6,9 @@ before it.
 """
 
 import math
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -48,9 +49,7 @@ class Track:
         self.tag = stream.metadata.get("DURATION", "")
         rate = float(stream.average_rate or 0) if self.kind == "video" else 0.0
         self.period = 1 / rate if 1 <= rate <= 240 else 0.04
-        self.ticks: list[int] = []
-        self.times: list[float] = []
-        self.spans: list[float] = []
+        self.ticks, self.times, self.spans = array("q"), array("d"), array("d")
         self.keys: list[bool] = []
         self.empty: set[int] = set()
         self.hidden: set[int] = set()
@@ -100,7 +99,8 @@ class Timeline:
     """
 
     def __init__(self, source: Source, start: float, end: float, listener: Listener | None = None) -> None:
-        self.source, self._listener = source, listener
+        self.source = source
+        self._listener: Listener | None = listener
         self.first = 0.0
         if start - PREROLL > _SEEK_FROM and source.seek(start - PREROLL):
             self.first = start - PREROLL
@@ -110,6 +110,7 @@ class Timeline:
             source.rewind()
             self.first = 0.0
             self._read(end)
+        self._listener = None  # and what it holds
 
     def _read(self, end: float) -> None:
         source = self.source
@@ -139,8 +140,8 @@ class Timeline:
             self._place(by_index[index], packet, None)
         if self.video is not None and not self.video.timed:
             count = len(self.video.times)
-            self.video.times = [i * self.video.period for i in range(count)]
-            self.video.ticks = list(range(count))
+            self.video.times = array("d", (i * self.video.period for i in range(count)))
+            self.video.ticks = array("q", range(count))
 
     def _place(self, track: Track, packet: Any, after: Any) -> None:
         """Give a packet its time, knowing the one after it."""
@@ -316,11 +317,11 @@ class Timeline:
         return 0.0
 
 
-def _steady_gap(times: list[float]) -> float | None:
+def _steady_gap(times: Iterable[float]) -> float | None:
     """Seconds between pictures that came one after another at one rate; None: they did not."""
-    if len(times) < _STEADY:
-        return None
     ordered = sorted(times)
+    if len(ordered) < _STEADY:
+        return None
     gaps = sorted(b - a for a, b in pairwise(ordered))
     middle = gaps[len(gaps) // 2]
     return middle if gaps[-1] <= 2.5 * middle + 0.01 else None

@@ -1,0 +1,116 @@
+"""Where output goes must not decide what becomes of a command; and places that are full or missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amr.arguments import lacks_shared_memory
+from amr.cli import main
+from tests.conftest import REPOSITORY
+from tests.faults import environment
+
+TRAIN = [sys.executable, str(REPOSITORY / "train.py")]
+
+
+def ends(command: list[str], folder: Path, **more: Any) -> tuple[int, str]:
+    """Exit status and the last line on stderr."""
+    done = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, **{"env": environment(), **more})
+    return done.returncode, done.stderr.decode().strip().rpartition("\n")[2]
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streams")
+    options = ["--runs_dir", str(folder), "--name", "run", "--wandb", "disabled", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tiny, *options]) == 0
+    return folder / "run"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_stdout_is_named(run: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, line = ends([*TRAIN, "compare", str(run)], tmp_path, stdout=full)
+    assert status == 2
+    assert line == (
+        "amr: stdout: No space left on device; it must be writable until the command ends, as a file or /dev/null is"
+    )
+
+
+def test_a_reader_that_leaves_is_named(run: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        status, line = ends([*TRAIN, "compare", str(run)], tmp_path, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (status, line.partition(";")[0]) == (2, "amr: stdout: Broken pipe")
+
+
+def test_closed_streams_leave_their_numbers_to_no_file(run: Path, tmp_path: Path) -> None:
+    """The page would be the first file, with stdout's number."""
+    page = tmp_path / "page.html"
+    shell = 'exec "$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", shell, "sh", *TRAIN, "compare", str(run), "--out", str(page)], env=environment())
+    assert done.returncode == 0
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_an_ascii_locale(run: Path, tmp_path: Path) -> None:
+    """Labels of other letters, and Python's own remedy, UTF-8 mode, switched off."""
+    import json
+
+    copy = tmp_path / "étude"
+    shutil.copytree(run, copy)
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**facts, "title": "Naïve fusion"}))
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [*TRAIN, "compare", str(copy), "--out", str(tmp_path / "page.html")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(**plain), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    assert b"Na\\xefve fusion" in done.stdout
+    assert "Naïve fusion" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_configuration_is_ascii(tiny: list[str], tmp_path: Path) -> None:
+    """The parser reads it in the locale's encoding."""
+    options = [
+        "--runs_dir",
+        str(tmp_path / "étude"),
+        "--name",
+        "run",
+        "--wandb",
+        "disabled",
+        "--trainer.max_epochs",
+        "0",
+    ]
+    last = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tiny, *options, *last]) == 0
+    assert (tmp_path / "étude/run/config.yaml").read_bytes().isascii()
+
+
+def test_want_of_shared_memory_is_known_by_torchs_words() -> None:
+    for text in (
+        "unable to allocate shared memory(shm) for file </torch_1_2_3>: Resource temporarily unavailable (11)",
+        "DataLoader worker (pid 1) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+    ):
+        assert lacks_shared_memory(RuntimeError(text))
+        assert not lacks_shared_memory(ValueError(text))
+    assert not lacks_shared_memory(OSError(28, "No space left on device"))  # some file's
+
+
+def test_a_shared_memory_that_is_too_small(tiny: list[str], tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size="$1" tmpfs /dev/shm && shift && exec "$@"'
+    space = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    if not shutil.which("unshare") or subprocess.run([*space, "4k", "true"], capture_output=True).returncode:
+        pytest.skip("a file system may not be mounted here")
+    options = ["--runs_dir", str(tmp_path), "--wandb", "disabled", "--data.init_args.num_workers", "1"]
+    for size in ("4k", "64k"):  # too small for a queue, and for a batch
+        status, line = ends([*space, size, *TRAIN, "fit", *tiny, *options, "--name", size], tmp_path)
+        assert (status, line.partition(";")[0]) == (2, "amr: /dev/shm: the loader's processes need more room there")
