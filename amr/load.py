@@ -18,9 +18,9 @@ from amr.utils.checkpoints import check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder
 from amr.utils.parser import OneLineParser
+from amr.utils.paths import found_again
 from amr.utils.readers import read_yaml
 from amr.utils.trust import check, only_trusted, trusting
-from amr.paths import found_again
 
 ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
 """What of a `model` section shapes the model; the rest is about its training."""

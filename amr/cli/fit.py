@@ -6,6 +6,7 @@ under way), card.md, and wandb/.
 """
 
 import errno
+import json
 import logging
 import os
 import re
@@ -14,8 +15,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +28,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.classifier import FusionClassifier
+from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.cli.run_files import RunRecord, config_of_checkpoint, last_checkpoint
 from amr.cli.wandb_run import finish_wandb, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
@@ -39,16 +40,12 @@ from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.utils.distributed import is_first_process
 from amr.utils.errors import Stopped, UserError
 from amr.utils.files import locked, run_folder
-from amr.utils.parser import OneLineParser
+from amr.utils.parser import OneLineParser, dump_yaml
+from amr.utils.paths import differing, found_again, made_absolute
 from amr.utils.resume import settings_of
+from amr.utils.streams import problem_of_stdout
 from amr.utils.trust import check, only_trusted, take_trust, trusting
 from amr.utils.work import dask_cluster
-from amr.parser import OneLineParser, dump_yaml
-from amr.paths import differing, found_again, made_absolute
-from amr.readers import read_object
-from amr.resume import settings_of, told
-from amr.streams import problem_of_stdout
-from amr.trust import check, only_trusted, take_trust, trusting
 
 NOISE = (  # warnings that no user can act on
     "LightningCLI's args parameter is intended",

@@ -8,7 +8,7 @@ from pathlib import Path
 from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
-from amr.streams import discard_stdout, prepare_streams, problem_of_stdout
+from amr.utils.streams import discard_stdout, prepare_streams, problem_of_stdout
 
 RUN_COMMANDS = {
     "fit": "train a model; its run goes to runs/<name>",

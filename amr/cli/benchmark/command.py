@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
         finally:
             grid.stop()
         grid.write(page=True)
-    print(f"\n{(options.out / 'table.md').read_text()}\nPage: {options.out / 'report.html'}")
+    print(f"\n{(options.out / 'table.md').read_text(encoding='utf-8')}\nPage: {options.out / 'report.html'}")
     for cell, reason in grid.failed.items():
         print(f"failed: {cell.name}: {reason} ({grid.log(cell)})", file=sys.stderr)
     return 1 if grid.failed else 0

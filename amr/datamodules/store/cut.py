@@ -11,11 +11,11 @@ from typing import Any
 import av
 import numpy as np
 
-from amr.datamodules.decoding.picture import Pictures, Turns
-from amr.datamodules.decoding.sound import Sound
-from amr.datamodules.decoding.source import ProblemError, Source
-from amr.datamodules.decoding.timeline import Timeline
-from amr.files import replacing
+from amr.datamodules.store.decoding.picture import Pictures, Turns
+from amr.datamodules.store.decoding.sound import Sound
+from amr.datamodules.store.decoding.source import ProblemError, Source
+from amr.datamodules.store.decoding.timeline import Timeline
+from amr.utils.files import replacing
 
 LONGEST = 640  # pixels of the longer side; larger frames are made smaller
 _CLOCK = 90000  # ticks a second

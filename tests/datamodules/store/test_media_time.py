@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from amr.datamodules.store.media import KEPT, Clip, Decoded, DecodeOptions, decode
-from tests.datamodules.store import timed
 from tests.datamodules.store.timed import (
     CONTAINERS,
     FPS,

@@ -12,7 +12,7 @@ import yaml
 from amr.cli import main
 from amr.datamodules import Clips, CremaD
 from amr.load import data_section
-from amr.paths import differing, found_again, made_absolute
+from amr.utils.paths import differing, found_again, made_absolute
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore")

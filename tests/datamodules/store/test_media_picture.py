@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from amr.datamodules.media import Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
 
 from . import timed
 from .timed import even, sound_lag, write

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from amr.arguments import lacks_shared_memory
 from amr.cli import main
+from amr.cli.arguments import lacks_shared_memory
 from tests.conftest import REPOSITORY
 from tests.faults import environment
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from amr.readers import read_object
+from amr.utils.readers import read_object
 
 SECTIONS = ("data", "model", "robustness", "trainer")
 
