@@ -1,8 +1,9 @@
 """The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -15,28 +16,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torchmetrics import MeanMetric, MetricCollection
 
+from amr import regularizers as methods
 from amr.attribution import attribution_shares
 from amr.encoders.base import Encoder
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.model import FusionModel
-from amr.regularizers import (
-    AGM,
-    AMR,
-    GGE,
-    OGM,
-    OGMGE,
-    PMR,
-    UMT,
-    Composite,
-    Dropout,
-    GradientBlending,
-    MMCosine,
-    MMPareto,
-    ModalityDropout,
-    Regularizer,
-    Step,
-)
+from amr.regularizers import Composite, EpochState, Regularizer, Step
+from amr.regularizers.composite import backward_loss
 from amr.utils.checkpoints import check_same_architecture
 from amr.utils.distributed import close_at_exit
 from amr.utils.errors import UserError
@@ -67,6 +54,17 @@ class StepOutput(TypedDict):
     label: Tensor
     id: list[str]
     present: Mapping[str, Tensor] | None
+
+
+def _output(batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]) -> StepOutput:
+    return {
+        "loss": loss,
+        "encodings": encodings,
+        "logits": logits,
+        "label": batch["label"],
+        "id": batch["id"],
+        "present": batch.get("present"),
+    }
 
 
 class FusionClassifier(pl.LightningModule):
@@ -117,20 +115,21 @@ class FusionClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         compile_encoders: bool | CompileMode = False,
         channels_last: bool = False,
-        dropout: Dropout | None = None,
-        modality_dropout: ModalityDropout | None = None,
-        umt: UMT | None = None,
-        ogm: OGM | None = None,
-        ogm_ge: OGMGE | None = None,
-        gradient_blending: GradientBlending | None = None,
-        gge: GGE | None = None,
-        pmr: PMR | None = None,
-        agm: AGM | None = None,
-        mmpareto: MMPareto | None = None,
-        mmcosine: MMCosine | None = None,
-        amr: AMR | None = None,
+        dropout: methods.Dropout | None = None,
+        modality_dropout: methods.ModalityDropout | None = None,
+        umt: methods.UMT | None = None,
+        ogm: methods.OGM | None = None,
+        ogm_ge: methods.OGMGE | None = None,
+        gradient_blending: methods.GradientBlending | None = None,
+        gge: methods.GGE | None = None,
+        pmr: methods.PMR | None = None,
+        agm: methods.AGM | None = None,
+        mmpareto: methods.MMPareto | None = None,
+        mmcosine: methods.MMCosine | None = None,
+        amr: methods.AMR | None = None,
         extra: list[Regularizer] | None = None,
     ) -> None:
+        arguments = dict(locals())  # in the order of the signature
         super().__init__()
         if not encoders:
             raise UserError("model.encoders: at least one modality is needed")
@@ -140,10 +139,8 @@ class FusionClassifier(pl.LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
-        balancing = (umt, ogm, ogm_ge, gradient_blending, gge, pmr, agm, mmpareto, mmcosine, amr)
-        self.regularizers = Composite(
-            m for m in (dropout, modality_dropout, *balancing, *(extra or [])) if m is not None
-        )
+        given = [value for value in arguments.values() if isinstance(value, Regularizer)]
+        self.regularizers = Composite([*given, *(extra or [])])
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
@@ -165,16 +162,17 @@ class FusionClassifier(pl.LightningModule):
         self.losses_of_step: list[tuple[Tensor, list[str]]] = []
         """Loss and ids of each micro-batch since the last optimizer step."""
         self._steps: list[Step] = []
+        self._turn: tuple[str, ...] | None = None
+        self._last_turn = True
         self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
+        self._started: int | None = None  # epoch whose start the methods have been told
 
     @property
     def method(self) -> str:
         """Name of the method: `naive`, `modality_dropout+amr`, ...; of a unimodal model `m` or `m+dropout`."""
-        modalities = self.model.modalities
-        if len(modalities) == 1:
-            return "+".join([modalities[0], *self.regularizers.methods])
-        return self.regularizers.name
+        first, *more = self.model.modalities
+        return self.regularizers.name if more else "+".join([first, *self.regularizers.methods])
 
     @property
     def title(self) -> str:
@@ -205,15 +203,31 @@ class FusionClassifier(pl.LightningModule):
         """Drops steps that an interrupted fit left."""
         self._steps.clear()
         self.losses_of_step.clear()
+        self._turn, self._last_turn = None, True
+        self._started = self._started if self.trainer.ckpt_path else None  # a fit that starts again
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes the step's randomness a function of (seed, epoch, batch, rank)."""
+        """Makes the step's randomness a function of (seed, epoch, batch, rank); an epoch's first starts the epoch."""
         torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1))
+        if self._started != self.current_epoch:  # Lightning leaves its own hook out on resuming after a last batch
+            self._started = self.current_epoch
+            self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        alternating, accumulated = self.regularizers.overriding("turns"), self.trainer.accumulate_grad_batches
+        if alternating and accumulated != 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches={accumulated}: allowed is 1 with {alternating[0].name}, which takes "
+                "several optimizer steps per batch"
+            )
+        self.regularizers.on_epoch_start(EpochState(self.trainer.callback_metrics, self.model, self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Cross-entropy plus the methods' losses on a batch."""
         present = batch.get("present")
         clean = self.model.encode(batch["inputs"], present)
+        if self._turn is not None:
+            clean = {name: e if name in self._turn else e.detach() for name, e in clean.items()}
         seen = self.regularizers.on_encodings(clean, present)
         logits = self.model.head.classify(self.regularizers.on_fused(self.model.penultimate(seen)))
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
@@ -233,18 +247,25 @@ class FusionClassifier(pl.LightningModule):
             micro_batches=self.trainer.accumulate_grad_batches,
             loss_scale=scaler.get_scale() if scaler else 1.0,
             label_smoothing=self.label_smoothing,
+            turn=self._turn,
         )
-        for name, term in self.regularizers.losses(step).items():
-            self.log(f"train/loss/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(logits))
-            loss = loss + term
+        loss, terms, step = self.regularizers.train_on(step, self._steps[-1].apart if self._steps else {})
         self.losses_of_step.append((loss.detach(), batch["id"]))
-        step = step.detached()
         if self.regularizers.needs_steps:
             self._steps.append(step)
-        return self._record("train", batch, loss, step.logits, step.encodings)
+        output = _output(batch, loss, step.logits, step.encodings)
+        if self._last_turn:
+            self._record("train", output)
+            for name, term in terms.items():
+                self.log(f"train/loss/{name}", term, on_step=False, on_epoch=True, batch_size=len(logits))
+        return {**output, "loss": backward_loss(loss, step)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Methods change gradients here: unscaled, averaged over ranks, not yet clipped."""
+        if self._turn is not None:
+            for name, encoder in self.model.encoders.items():
+                if name not in self._turn:
+                    encoder.zero_grad()  # to None: neither momentum nor weight decay moves it
         self.regularizers.on_gradients(self._steps)
 
     def optimizer_step(
@@ -254,12 +275,16 @@ class FusionClassifier(pl.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """The main optimizer's step, then the methods' own."""
-        scaler = self._scaler()
-        scale = scaler.get_scale() if scaler else 0.0
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        steps, self._steps = self._steps, []
-        self.losses_of_step.clear()
+        """The main optimizer's step, or one per turn of a method that alternates, then the methods' own."""
+        scaler, scale = self._scaler(), 0.0
+        turns = self.regularizers.turns(epoch)
+        for number, self._turn in enumerate(turns, 1):
+            self._last_turn = number == len(turns)
+            scale = scaler.get_scale() if scaler else 0.0
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            steps, self._steps = self._steps, []
+            self.losses_of_step.clear()
+        self._turn = None
         if scaler and scaler.get_scale() < scale:  # gradients overflowed, and the main step was not taken
             return
         self.regularizers.after_step(steps)
@@ -279,18 +304,12 @@ class FusionClassifier(pl.LightningModule):
         )  # before a schedule changes it
         if scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": self.scheduler_interval,
-                "monitor": getattr(scheduler, "monitor", None),
-            },
-        }
+        schedule: Any = {"scheduler": scheduler, "interval": self.scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": getattr(scheduler, "monitor", None)}}
 
     def on_train_epoch_end(self) -> None:
         """Hands the epoch's metrics, validation's included, to the methods, and logs what they report."""
-        self.regularizers.on_epoch_end(self.trainer.callback_metrics)
+        self.regularizers.on_epoch_end(EpochState(self.trainer.callback_metrics, self.model, self.current_epoch))
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 
     def _optimizer_and_scheduler(self) -> tuple[Optimizer, Any]:
@@ -346,27 +365,18 @@ class FusionClassifier(pl.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> StepOutput:
         encodings = self.model.encode(batch["inputs"], batch.get("present"))
         logits = self.model.head(encodings)
-        return self._record(split, batch, F.cross_entropy(logits, batch["label"]), logits, encodings)
+        return self._record(split, _output(batch, F.cross_entropy(logits, batch["label"]), logits, encodings))
 
-    def _record(
-        self, split: str, batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]
-    ) -> StepOutput:
+    def _record(self, split: str, output: StepOutput) -> StepOutput:
         metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
         assert isinstance(metrics, MetricCollection)
         assert isinstance(mean_loss, MeanMetric)
-        metrics.update(logits.detach().float().softmax(1), batch["label"])
-        mean_loss.update(loss.detach(), weight=len(logits))
+        metrics.update(output["logits"].detach().float().softmax(1), output["label"])
+        mean_loss.update(output["loss"].detach(), weight=len(output["logits"]))
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": split != "test"}
         self.log(f"{split}/loss", mean_loss, **options)
         self.log_dict(metrics, **options)
-        return {
-            "loss": loss,
-            "encodings": encodings,
-            "logits": logits,
-            "label": batch["label"],
-            "id": batch["id"],
-            "present": batch.get("present"),
-        }
+        return output
 
     # -------------------------------------------------------------- checkpoint
 
@@ -377,6 +387,7 @@ class FusionClassifier(pl.LightningModule):
             "num_classes": self.model.head.num_classes,
             "model": self.config,
             "seed": self._seed,
+            "started": self._started,
             "methods": self.regularizers.checkpoint_state(),
             "recipe": self._recipe,
             "settings": self.settings,
@@ -407,7 +418,7 @@ class FusionClassifier(pl.LightningModule):
         checkpoint["state_dict"] = {**own, **both}
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         try:
-            self._seed = state["seed"]
+            self._seed, self._started = state["seed"], state.get("started")
             if training:
                 self.regularizers.restore_state(state["methods"])
                 if "optimizer_states" in checkpoint:
@@ -416,3 +427,11 @@ class FusionClassifier(pl.LightningModule):
                 self.resumed = starts(checkpoint, self.settings)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"checkpoint: its state is not as amr writes it ({error!r})") from error
+
+
+@functools.cache
+def method_slots() -> dict[str, type[Regularizer]]:
+    """The built-in methods by the name of their argument of `FusionClassifier`, in the order of its signature."""
+    hints = get_type_hints(FusionClassifier.__init__).items()
+    kinds = ((name, kind) for name, hint in hints for kind in get_args(hint) if isinstance(kind, type))
+    return {name: kind for name, kind in kinds if issubclass(kind, Regularizer)}

@@ -12,7 +12,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from amr.classifier import FusionClassifier
+from amr.classifier import FusionClassifier, method_slots
 from amr.model import FusionModel
 from amr.utils.checkpoints import check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
@@ -22,7 +22,8 @@ from amr.utils.paths import found_again
 from amr.utils.readers import read_yaml
 from amr.utils.trust import check, only_trusted, trusting
 
-ARCHITECTURE = ("encoders", "fusion", "mmcosine", "extra")
+WRAPPING = [name for name, kind in method_slots().items() if kind.overrides("wrap_head")]
+ARCHITECTURE = ("encoders", "fusion", *WRAPPING, "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
 LARGEST = 10_000_000
 """The largest number in it that is taken for one."""

@@ -50,7 +50,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"level": "sample"},
     {"optimizer": "main"},
     {"ratio": {"audio": 1.0, "video": 3.0}, "ratio_epochs": 2},
-    {"ig_steps": 3, "ratio_epochs": 2, "ratio_start": {"audio": 9.0, "video": 1.0}},
+    {
+        "attribution": "integrated_gradients",
+        "ig_steps": 3,
+        "ratio_epochs": 2,
+        "ratio_start": {"audio": 9.0, "video": 1.0},
+    },
     {"attribution": "shapley"},
 ]
 
@@ -90,7 +95,8 @@ def test_the_amr_step_is_one_sgd_step_down_the_penalty(
     """Against autograd on the formula itself, with the weight and the decayed rate."""
     recorder = Recorder(monkeypatch)
     schedule = lambda optimizer: StepLR(optimizer, 1, gamma=0.1)  # noqa: E731
-    amr = AMR(ratio, weight=0.7, lr=0.2, level=level, ig_steps=ig_steps)
+    attribution: Any = "integrated_gradients" if ig_steps else "gradient_input"
+    amr = AMR(ratio, weight=0.7, lr=0.2, level=level, ig_steps=ig_steps, attribution=attribution)
     model = build(fusion=Gated, amr=amr, lr_scheduler=schedule)
     fit(model)
     target = torch.tensor([0.5, 0.5] if ratio is None else [0.25, 0.75])
@@ -446,7 +452,7 @@ def test_frozen_head_parameters_stay() -> None:
         {"momentum": 0.0},
         {"momentum": 0.9},
         {"optimizer": "main"},
-        {"ratio_epochs": 3, "ig_steps": 2},
+        {"ratio_epochs": 3, "attribution": "integrated_gradients", "ig_steps": 2},
         {"attribution": "shapley"},
     ],
     ids=str,
@@ -517,9 +523,9 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: AMR(ratio_start={"audio": 1.0}), "model.amr.ratio_start: it needs ratio_epochs"),
         (lambda: AMR(ratio={"audio": 1.0}, ratio_from={"audio": "a.ckpt"}), "ratio and ratio_from exclude each other"),
         (lambda: AMR(ratio_epochs=0), "model.amr.ratio_epochs=0: allowed are integers >= 1"),
-        (lambda: AMR(attribution="lime"), "model.amr.attribution='lime': allowed is shapley, or null"),  # type: ignore[arg-type]
+        (lambda: AMR(attribution="lime"), "model.amr.attribution='lime': allowed are gradient_input, "),  # type: ignore[arg-type]
         (lambda: AMR(attribution="shapley", ig_steps=2), "attribution shapley and ig_steps exclude each other"),
-        (lambda: AMR(ig_steps=0), "model.amr.ig_steps=0: allowed are integers >= 1"),
+        (lambda: AMR(attribution="integrated_gradients", ig_steps=0), "model.amr.ig_steps=0: allowed are integers"),
         (lambda: Dominance(ig_steps=0), "dominance.ig_steps=0: allowed are integers >= 1"),
         (lambda: AMR(level="clip"), "model.amr.level='clip': allowed are batch, sample"),  # type: ignore[arg-type]
         (lambda: Dropout(1.0), "model.dropout.p=1.0"),
@@ -544,6 +550,17 @@ def test_refused_by_name(make: Any, message: str) -> None:
 class Hermit(Regularizer):
     name = "hermit"
     conflicts = frozenset({"amr"})
+
+
+def test_old_spellings_of_the_attribution_are_taken_with_a_warning() -> None:
+    assert (AMR().attribution, AMR().ig_steps) == ("gradient_input", None)
+    assert AMR(attribution="integrated_gradients").ig_steps == 8
+    with pytest.warns(UserWarning, match="null is an old spelling of attribution=gradient_input"):
+        assert AMR(attribution=None).attribution == "gradient_input"
+    for old in ({"attribution": None}, {}):
+        with pytest.warns(UserWarning, match="ig_steps=3 without attribution is an old spelling") as caught:
+            amr = AMR(ig_steps=3, **old)  # type: ignore[arg-type]
+        assert (amr.attribution, amr.ig_steps, len(caught)) == ("integrated_gradients", 3, 1)
 
 
 def test_adam_warns() -> None:
@@ -606,7 +623,10 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "sample": ({"momentum": 0.5, "level": "sample"}, False),
     "lack": ({"momentum": 0.5}, True),
     "main": ({"optimizer": "main", "weight": 2.0}, True),
-    "moving": ({"ratio_epochs": 2, "ig_steps": 3, "momentum": 0.5}, True),
+    "moving": (
+        {"ratio_epochs": 2, "attribution": "integrated_gradients", "ig_steps": 3, "momentum": 0.5},
+        True,
+    ),
     "shapley": ({"attribution": "shapley", "momentum": 0.5}, True),
 }
 

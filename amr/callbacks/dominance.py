@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,66 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
+from torchmetrics import Metric
 
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.callbacks.tables import log_table
-from amr.classifier import FusionClassifier, StepOutput
+from amr.classifier import SPLITS, FusionClassifier, StepOutput
 from amr.model import complete_rows
-from amr.utils.distributed import all_reduce_sum
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
+
+
+class MeanShares(Metric):
+    """Mean attribution share of each modality, and accuracy, over clips; synchronized over ranks.
+
+    Args:
+        modalities: Names of the M modalities.
+        num_classes: Number of classes C.
+    """
+
+    sums: Tensor
+    """Row per class (C, 3 + M): clips, right answers, clips with shares, and the summed shares."""
+
+    def __init__(self, modalities: Iterable[str], num_classes: int) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.add_state("sums", torch.zeros(num_classes, 3 + len(self.modalities)), dist_reduce_fx="sum")
+
+    def update(self, shares: Tensor, logits: Tensor, label: Tensor) -> None:
+        """Adds clips.
+
+        Args:
+            shares: Shares, (B, M); rows of zeros do not count.
+            logits: Logits, (B, C).
+            label: Class indices, (B,).
+        """
+        right = logits.argmax(1) == label
+        counts = torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1)
+        self.sums.index_add_(0, label, torch.cat([counts, shares], 1).to(self.sums))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Mean share by modality; empty if no clip has any."""
+        total = self.sums.sum(0)
+        return dict(zip(self.modalities, total[3:] / total[2], strict=True)) if total[2] > 0 else {}
+
+    def totals(self) -> Tensor:
+        """The sums over all ranks, (C, 3 + M); every rank must ask, whether it has had clips or not."""
+        with self.sync_context():
+            return self.sums.clone()
+
+
+def class_rows(totals: Tensor) -> list[tuple[int, int, float, list[float | None]]]:
+    """Class index, clips, accuracy and mean shares (None without any) of the classes that have clips.
+
+    Args:
+        totals: `MeanShares.totals`, (C, 3 + M).
+    """
+    return [
+        (label, int(clips), right / clips, [share / attributed if attributed else None for share in shares])
+        for label, (clips, right, attributed, *shares) in enumerate(totals.tolist())
+        if clips
+    ]
 
 
 class Dominance(pl.Callback):
@@ -26,8 +79,10 @@ class Dominance(pl.Callback):
     modality and any attribution; under DDP over all ranks. At the end of a run the same numbers by class, with the
     accuracy, go to a CSV and to W&B.
 
+    `metrics` holds each split's `MeanShares`, and `totals` what they were over all ranks at the last end of an epoch.
+
     Args:
-        score: What is attributed.
+        score: What is attributed: `probability` (log-odds) or `logit`.
         train: Whether to measure on training batches too (one more pass of the head a batch).
         table: CSV for the table by class of the last validation (and test); None for no file.
         ig_steps: Points of integrated gradients, to log these in place of gradient⊙input's shares; None for the latter.
@@ -49,9 +104,15 @@ class Dominance(pl.Callback):
         self.train = train
         self.table = table
         self.ig_steps = ig_steps
-        self._sums: dict[str, Tensor] = {}
+        self.metrics: dict[str, MeanShares] = {}
+        self.totals: dict[str, Tensor] = {}
 
-    # Columns of the sums, a row a class: clips, right answers, clips with shares, and the M summed shares.
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Makes the metrics."""
+        assert isinstance(pl_module, FusionClassifier)
+        model = pl_module.model
+        for split in SPLITS:
+            self.metrics.setdefault(split, MeanShares(model.modalities, model.head.num_classes))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,19 +147,19 @@ class Dominance(pl.Callback):
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the untrained model's numbers."""
-        self._sums.pop("val", None)
+        self.metrics["val"].reset()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self._sums.pop("train", None)
+        self.metrics["train"].reset()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self._sums.pop("val", None)
+        self.metrics["val"].reset()
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self._sums.pop("test", None)
+        self.metrics["test"].reset()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the training clips' shares, each measured right after its own step."""
@@ -127,20 +188,13 @@ class Dominance(pl.Callback):
         shares = attribution_shares(module.model.head, encodings, score=self.score, ig_steps=self.ig_steps)
         if (rows := complete_rows(encodings, present)) is not None:
             shares = shares * rows.unsqueeze(1)
-        right = outputs["logits"].argmax(1) == label
-        row = torch.cat([torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1), shares], 1).float()
-        if split not in self._sums:
-            self._sums[split] = row.new_zeros(module.model.head.num_classes, row.shape[1])
-        self._sums[split].index_add_(0, label, row)
+        self.metrics[split].to(label.device).update(shares, outputs["logits"], label)
 
     def _log(self, split: str, module: pl.LightningModule) -> None:
-        assert isinstance(module, FusionClassifier)
-        if split not in self._sums:
-            return
-        self._sums[split] = all_reduce_sum(self._sums[split])
-        total = self._sums[split].sum(0)
+        totals = self.totals[split] = self.metrics[split].totals()
+        total = totals.sum(0)
         if total[2] > 0:
-            for name, share in zip(module.model.modalities, total[3:] / total[2], strict=True):
+            for name, share in zip(self.metrics[split].modalities, total[3:] / total[2], strict=True):
                 # The sums are every rank's already; sync_dist, of equal values, only tells Lightning so.
                 module.log(f"{split}/dominance/{name}", share, sync_dist=True)
 
@@ -150,13 +204,11 @@ class Dominance(pl.Callback):
             return
         names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.head.num_classes)]  # type: ignore[attr-defined]
         columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]
-        rows = []
+        rows: list[list[Any]] = []
         for split in ("val", "test"):
-            for name, values in zip(names, self._sums.get(split, torch.empty(0)).tolist(), strict=False):
-                clips, right, attributed, *shares = values
-                if clips:
-                    means = [share / attributed if attributed else None for share in shares]
-                    rows.append([split, name, int(clips), right / clips, *means])
+            if split in self.totals:
+                found = class_rows(self.totals[split])
+                rows += [[split, names[label], clips, accuracy, *shares] for label, clips, accuracy, shares in found]
         if self.table is not None and rows:
             fresh = {row[0] for row in rows}
             kept = [row for row in _read_rows(self.table, columns) if row[0] not in fresh]  # fit's, when test writes

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from amr.callbacks.dominance import Dominance
+from amr.callbacks.dominance import Dominance, class_rows
 from amr.callbacks.tables import log_table
 
 
@@ -27,7 +27,7 @@ class WandbSetup(pl.Callback):
 
     def __init__(self, facts: dict[str, Any], config: dict[str, Any], file: Path | None = None) -> None:
         self.facts, self.config, self.file = facts, config, file
-        self._per_class: dict[int, Tensor] = {}  # a row a class, as in Dominance's sums, by epoch
+        self._per_class: dict[int, Tensor] = {}  # Dominance's totals, by epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the run up."""
@@ -47,17 +47,16 @@ class WandbSetup(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Dominance) and "val" in callback._sums:
-                self._per_class[trainer.current_epoch] = callback._sums["val"].cpu().clone()
+            if isinstance(callback, Dominance) and "val" in callback.totals:
+                self._per_class[trainer.current_epoch] = callback.totals["val"].cpu()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the table."""
         labels = self.facts["labels"]
         rows = [
-            [epoch, labels[label], int(clips), right / clips, *(s / attributed if attributed else None for s in shares)]
-            for epoch, sums in sorted(self._per_class.items())
-            for label, (clips, right, attributed, *shares) in enumerate(sums.tolist())
-            if clips
+            [epoch, labels[label], clips, accuracy, *shares]
+            for epoch, totals in sorted(self._per_class.items())
+            for label, clips, accuracy, shares in class_rows(totals)
         ]
         if not trainer.is_global_zero or not rows:
             return

@@ -2,7 +2,7 @@
 
 from amr.regularizers.agm import AGM
 from amr.regularizers.amr import AMR
-from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.composite import Composite
 from amr.regularizers.dropout import Dropout
 from amr.regularizers.gge import GGE
@@ -12,6 +12,7 @@ from amr.regularizers.mmpareto import MMPareto
 from amr.regularizers.modality_dropout import ModalityDropout
 from amr.regularizers.ogm import OGM, OGMGE
 from amr.regularizers.pmr import PMR
+from amr.regularizers.shared import EpochMeans, UnimodalHeads, Window, recombined
 from amr.regularizers.umt import UMT
 
 __all__ = [
@@ -24,10 +25,15 @@ __all__ = [
     "UMT",
     "Composite",
     "Dropout",
+    "EpochMeans",
+    "EpochState",
     "GradientBlending",
     "MMCosine",
     "MMPareto",
     "ModalityDropout",
     "Regularizer",
     "Step",
+    "UnimodalHeads",
+    "Window",
+    "recombined",
 ]

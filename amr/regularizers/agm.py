@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amr.attribution import evaluating
-from amr.fusion.base import only
+from amr.attribution import shapley_values
 from amr.model import FusionModel
 from amr.regularizers.base import Step
-from amr.regularizers.ogm import EncoderModulation, complete_clips
-from amr.utils.distributed import all_reduce_sum
-from amr.utils.errors import UserError
+from amr.regularizers.ogm import EncoderModulation
+from amr.regularizers.shared import recombined
 
 CAP = 10.0  # of τ − r
 MAX_ALPHA = 8.0  # exp(alpha * CAP) must be a single-precision number
@@ -39,7 +37,8 @@ def attributed_logits(full: Tensor, without: Mapping[str, Tensor]) -> dict[str, 
     if len(without) != 2:
         raise ValueError(f"without: {len(without)} modalities, expected 2; shapley_logits takes any number")
     a, b = without
-    return {a: (full - without[a] + without[b]) / 2, b: (full - without[b] + without[a]) / 2}
+    parts = shapley_logits({frozenset({a, b}): full, frozenset({a}): without[b], frozenset({b}): without[a]})
+    return {name: parts[name] for name in without}
 
 
 def shapley_logits(coalitions: Mapping[frozenset[str], Tensor]) -> dict[str, Tensor]:
@@ -58,18 +57,14 @@ def shapley_logits(coalitions: Mapping[frozenset[str], Tensor]) -> dict[str, Ten
         ValueError: If a coalition is missing.
     """
     names = sorted(frozenset[str]().union(*coalitions))
-    for members in _coalitions(names):
+    sets = [frozenset(name for bit, name in enumerate(names) if index >> bit & 1) for index in range(1 << len(names))]
+    for members in sets[1:]:
         if members not in coalitions:
             raise ValueError(f"coalitions: {{{', '.join(sorted(members))}}} is missing; all non-empty sets are needed")
-    parts = {}
-    for name in names:
-        rest = [other for other in names if other != name]
-        part = coalitions[frozenset({name})] / len(names)  # S = ∅
-        for others in _coalitions(rest):
-            weight = 1 / (len(names) * math.comb(len(rest), len(others)))  # |S|! (M − |S| − 1)! / M!
-            part = part + weight * (coalitions[others | {name}] - coalitions[others])
-        parts[name] = part
-    return parts
+    full = coalitions[sets[-1]]
+    scores = torch.stack([torch.zeros_like(full), *(coalitions[members] for members in sets[1:])])  # (2^M, B, C)
+    parts = shapley_values(scores.flatten(1)).T.view(len(names), *full.shape)
+    return dict(zip(names, parts, strict=True))
 
 
 def competition_ratios(scores: Tensor) -> Tensor:
@@ -117,8 +112,7 @@ class AGM(EncoderModulation):
     past_steps: Tensor
 
     def __init__(self, alpha: float = 1.5, start_epoch: int = 0, end_epoch: int | None = None) -> None:
-        if not 0 <= alpha <= MAX_ALPHA:
-            raise UserError(f"model.agm.alpha={alpha}: allowed are values in [0, {MAX_ALPHA:g}]")
+        self.check("alpha", alpha, 0 <= alpha <= MAX_ALPHA, f"values in [0, {MAX_ALPHA:g}]")
         super().__init__(alpha, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:
@@ -130,35 +124,28 @@ class AGM(EncoderModulation):
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """Multiplies the gradients in place; before `start_epoch` it only takes note of the scores."""
-        if steps and self.alpha > 0 and steps[0].epoch < self.start_epoch:
+        if self.alpha > 0 and steps[0].epoch < self.window.start:
             self.coefficients(steps)
         super().on_gradients(steps)
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
         """Factors, (M,), of the global batch's scores, which then join the past ones."""
-        sums = all_reduce_sum(self._cross_entropies(steps))
-        usable = (sums[-1] > 0) & sums.isfinite().all()  # 16-mixed may overflow, and skips the step
-        scores = torch.where(usable, sums[:-1] / sums[-1].clamp_min(1), self.past)
+        means, clips = self.scores(steps)
+        usable = (clips > 0) & means.isfinite().all()  # 16-mixed may overflow, and skips the step
+        scores = torch.where(usable, means, self.past)
         factors = torch.where(usable, modulation_factors(scores, self.past, self.alpha), 1.0)
         self.past_steps += usable
         self.past += (scores - self.past) / self.past_steps.clamp_min(1)
         return factors
 
-    def _cross_entropies(self, steps: Sequence[Step]) -> Tensor:
-        """Sum of −log p_y of each modality's part over this rank's complete clips, and their number, (M + 1,)."""
-        model = steps[0].model
-        sums = self.past.new_zeros(len(model.modalities) + 1)
-        with torch.autocast(sums.device.type, enabled=False), evaluating(model.head):
-            for encodings, label in complete_clips(steps):
-                parts = shapley_logits({s: model.head(only(encodings, s)) for s in _coalitions(model.modalities)})
-                losses = torch.stack(
-                    [F.cross_entropy(parts[name], label, reduction="none") for name in model.modalities]
-                )
-                sums += torch.cat([losses.clamp_max(MAX_LOSS).sum(1), sums.new_tensor([len(label)])])
-        return sums
-
-
-def _coalitions(names: Sequence[str]) -> list[frozenset[str]]:
-    """All non-empty sets of names, small ones first."""
-    sizes = range(1, len(names) + 1)
-    return [frozenset(members) for size in sizes for members in itertools.combinations(names, size)]
+    def clip_scores(self, step: Step) -> Tensor:
+        """−log p_y of each modality's part of the logits, bounded."""
+        model, (encodings, label) = step.model, step.complete()
+        coalitions = {
+            frozenset(kept): recombined(model, encodings, dict.fromkeys({*model.modalities} - {*kept}))
+            for size in range(1, len(model.modalities) + 1)
+            for kept in itertools.combinations(model.modalities, size)
+        }
+        parts = shapley_logits(coalitions)
+        losses = [F.cross_entropy(parts[name], label, reduction="none") for name in model.modalities]
+        return torch.stack(losses, dim=1).clamp_max(MAX_LOSS)

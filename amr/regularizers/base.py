@@ -1,14 +1,51 @@
-"""What every method is: a few hooks into one training step."""
+"""What every method is: a few hooks into one training step.
 
+A method overrides the hooks it needs; the classifier finds out which. Training only: evaluation sees the bare model.
+"Step" is one micro-batch; "steps" are all micro-batches that led to one step of the main optimizer. In the order in
+which they are called:
+
+| hook | called | sees | may change | for |
+|---|---|---|---|---|
+| `wrap_head(head)` | once, when the run is built | the head | the head, in evaluation too | MMCosine |
+| `setup(model)` | once, after `wrap_head` | the model | own parameters and buffers; refuses what does not fit | all |
+| `restore_state(state)` | on resuming | what `checkpoint_state` gave | own state | AMR, G-Blend |
+| `on_epoch_start(state)` | once per epoch, also if resumed within | model, epoch, metrics | own state, parameters | |
+| `turns(epoch)` | before each step of the main optimizer | the epoch | which encoders move, one step per turn | |
+| `on_encodings(encodings, present)` | each step | encodings with graph | what the head sees | modality dropout |
+| `on_fused(fused)` | each step | penultimate features | what the classifier sees | dropout |
+| `main_loss(step)` | each step | the step | **replaces** the cross-entropy; only one method may | GGE, G-Blend |
+| `losses(step)` | each step | the step, with the new main loss | adds terms to the loss | UMT, PMR |
+| `objectives(step)` | each step | the step, with encodings cut off from the encoders | adds terms; their gradients \
+by the encoders are handed to `on_gradients` | MMPareto |
+| `on_gradients(steps)` | after the backward pass | gradients: unscaled, averaged over ranks, not yet clipped; \
+`steps[-1].apart` | `.grad` of any parameter | OGM, AGM, MMPareto, AMR |
+| `after_step(steps)` | after the main optimizer's step | clean, detached encodings | head parameters, by an optimizer \
+of its own | AMR |
+| `on_epoch_end(state)` | end of an epoch, after validation | model, epoch, metrics | own state, parameters | G-Blend |
+| `report()` | after `on_epoch_end` | | scalars to log as `train/<method>/<key>` | all |
+| `checkpoint_state()` | when a checkpoint is written | | state beyond parameters and buffers | AMR, G-Blend |
+
+**Alternating steps.** A method whose modalities take the main optimizer's steps in turn overrides `turns`. In each turn
+the batch is encoded and all losses are taken again; only the turn's encoders, the head and the methods' own parameters
+move (`Step.turn` names the turn's modalities; the other encodings are detached, and the other encoders have no
+gradient, so neither momentum nor weight decay moves them). Clipping and `on_gradients` act in each turn, `after_step`
+once, after the last. The trainer's `global_step`, schedules, metrics and logs count the batch once. The cost is a
+forward pass of every encoder per turn, and batch norm's running statistics see the batch that often. Accumulated
+micro-batches are refused.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.fusion.base import Fusion
-from amr.model import FusionModel
+from amr.model import FusionModel, complete_rows
+from amr.regularizers.shared import EpochMeans, at_least_float32, complete_masks, listed
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,7 +58,7 @@ class Step:
         id: The clips' names, B of them.
         encodings: Clean encodings, (B, D_m) or (B, T, D_m), before any `on_encodings`.
         logits: Logits of the training pass, (B, C).
-        loss: The main loss, a scalar: what the methods' terms are added to.
+        loss: The main loss, a scalar: the cross-entropy or, from `losses` on, what `main_loss` replaced it by.
         label: Class indices, (B,).
         present: Boolean (B,) of the modalities that some clips lack.
         epoch: Epoch, from 0.
@@ -30,6 +67,10 @@ class Step:
         micro_batches: How many are accumulated in one step; the trainer divides every loss by it.
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
         label_smoothing: Of the main cross-entropy.
+        turn: Modalities whose encoders move in this turn; None unless a method alternates (`turns`).
+        apart: By `<method>/<key>` of an objective and by modality, the objective's gradient by the encoder's trained
+            parameters, flat, (P_m,): unscaled, summed over the micro-batches up to this one and, in `on_gradients`,
+            averaged over ranks. An encoder that the objective does not reach, or that is frozen, is not in it.
     """
 
     model: FusionModel
@@ -46,6 +87,8 @@ class Step:
     micro_batches: int = 1
     loss_scale: float = 1.0
     label_smoothing: float = 0.0
+    turn: tuple[str, ...] | None = None
+    apart: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def cross_entropy(self, logits: Tensor, reduction: str = "mean") -> Tensor:
         """The main loss of other logits, (B, C): a scalar, or (B,) with reduction `none`."""
@@ -56,39 +99,106 @@ class Step:
         encodings = {name: e.detach() for name, e in self.encodings.items()}
         return replace(self, inputs={}, encodings=encodings, logits=self.logits.detach(), loss=self.loss.detach())
 
+    def has(self, names: Sequence[str]) -> Tensor:
+        """Boolean (M, B): which clips have each of the M named modalities."""
+        return complete_masks(names, self.present, self.label)
+
+    def complete(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Encodings, of at least single precision, and labels of the clips that have every modality; perhaps none."""
+        rows = complete_rows(self.encodings, self.present)
+        encodings = {name: at_least_float32(e if rows is None else e[rows]) for name, e in self.encodings.items()}
+        return encodings, self.label if rows is None else self.label[rows]
+
+
+class EpochState(dict[str, Tensor]):
+    """What the hooks of an epoch see: the metrics logged so far, by name, and more.
+
+    Args:
+        metrics: The metrics; at an epoch's end with those of its validation.
+        model: The model in training.
+        epoch: Epoch, from 0.
+    """
+
+    def __init__(self, metrics: Mapping[str, Tensor], model: FusionModel, epoch: int) -> None:
+        super().__init__(metrics)
+        self.model, self.epoch = model, epoch
+
 
 class Regularizer(nn.Module):
-    """A training method; it overrides the hooks it needs, in the order of the step in which they are called.
+    """A training method; the module's table says when each hook is called and what it may change.
 
-    Training only: evaluation sees the bare model. A method keeps no reference to the model and never logs; what it
-    wants logged, it gives in `report`. Its own parameters, if it makes any, are trained by the main optimizer.
+    A method keeps no reference to the model and never logs; what it wants logged, it gives in `report`. Its own
+    parameters, if it makes any, are trained by the main optimizer. A base class of methods, which has no `name`, is
+    declared with `class Base(Regularizer, abstract=True)`.
+
+    Raises:
+        UserError: When a subclass is declared without `name`, or with an `on_...` method that is no hook.
     """
 
     name: ClassVar[str]
     """Short name, as in the configuration and checkpoints."""
     title: ClassVar[str] = ""
     """Name for people, in tables and plots; `name` if empty."""
+    suffix: ClassVar[bool] = False
+    """Whether the title follows those of the other methods with "w/": it adds to any method, as AMR does."""
     order: ClassVar[int] = 50
     """Methods run in ascending order within each hook."""
     conflicts: ClassVar[frozenset[str]] = frozenset()
-    """Names of methods that cannot be combined with this one."""
+    """Names of methods that cannot be combined with this one, beyond those that override `main_loss` or `turns` too."""
     min_modalities: ClassVar[int] = 1
     """Fewest modalities with which the method is defined."""
-    needs_steps: ClassVar[bool] = False
-    """Whether `on_gradients` or `after_step` is used, so that detached steps are kept until the optimizer's."""
     scales_gradients: ClassVar[bool] = False
     """Whether its effect is the size of gradients, which Adam and its like cancel."""
 
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        super().__init_subclass__()
+        if not abstract and not getattr(cls, "name", ""):
+            raise UserError(f'{cls.__name__}: a method needs a name, such as name = "{cls.__name__.lower()}"')
+        hooks = [key for key in vars(Regularizer) if key.startswith("on_")]
+        for key in dir(cls):
+            if key.startswith("on_") and key not in hooks:
+                raise UserError(f"{cls.__name__}.{key}: no hook has that name; allowed are {', '.join(hooks)}")
+
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether the method has a hook of its own."""
+        return getattr(cls, hook) is not getattr(Regularizer, hook)
+
+    def check(self, key: str, value: object, ok: bool, allowed: str) -> None:
+        """Raises `UserError`, naming the argument and what is allowed, unless it is ok and no infinite number."""
+        if not ok or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"model.{self.name}.{key}={value!r}: allowed are {allowed}")
+
+    def check_choice(self, key: str, value: object, allowed: Any) -> None:
+        """Raises `UserError` unless the argument is one of a `Literal`'s."""
+        self.check(key, value, value in get_args(allowed), ", ".join(get_args(allowed)))
+
+    def check_names(
+        self, key: str, given: Mapping[str, object] | None, needed: Sequence[str], what: str = "the model's modalities "
+    ) -> None:
+        """Raises `UserError` unless an argument is None or has exactly the needed names."""
+        if given is not None and set(given) != set(needed):
+            raise UserError(
+                f"model.{self.name}.{key}: names {listed(given)}; needed are exactly {what}{listed(needed)}"
+            )
+
     def wrap_head(self, head: Fusion) -> Fusion:
-        """The head to use in place of `head`, in training and evaluation; called once, before `setup`."""
+        """The head to use in place of `head`, in training and evaluation."""
         return head
 
     def setup(self, model: FusionModel) -> None:
-        """Makes what depends on the model (parameters, buffers), once, when the run is built.
+        """Makes what depends on the model (parameters, buffers, metrics).
 
         Raises:
             UserError: If the method cannot work with this model.
         """
+
+    def on_epoch_start(self, state: EpochState) -> None:
+        """Acts before an epoch's first step; gradients are off."""
+
+    def turns(self, epoch: int) -> Sequence[Sequence[str]]:
+        """The modalities whose encoders move, for each turn of a batch; empty for one step of all."""
+        return ()
 
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Changes the encodings, (B, ..., D_m) each, before the head sees them."""
@@ -98,22 +208,35 @@ class Regularizer(nn.Module):
         """Changes the penultimate features, (B, D), before the classifier sees them."""
         return fused
 
+    def main_loss(self, step: Step) -> Tensor | None:
+        """A scalar to train on in place of `step.loss`; None leaves that as it is."""
+        return None
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Scalar terms to add to the main loss, by name."""
         return {}
 
+    def objectives(self, step: Step) -> dict[str, Tensor]:
+        """Scalar terms, by name, made from `step.encodings` alone, whose gradients by the encoders are handed apart.
+
+        They train the method's own parameters and the head like any other term. What they would do to the encoders is
+        in `steps[-1].apart` of `on_gradients` instead. The names must be equal on all ranks.
+        """
+        return {}
+
     def on_gradients(self, steps: Sequence[Step]) -> None:
-        """Changes the parameters' gradients: after the backward (unscaled, averaged over ranks), before clipping."""
+        """Changes the parameters' gradients."""
 
     def after_step(self, steps: Sequence[Step]) -> None:
         """Acts after the main optimizer's step on the micro-batches that led to it."""
 
-    def on_epoch_end(self, metrics: Mapping[str, Tensor]) -> None:
-        """Acts on the epoch's logged metrics, after validation."""
+    def on_epoch_end(self, state: EpochState) -> None:
+        """Acts on the epoch's metrics, after validation; gradients are off."""
 
     def report(self) -> dict[str, float]:
-        """Coefficients worth a curve, the same on all ranks; logged every epoch as `train/<method>/<key>`."""
-        return {}
+        """Scalars to log each epoch, equal on all ranks: by default the means of the method's `EpochMeans`."""
+        means = [module.named() for module in self.children() if isinstance(module, EpochMeans)]
+        return {key: value for each in means for key, value in each.items()}
 
     def checkpoint_state(self) -> dict[str, object]:
         """State beyond parameters and buffers, of plain types and tensors only."""

@@ -1,14 +1,23 @@
 """Several methods in one run: their order, and which exclude each other."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
-from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.base import EpochState, Regularizer, Step
+from amr.regularizers.shared import EpochMeans, trained
+from amr.utils.distributed import all_reduce_sum, rank_and_world
 from amr.utils.errors import UserError
+
+Apart = dict[str, dict[str, Tensor]]
+"""Gradients of objectives by encoders; see `Step.apart`."""
+SINGLE = {"main_loss": "replace the main loss", "turns": "alternate the optimizer's steps"}
+"""Hooks of which a run can have one, and what the methods do that override them."""
 
 
 class Composite(nn.Module):
@@ -31,10 +40,20 @@ class Composite(nn.Module):
         for method in self:
             for other in sorted(method.conflicts & set(self.methods)):
                 raise UserError(f"model.{method.name}: cannot be combined with {other!r}; set one of them to null")
+        for hook, both in SINGLE.items():
+            for first, second in zip(self.overriding(hook), self.overriding(hook)[1:], strict=False):
+                raise UserError(
+                    f"model.{second.name}: cannot be combined with {first.name!r}, since both {both}; "
+                    "set one of them to null"
+                )
 
     def __iter__(self) -> Iterator[Regularizer]:
         """The methods, in order."""
         return cast(Iterator[Regularizer], iter(self.methods.values()))
+
+    def overriding(self, *hooks: str) -> list[Regularizer]:
+        """The methods that override any of the hooks."""
+        return [method for method in self if any(method.overrides(hook) for hook in hooks)]
 
     @property
     def name(self) -> str:
@@ -44,9 +63,8 @@ class Composite(nn.Module):
     @property
     def title(self) -> str:
         """The combination for people: `Naive fusion`, `Naive fusion w/ AMR`, `UMT w/ AMR`, ..."""
-        titles = {method.name: method.title or method.name for method in self}
-        amr = titles.pop("amr", None)
-        return (" + ".join(titles.values()) or "Naive fusion") + (f" w/ {amr}" if amr else "")
+        titles = {suffix: [m.title or m.name for m in self if m.suffix == suffix] for suffix in (False, True)}
+        return " w/ ".join([" + ".join(titles[False]) or "Naive fusion", *titles[True]])
 
     @property
     def scaling(self) -> list[str]:
@@ -55,8 +73,8 @@ class Composite(nn.Module):
 
     @property
     def needs_steps(self) -> bool:
-        """Whether any method uses `on_gradients` or `after_step`."""
-        return any(method.needs_steps for method in self)
+        """Whether detached steps must be kept until the optimizer's."""
+        return bool(self.overriding("objectives", "on_gradients", "after_step"))
 
     def wrap_head(self, head: Fusion) -> Fusion:
         """The head after every method."""
@@ -74,6 +92,20 @@ class Composite(nn.Module):
                 )
             method.setup(model)
 
+    @torch.no_grad()
+    def on_epoch_start(self, state: EpochState) -> None:
+        """Resets the methods' means, and calls every method's hook."""
+        for module in self.modules():
+            if isinstance(module, EpochMeans):
+                module.reset()
+        for method in self:
+            method.on_epoch_start(state)
+
+    def turns(self, epoch: int) -> list[tuple[str, ...] | None]:
+        """The turns of a batch; a single None where no method alternates."""
+        turns = [tuple(turn) for method in self for turn in method.turns(epoch)]
+        return [*turns] or [None]
+
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Encodings after every method."""
         for method in self:
@@ -86,12 +118,72 @@ class Composite(nn.Module):
             fused = method.on_fused(fused)
         return fused
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """All extra loss terms, as `<method>/<term>`."""
-        return {f"{method.name}/{key}": term for method in self for key, term in method.losses(step).items()}
+    def train_on(self, step: Step, before: Apart) -> tuple[Tensor, dict[str, Tensor], Step]:
+        """The loss of a step and its parts.
+
+        Args:
+            step: The step, with the cross-entropy as its loss.
+            before: `Step.apart` of the micro-batch before, if one was accumulated; its tensors are added to.
+
+        Returns:
+            The loss; its parts without graph, as `<method>/<key>` (`main` for one that replaces the cross-entropy);
+            and the step as `on_gradients` and `after_step` see it, detached.
+        """
+        parts: dict[str, Tensor] = {}
+        for method in self.overriding("main_loss"):
+            if (main := method.main_loss(step)) is not None:
+                parts[f"{method.name}/main"] = main
+                step = replace(step, loss=main)
+        terms = {f"{method.name}/{key}": term for method in self for key, term in method.losses(step).items()}
+        objectives, apart = self.objectives(step, before)
+        loss = step.loss
+        for term in (*terms.values(), *objectives.values()):
+            loss = loss + term
+        parts = {key: part.detach() for key, part in (parts | terms | objectives).items()}
+        return loss, parts, replace(step.detached(), apart=apart)
+
+    def objectives(self, step: Step, before: Apart) -> tuple[dict[str, Tensor], Apart]:
+        """All objectives, as `<method>/<key>`, cut off from the encoders, and what they would do to these.
+
+        Args:
+            step: The step, with its graph, which is kept.
+            before: The gradients of the micro-batches before.
+
+        Returns:
+            The objectives, and the sums of their gradients as in `Step.apart`.
+        """
+        methods = self.overriding("objectives")
+        leaves = {name: e.detach().requires_grad_() for name, e in step.encodings.items()} if methods else {}
+        cut = replace(step, encodings=leaves)
+        terms = {f"{method.name}/{key}": term for method in methods for key, term in method.objectives(cut).items()}
+        apart: Apart = {}
+        for key, term in terms.items():
+            slopes: Iterable[Tensor | None] = [None] * len(leaves)
+            if term.requires_grad:
+                with torch.autocast(term.device.type, enabled=False):
+                    slopes = torch.autograd.grad(
+                        term * step.loss_scale, [*leaves.values()], retain_graph=True, allow_unused=True
+                    )
+            apart[key] = {}
+            for name, slope in zip(leaves, slopes, strict=True):
+                parameters = trained(step.model.encoders[name])
+                if slope is None or not parameters or not step.encodings[name].requires_grad:
+                    continue
+                with torch.autocast(slope.device.type, enabled=False):
+                    gradients = torch.autograd.grad(
+                        step.encodings[name], parameters, slope, retain_graph=True, materialize_grads=True
+                    )
+                flat = torch.cat([g.flatten() for g in gradients]) / (step.loss_scale * step.micro_batches)
+                earlier = before.get(key, {}).get(name)
+                apart[key][name] = flat if earlier is None else earlier.add_(flat)
+        return terms, apart
 
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """Gradients after every method."""
+        world = rank_and_world()[1]
+        for gradients in steps[-1].apart.values() if steps else ():
+            for flat in gradients.values():
+                flat.copy_(all_reduce_sum(flat) / world)
         for method in self:
             method.on_gradients(steps)
 
@@ -100,13 +192,14 @@ class Composite(nn.Module):
         for method in self:
             method.after_step(steps)
 
-    def on_epoch_end(self, metrics: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def on_epoch_end(self, state: EpochState) -> None:
         """Every method's action at the end of an epoch."""
         for method in self:
-            method.on_epoch_end(metrics)
+            method.on_epoch_end(state)
 
     def report(self) -> dict[str, float]:
-        """All coefficients, as `<method>/<key>`."""
+        """All scalars to log, as `<method>/<key>`."""
         return {f"{method.name}/{key}": value for method in self for key, value in method.report().items()}
 
     def checkpoint_state(self) -> dict[str, dict[str, object]]:
@@ -118,3 +211,22 @@ class Composite(nn.Module):
         for method in self:
             if method.name in states:
                 method.restore_state(states[method.name])
+
+
+def backward_loss(loss: Tensor, step: Step) -> Tensor:
+    """The loss, of a value and a graph that the trainer's machinery needs.
+
+    DDP waits for the gradient of every parameter, also of the encoders that do not move in a turn. And in 16-mixed the
+    scaler sees the main gradients only, so a gradient apart that overflowed makes the loss NaN, which skips the step.
+
+    Args:
+        loss: The loss, with its graph.
+        step: Its step.
+    """
+    if step.turn is not None and rank_and_world()[1] > 1:
+        others = [p for name, e in step.model.encoders.items() if name not in step.turn for p in trained(e)]
+        loss = loss + sum((0 * parameter.sum() for parameter in others), loss.new_zeros(()))
+    flats = [flat.sum() for gradients in step.apart.values() for flat in gradients.values()]
+    if flats:
+        loss = loss * (1 + 0 * torch.stack(flats).sum())
+    return loss

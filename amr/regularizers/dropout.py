@@ -4,7 +4,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.regularizers.base import Regularizer
-from amr.utils.errors import UserError
 
 
 class Dropout(Regularizer):
@@ -23,8 +22,7 @@ class Dropout(Regularizer):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise UserError(f"model.dropout.p={p}: allowed are values in [0, 1)")
+        self.check("p", p, 0 <= p < 1, "values in [0, 1)")
         self.p = p
 
     def on_fused(self, fused: Tensor) -> Tensor:

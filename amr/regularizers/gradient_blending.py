@@ -1,18 +1,16 @@
 """Gradient-Blending: one loss a modality and the fused one, weighted by how well each generalizes."""
 
 import hashlib
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.heads import UnimodalHeads
-from amr.utils.distributed import all_reduce_sum
+from amr.regularizers.shared import UnimodalHeads, at_least_float32, global_means
 from amr.utils.errors import UserError
 
 Mode = Literal["online", "offline"]
@@ -41,14 +39,11 @@ def blend_weights(generalization_gain: Tensor, overfitting_growth: Tensor) -> Te
         raise ValueError(f"gain and growth: shapes {tuple(gain.shape)}, {tuple(growth.shape)}; needed is one (K,)")
     if not bool((gain.isfinite() & growth.isfinite()).all()):
         raise ValueError(f"gain={gain.tolist()}, growth={growth.tolist()}: every entry must be finite")
-    gained = gain > 0
-    if not bool(gained.any()):
-        weights = torch.full_like(gain, 1 / len(gain))
-    else:
-        perfect = gained & (growth == 0)
-        counted = perfect if bool(perfect.any()) else gained
-        penalty = torch.zeros_like(growth) if bool(perfect.any()) else 2 * growth.abs().log()
-        weights = (gain.log() - penalty).masked_fill(~counted, -torch.inf).softmax(0)
+    gained, perfect = gain > 0, (gain > 0) & (growth == 0)
+    if bool(perfect.any()):
+        gained, growth = perfect, torch.ones_like(growth)
+    scores = (gain.log() - 2 * growth.abs().log()).masked_fill(~gained, -torch.inf)
+    weights = scores.softmax(0) if bool(gained.any()) else torch.full_like(gain, 1 / len(gain))
     return weights.to(generalization_gain.dtype if generalization_gain.is_floating_point() else torch.float32)
 
 
@@ -81,7 +76,6 @@ class GradientBlending(Regularizer):
 
     name = "gradient_blending"
     title = "G-Blend"
-    conflicts = frozenset({"gge"})  # it replaces the main loss, too
     min_modalities = 2
 
     def __init__(
@@ -92,15 +86,11 @@ class GradientBlending(Regularizer):
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if mode not in get_args(Mode):
-            raise UserError(f"model.gradient_blending.mode={mode!r}: allowed are {', '.join(get_args(Mode))}")
-        if super_epoch < 2:
-            raise UserError(f"model.gradient_blending.super_epoch={super_epoch}: allowed are integers >= 2")
-        if not 0 < held_out < 1:
-            raise UserError(f"model.gradient_blending.held_out={held_out}: allowed are values in (0, 1)")
+        self.check_choice("mode", mode, Mode)
+        self.check("super_epoch", super_epoch, super_epoch >= 2, "integers >= 2")
+        self.check("held_out", held_out, 0 < held_out < 1, "values in (0, 1)")
         for head, weight in (weights or {}).items():
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise UserError(f"model.gradient_blending.weights.{head}={weight}: allowed are finite numbers >= 0")
+            self.check(f"weights.{head}", weight, weight >= 0, "finite numbers >= 0")
         self.mode, self.super_epoch, self.held_out, self.constant = mode, super_epoch, held_out, weights
         self._epochs = 0  # finished ones
         self._warned = False
@@ -110,11 +100,7 @@ class GradientBlending(Regularizer):
         if FUSED in model.modalities:
             raise UserError(f"model.gradient_blending: {FUSED!r} is the fused head; give that modality another name")
         names = (*model.modalities, FUSED)
-        if self.constant is not None and set(self.constant) != set(names):
-            raise UserError(
-                f"model.gradient_blending.weights: names {', '.join(map(repr, self.constant)) or 'none'}; needed are "
-                f"exactly {', '.join(map(repr, names))}"
-            )
+        self.check_names("weights", self.constant, names, what="")
         self.names = names
         self.heads = UnimodalHeads(model)
         initial = [1 / len(names) if self.constant is None else self.constant[name] for name in names]
@@ -128,35 +114,24 @@ class GradientBlending(Regularizer):
         """Whether clips are held out at present."""
         return self.constant is None and (self.mode == "online" or self._epochs < self.super_epoch)
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """Each head's weighted mean loss over the trained clips of the global batch; `fused` less the main loss."""
+    def main_loss(self, step: Step) -> Tensor:
+        """Weighted sum of each head's mean loss over the trained clips of the global batch."""
         logits = {**self.heads(step.encodings), FUSED: step.logits}
-        precise = torch.promote_types(step.logits.dtype, torch.float32)
-        # (B, K); a clip that lacks a modality has no place in that modality's loss
-        each = torch.stack([step.cross_entropy(logits[name].to(precise), "none") for name in self.names], dim=1)
-        every = torch.ones(len(each), dtype=torch.bool, device=each.device)
-        has = torch.stack([(step.present or {}).get(name, every) for name in self.names], dim=1)
-        held = ~every
+        # (K, B); a clip that lacks a modality has no place in that modality's loss
+        each = torch.stack([step.cross_entropy(at_least_float32(logits[name]), "none") for name in self.names])
+        has, held = step.has(self.names), torch.zeros_like(step.label, dtype=torch.bool)
         if self.measuring:
             held = torch.tensor(held_out_rows(step.id, self.held_out), device=each.device)
-        parts = torch.stack([has & ~held.unsqueeze(1), has & held.unsqueeze(1)])  # (2, B, K)
-        masked = [each.masked_fill(~part, 0.0).sum(0) for part in parts]
-        local = torch.stack([*(total.detach() for total in masked), *parts.sum(1).to(each)])
-        # One reduction: sums and counts of the global batch, and how many ranks there are, over which DDP averages.
-        reduced = all_reduce_sum(torch.cat([local.flatten(), local.new_ones(1)]))
-        sums, counts = reduced[:-1].view(2, 2, -1)
+        terms, sums, counts = global_means(torch.cat([each, each]), torch.cat([has & ~held, has & held]))
         if self.measuring:
-            self.get_buffer("sums").add_(sums)
-            self.get_buffer("counts").add_(counts)
-        means = masked[0] * reduced[-1] / counts[0].clamp_min(1)
-        terms = dict(zip(self.names, (self.get_buffer("weights") * means).unbind(), strict=True))
-        # The trainer adds these terms to the main loss, which is the fused head's over all clips: take it out again.
-        # Where no clip is held out the two are the same, and a weight of 1 leaves it untouched to the last bit.
-        fused = self.get_buffer("weights")[-1]
-        terms[FUSED] = terms[FUSED] - step.loss if self.measuring else (fused - 1) * step.loss
-        return terms
+            self.get_buffer("sums").add_(sums.view(2, -1))
+            self.get_buffer("counts").add_(counts.view(2, -1))
+        means = terms[: len(self.names)]
+        if not self.measuring:  # the fused mean is the main loss: a weight of 1 leaves it to the last bit
+            means = torch.cat([means[:-1], step.loss.view(1)])
+        return (self.get_buffer("weights") * means).sum()
 
-    def on_epoch_end(self, metrics: Mapping[str, Tensor]) -> None:
+    def on_epoch_end(self, state: Mapping[str, Tensor]) -> None:
         """Ends the epoch's measurement and, with it, perhaps a super-epoch."""
         if not self.measuring:
             return

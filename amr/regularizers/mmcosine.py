@@ -1,6 +1,5 @@
 """MMCosine: every modality votes by cosines, so none wins by the length of its features or weights."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from amr.fusion.base import Fusion, pool_all
 from amr.regularizers.base import Regularizer
+from amr.regularizers.shared import at_least_float32, trained
 from amr.utils.errors import UserError
 
 
@@ -18,7 +18,7 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     A row with no entry beyond `eps` counts as zero and is returned as it is, with gradient 1, where a division by its
     length, or by a small number, would give the encoder behind it an infinite or huge one.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = at_least_float32(x)
     # Divide the largest entry out before squaring, which would under- or overflow; the direction does not depend on it.
     largest = x.detach().abs().amax(-1, keepdim=True)
     zero = largest <= eps
@@ -38,8 +38,14 @@ def cosine_logits(encodings: Mapping[str, Tensor], weights: Mapping[str, Tensor]
         Logits, (B, C), in [−sM, sM] and at least single precision; a zero encoding or weight adds 0, with finite
         gradients of first and second order.
     """
-    with torch.autocast(next(iter(encodings.values())).device.type, enabled=False):
-        return scale * torch.stack([F.linear(unit(e), unit(weights[name])) for name, e in encodings.items()]).sum(0)
+    directions = {name: unit(encoding) for name, encoding in encodings.items()}
+    return torch.stack([*scaled_cosines(directions, weights, scale).values()]).sum(0)
+
+
+def scaled_cosines(directions: Mapping[str, Tensor], weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Each modality's part s cos(W_m[c], e^m) of the logits, (B, C), of encodings at length 1; see `cosine_logits`."""
+    with torch.autocast(next(iter(directions.values())).device.type, enabled=False):
+        return {name: scale * F.linear(direction, unit(weights[name])) for name, direction in directions.items()}
 
 
 class CosineHead(Fusion):
@@ -85,14 +91,14 @@ class CosineHead(Fusion):
     def _classify_each(self, fused: Tensor) -> dict[str, Tensor]:
         with torch.autocast(fused.device.type, enabled=False):
             weights = self.linear.modality_weights()
-            assert weights is not None
-            parts = zip(self.dims, torch.split(fused, [*self.dims.values()], dim=1), strict=True)
-            return {name: self.scale * F.linear(part, unit(weights[name])) for name, part in parts}
+        assert weights is not None
+        parts = torch.split(fused, [*self.dims.values()], dim=1)
+        return scaled_cosines(dict(zip(self.dims, parts, strict=True)), weights, self.scale)
 
 
 def _drop_unused(linear: Fusion, weights: Mapping[str, Tensor]) -> None:
     """Removes the parameters of which the weights do not depend: no loss would reach them, and DDP would wait."""
-    parameters = [parameter for parameter in linear.parameters() if parameter.requires_grad]
+    parameters = trained(linear)
     with torch.enable_grad():
         total = torch.stack([weight.sum() for weight in weights.values()]).sum()
     slopes = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -122,8 +128,7 @@ class MMCosine(Regularizer):
 
     def __init__(self, scale: float = 10.0) -> None:
         super().__init__()
-        if not (scale > 0 and math.isfinite(scale)):
-            raise UserError(f"model.mmcosine.scale={scale}: allowed are positive, finite numbers")
+        self.check("scale", scale, scale > 0, "positive, finite numbers")
         self.scale = scale
 
     def wrap_head(self, head: Fusion) -> Fusion:

@@ -1,15 +1,15 @@
 """Modality dropout: whole encodings disappear, a clip at a time, never all of a clip's."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer
+from amr.regularizers.shared import complete_masks
 from amr.utils.distributed import mean_over_ranks
-from amr.utils.errors import UserError
 
 Fill = Literal["zero", "mean"]
 
@@ -55,12 +55,9 @@ class ModalityDropout(Regularizer):
 
     def __init__(self, p: float = 0.3, fill: Fill = "zero", momentum: float = 0.1) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise UserError(f"model.modality_dropout.p={p}: allowed are values in [0, 1)")
-        if fill not in get_args(Fill):
-            raise UserError(f"model.modality_dropout.fill={fill!r}: allowed are {', '.join(get_args(Fill))}")
-        if not 0 < momentum <= 1:
-            raise UserError(f"model.modality_dropout.momentum={momentum}: allowed are values in (0, 1]")
+        self.check("p", p, 0 <= p < 1, "values in [0, 1)")
+        self.check_choice("fill", fill, Fill)
+        self.check("momentum", momentum, 0 < momentum <= 1, "values in (0, 1]")
         self.p, self.fill, self.momentum = p, fill, momentum
 
     def setup(self, model: FusionModel) -> None:
@@ -71,14 +68,10 @@ class ModalityDropout(Regularizer):
 
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Replaces dropped rows; a modality that a clip lacks stays zero and is not counted as dropped."""
-        batch = len(next(iter(encodings.values())))
-        device = next(iter(encodings.values())).device
-        everywhere = torch.ones(batch, dtype=torch.bool, device=device)
-        has = torch.stack([(present or {}).get(name, everywhere) for name in encodings], dim=1)
+        has = complete_masks(encodings, present, next(iter(encodings.values()))).T
         kept = draw_kept(has, self.p)
-        count = has.sum(1)
+        count, dropped = has.sum(1), {}
         survival = 1 - self.p + self.p**count / count.clamp_min(1)
-        dropped = {}
         for m, (name, encoding) in enumerate(encodings.items()):
             rows = [-1] + [1] * (encoding.ndim - 1)
             keep, lacks = kept[:, m].view(rows), ~has[:, m].view(rows)

@@ -1,18 +1,18 @@
 """On-the-fly gradient modulation: the encoder of the modality that is ahead takes smaller steps."""
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from amr.attribution import evaluating
-from amr.model import FusionModel, complete_rows
+from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.utils.distributed import all_reduce_sum
+from amr.regularizers.shared import EpochMeans, Window
+from amr.utils.distributed import mean_over_ranks
 from amr.utils.errors import UserError
 
 Modulated = Literal["conv", "all"]
@@ -57,23 +57,10 @@ def gradient_noise(gradient: Tensor, generator: torch.Generator) -> Tensor:
     return noise * (std + 1e-8)
 
 
-def complete_clips(steps: Sequence[Step]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Encodings, of at least single precision, and labels of the clips that have every modality, a step at a time."""
-    for step in steps:
-        rows = complete_rows(step.encodings, step.present)
-        label = step.label if rows is None else step.label[rows]
-        if len(label):
-            yield (
-                {
-                    name: (e if rows is None else e[rows]).to(torch.promote_types(e.dtype, torch.float32))
-                    for name, e in step.encodings.items()
-                },
-                label,
-            )
-
-
-class EncoderModulation(Regularizer):
+class EncoderModulation(Regularizer, abstract=True):
     """Multiplies each encoder's gradient by a coefficient; subclasses say by which.
+
+    Its mean over the epoch's steps is logged as `k/<modality>`.
 
     Args:
         alpha: Strength, >= 0; 0 switches the method off.
@@ -85,33 +72,31 @@ class EncoderModulation(Regularizer):
     """
 
     min_modalities = 2
-    needs_steps = True
     scales_gradients = True
-    k_mean: Tensor
-    k_steps: Tensor
-    k_epoch: Tensor
+    means: EpochMeans
 
     def __init__(self, alpha: float, start_epoch: int, end_epoch: int | None) -> None:
         super().__init__()
-        if not (alpha >= 0 and math.isfinite(alpha)):
-            raise UserError(f"model.{self.name}.alpha={alpha}: allowed are finite numbers >= 0")
-        if start_epoch < 0 or (end_epoch is not None and end_epoch <= start_epoch):
-            raise UserError(
-                f"model.{self.name}: start_epoch={start_epoch}, end_epoch={end_epoch}: 0 <= start < end is needed"
-            )
-        self.alpha, self.start_epoch, self.end_epoch = alpha, start_epoch, end_epoch
-        self._names: tuple[str, ...] = ()
+        self.check("alpha", alpha, alpha >= 0, "finite numbers >= 0")
+        self.alpha, self.window = alpha, Window(self.name, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:
-        """Makes room for the epoch's mean coefficients, (M,), which `report` gives; kept in the checkpoint."""
-        self._names = model.modalities
-        self.register_buffer("k_mean", torch.ones(len(self._names)))
-        self.register_buffer("k_steps", torch.tensor(0))
-        self.register_buffer("k_epoch", torch.tensor(-1))
+        """Makes room for the epoch's mean coefficients."""
+        self.means = EpochMeans(f"k/{name}" for name in model.modalities)
 
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
-        return self.alpha > 0 and self.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
+        return self.alpha > 0 and epoch in self.window
+
+    def clip_scores(self, step: Step) -> Tensor:
+        """What is compared of each complete clip, (N, M)."""
+        raise NotImplementedError
+
+    def scores(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Mean of the clips' scores over the global batch, (M,), and how many there are; the head in eval mode."""
+        head = steps[0].model.head
+        with torch.autocast(steps[0].label.device.type, enabled=False), evaluating(head):
+            return mean_over_ranks(torch.cat([self.clip_scores(step) for step in steps]))
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
         """Factor of each encoder's gradient, (M,), the same on all ranks; called once a step."""
@@ -128,23 +113,13 @@ class EncoderModulation(Regularizer):
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """Multiplies the gradients in place."""
-        if not steps:
-            return
+        k = torch.ones_like(self.means.sums)
         if self.active(steps[0].epoch):
             k = self.coefficients(steps)
             for factor, gradients in zip(k, self.gradients(steps[0].model), strict=True):
                 for gradient in gradients:
                     gradient.mul_(factor)
-        else:
-            k = torch.ones_like(self.k_mean)
-        fresh = self.k_epoch != steps[0].epoch
-        self.k_steps.copy_(torch.where(fresh, 1, self.k_steps + 1))
-        self.k_mean.copy_(torch.where(fresh, k, self.k_mean + (k - self.k_mean) / self.k_steps))
-        self.k_epoch.fill_(steps[0].epoch)
-
-    def report(self) -> dict[str, float]:
-        """Mean coefficient of each modality over the epoch's steps, as `k/<modality>`."""
-        return {f"k/{name}": value for name, value in zip(self._names, self.k_mean.tolist(), strict=True)}
+        self.means.update(k)
 
 
 class OGM(EncoderModulation):
@@ -179,10 +154,7 @@ class OGM(EncoderModulation):
         parameters: Modulated = "conv",
     ) -> None:
         super().__init__(alpha, start_epoch, end_epoch)
-        if parameters not in get_args(Modulated):
-            raise UserError(
-                f"model.{self.name}.parameters={parameters!r}: allowed are {', '.join(get_args(Modulated))}"
-            )
+        self.check_choice("parameters", parameters, Modulated)
         self.which: Modulated = parameters  # `parameters` is a method of every module
 
     def setup(self, model: FusionModel) -> None:
@@ -203,15 +175,15 @@ class OGM(EncoderModulation):
         return [p for conv in convolutions for key, p in conv.named_parameters() if key != "bias"]
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
-        """k_m, (M,), of the global batch's scores."""
-        model = steps[0].model
-        scores = torch.zeros_like(self.k_mean)
-        with torch.autocast(scores.device.type, enabled=False), evaluating(model.head):
-            for encodings, label in complete_clips(steps):
-                logits = model.head.unimodal_logits(encodings)
-                right = [logits[name].softmax(1).gather(1, label.unsqueeze(1)).sum() for name in model.modalities]
-                scores += torch.stack(right)
-        return modulation_coefficients(all_reduce_sum(scores), self.alpha)
+        """k_m, (M,), of the global batch's scores: the mean, whose ratios are those of the sum."""
+        return modulation_coefficients(self.scores(steps)[0], self.alpha)
+
+    def clip_scores(self, step: Step) -> Tensor:
+        """Probability of the true class by each modality's own logits."""
+        encodings, label = step.complete()
+        logits = step.model.head.unimodal_logits(encodings)
+        right = [logits[name].softmax(1).gather(1, label.unsqueeze(1)) for name in step.model.modalities]
+        return torch.cat(right, dim=1)
 
 
 class OGMGE(OGM):
@@ -228,11 +200,9 @@ class OGMGE(OGM):
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """Multiplies the gradients in place, and adds noise."""
-        noisy: list[tuple[Tensor, Tensor]] = []
-        if steps and self.active(steps[0].epoch):
-            generator = torch.Generator(self.k_mean.device).manual_seed(steps[-1].seed)
-            gradients = itertools.chain.from_iterable(self.gradients(steps[0].model))
-            noisy = [(gradient, gradient_noise(gradient, generator)) for gradient in gradients]
+        gradients = itertools.chain(*self.gradients(steps[0].model)) if self.active(steps[0].epoch) else ()
+        generator = torch.Generator(steps[-1].label.device).manual_seed(steps[-1].seed)
+        noisy = [(gradient, gradient_noise(gradient, generator)) for gradient in gradients]
         super().on_gradients(steps)
         for gradient, noise in noisy:
             gradient.add_(noise)

@@ -1,6 +1,5 @@
 """Prototypical modal rebalance: the modality that lags is pulled to its class prototypes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -11,8 +10,8 @@ from torch.nn import functional as F
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.shared import EpochMeans, Window, at_least_float32, global_means
 from amr.utils.distributed import all_reduce_sum
-from amr.utils.errors import UserError
 
 
 def prototype_log_probabilities(encoding: Tensor, prototypes: Tensor, known: Tensor | None = None) -> Tensor:
@@ -88,7 +87,7 @@ class PMR(Regularizer):
     A modality's prototypes are its mean pooled encodings of each class over an epoch's training pass, blended with the
     former ones at the epoch's end; so there are none in the first epoch, and the method is inactive there. Its score is
     the mean probability of the true class by distance to the prototypes, over the global batch's clips that have the
-    modality.
+    modality. The logged means are each modality's strength and score, of the epochs in which the method acts.
 
     Args:
         alpha: Factor of the prototypical cross-entropy, >= 0; 0 only measures, unless there is an entropy term.
@@ -109,7 +108,6 @@ class PMR(Regularizer):
     prototypes: Tensor
     known: Tensor
     sums: Tensor
-    tally: Tensor
 
     def __init__(
         self,
@@ -122,18 +120,11 @@ class PMR(Regularizer):
     ) -> None:
         super().__init__()
         for key, value in (("alpha", alpha), ("entropy_weight", entropy_weight)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"model.pmr.{key}={value}: allowed are finite numbers >= 0")
-        if not 0 <= momentum < 1:
-            raise UserError(f"model.pmr.momentum={momentum}: allowed are values in [0, 1)")
-        if start_epoch < 0 or (end_epoch is not None and end_epoch <= start_epoch):
-            raise UserError(f"model.pmr: start_epoch={start_epoch}, end_epoch={end_epoch}: 0 <= start < end is needed")
-        if entropy_epochs < 0:
-            raise UserError(f"model.pmr.entropy_epochs={entropy_epochs}: allowed are whole numbers >= 0")
-        self.alpha, self.momentum = alpha, momentum
-        self.start_epoch, self.end_epoch = start_epoch, end_epoch
+            self.check(key, value, value >= 0, "finite numbers >= 0")
+        self.check("momentum", momentum, 0 <= momentum < 1, "values in [0, 1)")
+        self.check("entropy_epochs", entropy_epochs, entropy_epochs >= 0, "whole numbers >= 0")
+        self.alpha, self.momentum, self.window = alpha, momentum, Window(self.name, start_epoch, end_epoch)
         self.entropy_weight, self.entropy_epochs = entropy_weight, entropy_epochs
-        self._report: dict[str, float] = {}
 
     def setup(self, model: FusionModel) -> None:
         """Makes room for the prototypes, (C, D_m), and for the sums that will be the next ones."""
@@ -141,49 +132,35 @@ class PMR(Regularizer):
         width, modalities = sum(self.sizes.values()), len(self.sizes)
         self.register_buffer("prototypes", torch.zeros(classes, width))  # the modalities' side by side
         self.register_buffer("known", torch.zeros(classes, modalities, dtype=torch.bool))
-        # Of the epoch so far: sums of encodings and numbers of clips; sums of strengths and scores, and of steps.
-        self.register_buffer("sums", torch.zeros(classes, width + modalities))
-        self.register_buffer("tally", torch.zeros(2 * modalities + 1))
-
-    def active(self, epoch: int) -> bool:
-        """Whether the method acts in this epoch, once there are prototypes."""
-        return self.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
+        self.register_buffer("sums", torch.zeros(classes, width + modalities))  # the epoch's: of encodings, of clips
+        self.means = EpochMeans(f"{key}/{name}" for key in ("strength", "score") for name in self.sizes)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The prototypical cross-entropy of what lags and, early on, the entropy of what leads."""
         with torch.autocast(step.label.device.type, enabled=False):
-            pooled = {  # in single precision at least
-                name: pool_tokens(e.to(torch.promote_types(e.dtype, torch.float32)))
-                for name, e in step.encodings.items()
-            }
-            everywhere = torch.ones_like(step.label, dtype=torch.bool)
-            has = torch.stack([(step.present or {}).get(name, everywhere) for name in self.sizes])  # (M, B)
-            encodings = [pooled[name] for name in self.sizes]
+            encodings = [pool_tokens(at_least_float32(step.encodings[name])) for name in self.sizes]
+            has = step.has([*self.sizes])  # (M, B)
             self._accumulate(encodings, step.label, has)
-            if not (self.active(step.epoch) and bool(self.known.any())):
+            if not (step.epoch in self.window and bool(self.known.any())):
                 return {}
             prototypes = torch.split(self.prototypes.to(encodings[0]), list(self.sizes.values()), dim=1)
             views = list(zip(encodings, prototypes, self.known.T, strict=True))
             errors = torch.stack([prototype_cross_entropy(z, c, step.label, known) for z, c, known in views])  # (M, B)
             rows = has & self.known[step.label].T
-            right = (-errors.detach()).exp() * rows  # probability of the true class
-            totals = all_reduce_sum(torch.cat([right.sum(1), rows.sum(1), right.new_ones(1)]))
-            sums, counts, ranks = torch.split(totals, [len(rows), len(rows), 1])
-            scores = sums / counts  # NaN where no clip counts
+            right = (-errors.detach()).exp()  # probability of the true class
+            terms, sums, counts = global_means(torch.cat([errors, right]), rows.repeat(2, 1))
+            scores = (sums / counts)[len(rows) :]  # NaN where no clip counts
             slow = strengths(scores)
-            self.tally += torch.cat([slow, scores.nan_to_num(0.0), ranks.new_ones(1)]).to(self.tally)
-            # Over this rank's part of the global count: the ranks' mean is the mean over the global batch's clips.
-            share = torch.where(counts > 0, counts / ranks, 1.0)
-            terms = {"prototype": self.alpha * (slow * torch.where(rows, errors, 0.0).sum(1) / share).sum()}
+            self.means.update(torch.cat([slow, scores]))
+            parts = {"prototype": self.alpha * (slow * terms[: len(rows)]).sum()}
             if step.epoch < self.entropy_epochs:
                 entropies = torch.stack([prototype_entropy(z, c, known) for z, c, known in views])
                 fast = (imbalance_ratios(scores) - 1).clamp(0, 1)  # of the other modality, where there are two
-                kept = (fast * torch.where(rows, entropies, 0.0).sum(1) / share).sum()
-                terms["entropy"] = -self.entropy_weight * kept
-        return terms
+                parts["entropy"] = -self.entropy_weight * (fast * global_means(entropies, rows)[0]).sum()
+        return parts
 
-    def on_epoch_end(self, metrics: Mapping[str, Tensor]) -> None:
-        """Moves the prototypes to the epoch's class means, and makes its report."""
+    def on_epoch_end(self, state: Mapping[str, Tensor]) -> None:
+        """Moves the prototypes to the epoch's class means."""
         widths = torch.tensor(list(self.sizes.values()), device=self.sums.device)
         sums, counts = torch.split(self.sums, [int(widths.sum()), len(widths)], dim=1)
         each, seen = partial(torch.repeat_interleave, repeats=widths, dim=1), counts > 0  # (C, M) to (C, sum of D_m)
@@ -192,14 +169,6 @@ class PMR(Regularizer):
         self.prototypes.copy_(torch.where(each(seen), moved, self.prototypes))
         self.known |= seen
         self.sums.zero_()
-        *values, steps = self.tally.tolist()
-        keys = [f"{key}/{name}" for key in ("strength", "score") for name in self.sizes]
-        self._report = {key: value / steps for key, value in zip(keys, values, strict=True)} if steps else {}
-        self.tally.zero_()
-
-    def report(self) -> dict[str, float]:
-        """The epoch's mean strength and score of each modality; nothing of an epoch in which it did not act."""
-        return self._report
 
     def _accumulate(self, encodings: Sequence[Tensor], label: Tensor, has: Tensor) -> None:
         """Adds the global batch's encodings, (B, D_m) each, to their classes' sums; `has` is boolean, (M, B)."""

@@ -1,6 +1,5 @@
 """Unimodal teachers: every encoder is drawn to what its modality teaches by itself."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.shared import at_least_float32, complete_masks, listed
 from amr.utils.errors import UserError
 
 
@@ -27,7 +27,7 @@ def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mappin
         UserError: If names or shapes differ.
     """
     if encodings.keys() != teacher_encodings.keys():
-        raise UserError(f"umt: encodings of {_list(encodings)}, but teachers' of {_list(teacher_encodings)}")
+        raise UserError(f"umt: encodings of {listed(encodings)}, but teachers' of {listed(teacher_encodings)}")
     terms = []
     for name, encoding in encodings.items():
         target = teacher_encodings[name].detach()
@@ -35,7 +35,7 @@ def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mappin
             raise UserError(
                 f"umt: the encoding of {name!r} has shape {tuple(encoding.shape)}, its teacher's {tuple(target.shape)}"
             )
-        terms.append((_precise(encoding) - _precise(target)).square().mean())
+        terms.append((at_least_float32(encoding) - at_least_float32(target)).square().mean())
     return torch.stack(terms).sum()
 
 
@@ -55,11 +55,11 @@ def prediction_loss(
     Returns:
         Scalar >= 0, in float32 or better; clips without any teacher add 0 to the mean over B.
     """
-    own = _precise(logits).log_softmax(1)
+    own = at_least_float32(logits).log_softmax(1)
     total, teachers = own.new_zeros(len(own)), own.new_zeros(len(own))
-    for name, target in teacher_logits.items():
-        log_p = _precise(target.detach()).log_softmax(1)
-        has = (present or {}).get(name, torch.ones_like(total, dtype=torch.bool))
+    masks = complete_masks(teacher_logits, present, logits)
+    for target, has in zip(teacher_logits.values(), masks, strict=True):
+        log_p = at_least_float32(target.detach()).log_softmax(1)
         divergence = F.kl_div(own, log_p, reduction="none", log_target=True).sum(1)
         total, teachers = total + divergence.masked_fill(~has, 0.0), teachers + has
     return (total / teachers.clamp_min(1)).mean()
@@ -90,8 +90,7 @@ class UMT(Regularizer):
         if not teachers:
             raise UserError("model.umt.teachers={}: needed is the path of a checkpoint for at least one modality")
         for key, value in (("features_weight", features_weight), ("predictions_weight", predictions_weight)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"model.umt.{key}={value}: allowed are finite numbers >= 0")
+            self.check(key, value, value >= 0, "finite numbers >= 0")
         self.teachers = teachers
         self.features_weight, self.predictions_weight = features_weight, predictions_weight
         self._models: dict[str, FusionModel] = {}  # a plain dict: see the class's docstring
@@ -100,14 +99,13 @@ class UMT(Regularizer):
         """Loads the teachers, and refuses by name those that do not fit."""
         for name in self.teachers:
             if name not in model.modalities:
-                raise UserError(f"model.umt.teachers.{name}: allowed are the modalities {_list(model.modalities)}")
+                raise UserError(f"model.umt.teachers.{name}: allowed are the modalities {listed(model.modalities)}")
         self._models = {name: self._load(name, model) for name in self.teachers}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """`features` and `predictions`, those whose weight is positive."""
         terms: dict[str, Tensor] = {}
-        if self.features_weight > 0 or self.predictions_weight > 0:
-            encodings, logits = self._teach(step)
+        encodings, logits = self._teach(step) if self.features_weight or self.predictions_weight else ({}, {})
         if self.features_weight > 0:
             own = {name: step.encodings[name] for name in encodings}
             terms["features"] = self.features_weight * distillation_loss(own, encodings)
@@ -121,10 +119,7 @@ class UMT(Regularizer):
         like = next(step.model.parameters())
         encodings, logits = {}, {}
         for name, teacher in self._models.items():
-            own = next(teacher.parameters())
-            if (own.device, own.dtype) != (like.device, like.dtype):
-                teacher.to(like.device, like.dtype)
-            encoded = teacher.encode(step.inputs, step.present)
+            encoded = teacher.to(like.device, like.dtype).encode(step.inputs, step.present)
             encodings[name] = encoded[name]
             if self.predictions_weight > 0:
                 logits[name] = teacher.head(encoded)
@@ -143,22 +138,11 @@ class UMT(Regularizer):
             reason = str(error).removeprefix(str(path)).lstrip(": ")
             raise UserError(f"{where}: {reason}") from error
         if teacher.modalities != (name,):
-            raise UserError(f"{where} is a model of {_list(teacher.modalities)}; needed is one of {name!r} alone")
-        theirs, ours = teacher.head.num_classes, model.head.num_classes
-        if theirs != ours:
+            raise UserError(f"{where} is a model of {listed(teacher.modalities)}; needed is one of {name!r} alone")
+        if (theirs := teacher.head.num_classes) != (ours := model.head.num_classes):
             raise UserError(f"{where} has {theirs} classes; needed are the data's {ours}")
-        theirs, ours = teacher.head.dims[name], model.head.dims[name]
-        if theirs != ours and self.features_weight > 0:
+        if (theirs := teacher.head.dims[name]) != (ours := model.head.dims[name]) and self.features_weight > 0:
             raise UserError(
                 f"{where} has encodings of size {theirs}; needed is the model's {ours}, or features_weight 0"
             )
         return teacher.requires_grad_(False).eval()
-
-
-def _precise(x: Tensor) -> Tensor:
-    """In float32 at least: encodings and logits may be bf16 under autocast."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _list(names: Mapping[str, object] | tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names)) or "none"

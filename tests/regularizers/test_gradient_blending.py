@@ -393,6 +393,9 @@ def test_resuming_equals_going_on(tmp_path: Path, mode: Any) -> None:
 class Rival(Regularizer):
     name = "gge"
 
+    def main_loss(self, step: Step) -> Tensor | None:
+        return step.loss
+
 
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -412,7 +415,7 @@ class Rival(Regularizer):
             lambda: FusionClassifier({"fused": Linear(), "b": Linear()}, extra=[GradientBlending()]),
             "'fused' is the fused head; give that modality another name",
         ),
-        (lambda: build(extra=[GradientBlending(), Rival()]), "cannot be combined with 'gge'"),
+        (lambda: build(extra=[Rival(), GradientBlending()]), "cannot be combined with 'gge'"),
     ],
 )
 def test_refused_by_name(make: Any, message: str) -> None:

@@ -18,6 +18,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import Regularizer, Step
 from amr.regularizers.mmpareto import MMPareto, combine, min_norm_weights
+from amr.regularizers.shared import Window
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Linear, Tokens, Toy
@@ -258,8 +259,8 @@ def test_what_an_interrupted_fit_left_is_forgotten(then: int) -> None:
     start = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match="broken off"):
         fit(model, callbacks=[Stop()], accumulate_grad_batches=2)
-    assert method._uni  # there is something to forget
-    method.start_epoch = then
+    assert model._steps[-1].apart["mmpareto/audio"]  # there is something to forget
+    method.window = Window("mmpareto", then)
     model.load_state_dict(start)
     fit(model, accumulate_grad_batches=2)
     fit(clean, accumulate_grad_batches=2)
