@@ -49,8 +49,7 @@ def spoiler(
         for path, data in files.items():
             path.write_bytes(data)
         path = rng.choice(list(files))
-        change = rng.choice((lambda: damaged(files[path], rng), lambda: shape(path, files[path], rng)))
-        path.write_bytes(change())
+        path.write_bytes(damaged(files[path], rng) if rng.random() < 0.5 else shape(path, files[path], rng))
         return where
 
     return spoil
@@ -160,8 +159,8 @@ def wandb_messages() -> list[bytes]:
         messages.append(record)
     start = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
     start.run.run_id, start.run.display_name, start.run.project = "abc", "r", "p"
-    for key, value in {"method": "naive", "seed": 1, "modalities": ["a", "b"], **CONFIG}.items():
-        start.run.config.update.add(key=key, value_json=json.dumps(value))
+    for key, setting in {"method": "naive", "seed": 1, "modalities": ["a", "b"], **CONFIG}.items():
+        start.run.config.update.add(key=key, value_json=json.dumps(setting))
     summary = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
     summary.summary.update.add(nested_key=["a", "b"], value_json="1")
     end = wandb_internal_pb2.Record()  # type: ignore[attr-defined]

@@ -122,7 +122,7 @@ ARRAYS = {
 
 
 def test_arrays_that_are_read(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "a.npz", **ARRAYS)
+    np.savez_compressed(tmp_path / "a.npz", **ARRAYS)  # type: ignore[arg-type]
     read = readers.read_arrays(tmp_path / "a.npz")
     assert read.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():

@@ -68,7 +68,7 @@ SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
 def test_a_schedule_is_where_it_would_be_had_it_been_so_from_the_start(
     checkpoint: Callable[..., Path], name: str, interval: str
 ) -> None:
-    options = {"lr_scheduler": SCHEDULES[name], "scheduler_interval": interval}
+    options: dict[str, Any] = {"lr_scheduler": SCHEDULES[name], "scheduler_interval": interval}
     path = checkpoint(**options)
     whole = fit(build(optimizer=sgd(lr=0.03), **options), max_epochs=3)
     resumed = fit(build(optimizer=sgd(lr=0.03), **options), ckpt=path, max_epochs=3)
@@ -166,11 +166,12 @@ def test_a_checkpoint_of_an_earlier_version(checkpoint: Callable[..., Path]) -> 
     torch.save(content, path)
     trainer = fit(build(optimizer=sgd(lr=0.02), amr=AMR()), ckpt=path, max_epochs=3)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.02
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"optimizer": partial(Adam, lr=0.1), "amr": AMR()}, "model.optimizer=Adam: the checkpoint's is another"),
         ({"optimizer": sgd(), "lr_scheduler": step_schedule, "amr": AMR()}, "lr_scheduler=StepLR: the checkpoint's is"),
         ({"optimizer": sgd(), "amr": AMR(optimizer="adam")}, "amr.optimizer=adam: the checkpoint's is sgd"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(UserError, match=message):
             fit(build(**options), ckpt=path, max_epochs=3)
 

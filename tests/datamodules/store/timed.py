@@ -180,7 +180,7 @@ def slot(jpeg: bytes) -> int:
     image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), float)
     height = len(image)
     low, high = np.median(image[height // 8 : height * 3 // 8]), np.median(image[height * 5 // 8 : height * 7 // 8])
-    return round((low - 40) / 12) + 16 * round((high - 40) / 12)
+    return round(float(low - 40) / 12) + 16 * round(float(high - 40) / 12)
 
 
 def picture_errors(jpegs: Sequence[bytes], times: Sequence[float], slack: float = 1 / FPS) -> list[tuple[float, int]]:
