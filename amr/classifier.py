@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from amr import regularizers as methods
 from amr.attribution import attribution_shares
 from amr.encoders.base import Encoder
+from amr.encoders.speed import CompileMode, compile_in_place, to_channels_last
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.model import FusionModel
@@ -29,7 +30,6 @@ from amr.utils.distributed import close_at_exit
 from amr.utils.errors import UserError
 from amr.utils.metrics import split_metrics
 from amr.utils.resume import adopt, recipe, starts
-from amr.utils.speed import CompileMode, compile_in_place, to_channels_last
 
 SPLITS = ("train", "val", "test")
 ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)

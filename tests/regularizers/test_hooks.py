@@ -25,8 +25,8 @@ from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.regularizers.test_gradient_blending import ResumableToy
-from tests.test_classifier import assert_equal, build, fit, weights
 from tests.toy import Toy
+from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
@@ -48,11 +48,12 @@ def test_a_class_without_a_name_or_with_an_unknown_hook_is_refused() -> None:
         type("Nameless", (Regularizer,), {})
     with pytest.raises(UserError, match="^Wrong.on_step: no hook has that name; allowed are on_epoch_start, "):
         type("Wrong", (Regularizer,), {"name": "wrong", "on_step": lambda self: None})
-    parent = type("Parent", (Regularizer,), {}, abstract=True)
-    child = type("Child", (parent,), {"name": "child", "on_fused": lambda self, fused: fused})
+    parent: Any = type("Parent", (Regularizer,), {}, abstract=True)
+    child: Any = type("Child", (parent,), {"name": "child", "on_fused": lambda self, fused: fused})
     assert child.overrides("on_fused")
     assert not child.overrides("losses")
-    assert type("Renamed", (OGM,), {}).name == "ogm"
+    renamed: Any = type("Renamed", (OGM,), {})
+    assert renamed.name == "ogm"
 
 
 def test_steps_are_kept_only_for_those_that_use_them() -> None:
@@ -182,7 +183,7 @@ class Apart(Regularizer):
     def on_gradients(self, steps: Sequence[Step]) -> None:
         for name, flat in steps[-1].apart["apart/all"].items():
             parameters = list(steps[-1].model.encoders[name].parameters())
-            for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            for parameter, piece in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
                 assert parameter.grad is not None
                 parameter.grad += self.factor * piece.view_as(parameter)
 

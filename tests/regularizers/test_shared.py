@@ -104,7 +104,7 @@ def model_and_encodings(fusion: Any = Gated) -> tuple[FusionModel, dict[str, Ten
 def test_logits_of_other_pairs_are_those_of_clips_made_so(fusion: Any) -> None:
     model, e = model_and_encodings(fusion)
     zero, order = torch.zeros(5, 8), torch.tensor([3, 1, 0, 4, 2])
-    expected = {
+    expected: dict[str, Any] = {
         "as they are": ({}, e),
         "zeroed": ({"v": None}, {**e, "v": zero}),
         "re-paired": ({"v": order}, {**e, "v": e["v"][order]}),
@@ -134,14 +134,14 @@ def test_tokens_are_picked_whole() -> None:
 def test_what_is_detached_gets_no_gradient_and_the_head_always_does() -> None:
     model, e = model_and_encodings()
     order = torch.tensor([4, 3, 2, 1, 0])
-    F.cross_entropy(recombined(model, e, {"v": order}, detach=["a", "t"]), torch.zeros(5, dtype=torch.long)).backward()
+    F.cross_entropy(recombined(model, e, {"v": order}, detach=["a", "t"]), torch.zeros(5, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
     assert e["a"].grad is None
     assert e["t"].grad is None
     assert e["v"].grad is not None
     reference, same = copy.deepcopy(model), {name: x.detach().clone().requires_grad_() for name, x in e.items()}
     reference.zero_grad()
     logits = reference.head({**same, "v": same["v"][order]})
-    F.cross_entropy(logits, torch.zeros(5, dtype=torch.long)).backward()
+    F.cross_entropy(logits, torch.zeros(5, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(e["v"].grad, same["v"].grad)
     for ours, theirs in zip(model.head.parameters(), reference.head.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
