@@ -1,3 +1,81 @@
-"""Audio-video classification that measures and controls how much each modality counts."""
+"""Multimodal classification that measures and controls how much each modality counts.
 
-__version__ = "0.1.0"
+The names below are loaded on first use: `import amr` itself takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amr.utils import moved
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from amr.attribution import attribution_shares as attribution_shares
+    from amr.attribution import ratio_penalty as ratio_penalty
+    from amr.attribution import shapley_shares as shapley_shares
+    from amr.callbacks import Dominance as Dominance
+    from amr.classifier import FusionClassifier as FusionClassifier
+    from amr.encoders import Encoder as Encoder
+    from amr.encoders import as_encoder as as_encoder
+    from amr.fusion import Fusion as Fusion
+    from amr.load import load_model as load_model
+    from amr.model import FusionModel as FusionModel
+    from amr.regularizers import AGM as AGM
+    from amr.regularizers import AMR as AMR
+    from amr.regularizers import GGE as GGE
+    from amr.regularizers import OGM as OGM
+    from amr.regularizers import OGMGE as OGMGE
+    from amr.regularizers import PMR as PMR
+    from amr.regularizers import UMT as UMT
+    from amr.regularizers import Dropout as Dropout
+    from amr.regularizers import GradientBlending as GradientBlending
+    from amr.regularizers import MMCosine as MMCosine
+    from amr.regularizers import MMPareto as MMPareto
+    from amr.regularizers import ModalityDropout as ModalityDropout
+    from amr.regularizers import Regularizer as Regularizer
+    from amr.report.site import write_site as write_site
+
+_METHODS = (
+    "AGM",
+    "AMR",
+    "GGE",
+    "OGM",
+    "OGMGE",
+    "PMR",
+    "UMT",
+    "Dropout",
+    "GradientBlending",
+    "MMCosine",
+    "MMPareto",
+    "ModalityDropout",
+    "Regularizer",
+)
+_HOME = {
+    "attribution_shares": "attribution",
+    "ratio_penalty": "attribution",
+    "shapley_shares": "attribution",
+    "Dominance": "callbacks",
+    "FusionClassifier": "classifier",
+    "Encoder": "encoders",
+    "as_encoder": "encoders",
+    "Fusion": "fusion",
+    "load_model": "load",
+    "FusionModel": "model",
+    "write_site": "report.site",
+    **dict.fromkeys(_METHODS, "regularizers"),
+}
+
+__all__ = ["__version__", *_HOME]
+
+moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'amr' has no attribute {name!r}")
+    return getattr(import_module(f"amr.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

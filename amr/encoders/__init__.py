@@ -9,6 +9,7 @@ from amr.encoders.video3d import Video3DEncoder
 from amr.encoders.video_transformer import VideoTransformerEncoder
 from amr.encoders.waveform import WaveformEncoder
 from amr.encoders.weights import load_weights
+from amr.encoders.wrapped import WrappedEncoder, as_encoder
 
 __all__ = [
     "Encoder",
@@ -20,5 +21,7 @@ __all__ = [
     "Video3DEncoder",
     "VideoTransformerEncoder",
     "WaveformEncoder",
+    "WrappedEncoder",
+    "as_encoder",
     "load_weights",
 ]

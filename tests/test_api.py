@@ -1,0 +1,56 @@
+"""`import amr`: its names, how little it loads, and the names of version 0.1."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import amr
+from amr.utils.moved import MOVED, current
+
+
+def test_importing_amr_loads_nothing_heavy() -> None:
+    code = "import sys, amr; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "pytorch_lightning", "av", "pyarrow", "wandb", "sklearn", "yaml"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", amr.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(amr, name) is not None
+    assert name in dir(amr)
+
+
+def test_every_method_is_a_public_name() -> None:
+    from amr import regularizers
+
+    methods = {n for n in regularizers.__all__ if issubclass(getattr(regularizers, n), regularizers.Regularizer)}
+    assert methods <= set(amr.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'amr' has no attribute 'nope'"):
+        _ = amr.nope
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_names_of_version_0_1_still_import(old: str) -> None:
+    new = import_module(MOVED[old])
+    spec = new.__spec__
+    module = import_module(old)
+    assert new.__spec__ is spec
+    name = next(n for n in vars(new) if not n.startswith("_"))
+    assert getattr(module, name) is getattr(new, name)
+
+
+def test_a_module_within_a_package_that_moved() -> None:
+    assert current("amr.compare.runs") == "amr.report.runs"
+    assert current("amr.fusion") is None
+    assert import_module("amr.compare.runs") is import_module("amr.report.runs")
+    assert import_module("amr.multiviz.site.pack") is import_module("amr.report.site.pack")
+
+
+def test_python_m_amr_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "amr", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == amr.__version__
