@@ -16,10 +16,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
-from importlib.metadata import version
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from jsonargparse import Namespace
@@ -370,3 +369,21 @@ def _not_an_advertisement(record: logging.LogRecord) -> bool:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+class _ParserOnlyError(Exception):
+    """Carries a parser out of Lightning's constructor, before anything is parsed."""
+
+
+def parser_of(command: str) -> OneLineParser:
+    """The parser of one of the run commands, as `amr.cli.schema` reads it."""
+
+    class ParserOnly(AmrCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+            raise _ParserOnlyError
+
+        def __init__(self) -> None:
+            with suppress(_ParserOnlyError):
+                super().__init__([command])
+
+    return cast(OneLineParser, ParserOnly()._parser(command))
