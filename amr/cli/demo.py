@@ -76,8 +76,14 @@ def _analyze(out: Path, name: str) -> Path:
     return folder
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to a parser."""
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
+    parser.add_argument("--picture", type=Path, help="also write the curves to this PNG")
+
+
 def run(options: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command and returns its exit status."""
     table = demo(options.out, options.picture)
     print(f"\n{table}\n\nPage: {options.out / 'report.html'}\nSite: {options.out / 'site' / 'index.html'}")
     return 0

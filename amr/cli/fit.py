@@ -376,7 +376,7 @@ class _ParserOnlyError(Exception):
 
 
 def parser_of(command: str) -> OneLineParser:
-    """The parser of one of the run commands, as `amr.cli.schema` reads it."""
+    """The parser of one of the run commands, as `amr.cli.keys.schema` reads it."""
 
     class ParserOnly(AmrCLI):
         def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

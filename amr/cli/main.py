@@ -1,20 +1,60 @@
-"""The command line. Heavy imports are inside the commands, so that `--help` answers at once."""
+"""The command line: finds the command, and tells every mistake in one line. Heavy imports are inside the commands."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from importlib import import_module
 
 from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
+from amr.utils.configs import did_you_mean
+from amr.utils.errors import UserError
 from amr.utils.streams import discard_stdout, prepare_streams, problem_of_stdout
 
-RUN_COMMANDS = {
-    "fit": "train a model; its run goes to runs/<name>",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
-    "predict": "write a checkpoint's predictions and shares to a parquet file",
+RUN_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: One line for `amr --help`.
+        module: Where its `run` is. It takes the parsed options if the module has `add_arguments`, else the arguments.
+        run: Name of that function.
+        arguments: Name of the function that adds its arguments to a parser; empty if it parses by itself.
+    """
+
+    help: str
+    module: str
+    run: str = "run"
+    arguments: str = "add_arguments"
+
+
+COMMANDS = {
+    "fit": Command("train a model; its run goes to runs/<name>", "amr.cli.fit", arguments=""),
+    "validate": Command("measure a run or a checkpoint on the validation split", "amr.cli.fit", arguments=""),
+    "test": Command("measure a run or a checkpoint on the test split", "amr.cli.fit", arguments=""),
+    "predict": Command("write predictions and shares to a parquet file", "amr.cli.fit", arguments=""),
+    "prepare": Command("decode a dataset's clips into its store; resumes", "amr.cli.fit", "prepare", ""),
+    "benchmark": Command(
+        "train and test methods x seeds, plain and with AMR; resumes", "amr.cli.benchmark.command", arguments=""
+    ),
+    "compare": Command("a table and a page from finished runs", "amr.cli.compare"),
+    "analyze": Command("explain a checkpoint: the four MultiViz stages, to a folder; resumes", "amr.cli.analyze"),
+    "export": Command("a checkpoint's model as ONNX and as a torch.export program", "amr.cli.export"),
+    "site": Command("a page to look at one analysis, or two side by side", "amr.cli.site"),
+    "agreement": Command(
+        "how far two people agree who named a model's units on that page",
+        "amr.cli.site",
+        "run_agreement",
+        "add_agreement_arguments",
+    ),
+    "dashboard": Command("a W&B workspace and report over a project's runs", "amr.cli.dashboard"),
+    "demo": Command("synthetic clips, naive fusion and fusion with AMR, the table and the page", "amr.cli.demo"),
+    "configs": Command("list the configurations that come with amr, or copy one", "amr.cli.configs"),
+    "completion": Command("a completion script for bash, zsh or fish", "amr.cli.keys.completion"),
 }
 
 
@@ -51,95 +91,54 @@ def _run(arguments: list[str], *, alone: bool) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in RUN_COMMANDS:
-        from amr.cli.fit import run
+    from amr.cli.keys import completion
 
-        run(arguments)
+    if completion.asked():
+        print("\n".join(completion.words(arguments, {name: _options(name, arguments) for name in COMMANDS})))
         return 0
-    if arguments and arguments[0] == "prepare":  # its parser needs the datamodules, which are slow to import
-        from amr.cli.fit import prepare
-
-        prepare(arguments[1:])
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
         return 0
-    if arguments and arguments[0] == "benchmark":  # it takes arguments of `fit`, too
-        from amr.cli.benchmark.command import run as benchmark
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS)}; allowed are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if name in RUN_COMMANDS:
+        from amr.cli.keys import arguments as keys
 
-        return benchmark(arguments[1:])
-
-    parser = Parser(prog="amr", description=__import__("amr").__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, text in RUN_COMMANDS.items():
-        commands.add_parser(name, help=text)
-    commands.add_parser("prepare", help="decode a dataset's clips into its store; resumes where it stopped")
-    commands.add_parser("benchmark", help="train and test methods x seeds, plain and with AMR; resumes")
-    _add_compare(commands)
-    _add_analyze(commands)
-    _add_export(commands)
-    _add_site(commands)
-    _add_dashboard(commands)
-    demo = commands.add_parser("demo", help="synthetic clips, naive fusion and fusion with AMR, the table and the page")
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
-    demo.add_argument("--picture", type=Path, help="also write the curves to this PNG")
-    options = parser.parse_args(arguments)
-    match options.command:
-        case "compare":
-            from amr.cli.compare import run as compare
-
-            return compare(options)
-        case "analyze":
-            from amr.cli.analyze import run as analyze
-
-            return analyze(options)
-        case "export":
-            from amr.cli.export import run as export
-
-            return export(options)
-        case "site":
-            from amr.cli.site import run as site
-
-            return site(options)
-        case "agreement":
-            from amr.cli.site import run_agreement
-
-            return run_agreement(options)
-        case "dashboard":
-            from amr.cli.dashboard import run as dashboard
-
-            return dashboard(options)
-        case _:
-            from amr.cli.demo import run as demo_run
-
-            return demo_run(options)
+        if (shown := keys.asked_help(name, rest)) is not None:
+            print(shown)
+            return 0
+        rest = [name, *keys.prepared(name, rest)]
+    if not command.arguments:
+        run = getattr(import_module(command.module), command.run)
+        status: int | None = run(rest)
+        return status or 0
+    options = _parser(name).parse_args(rest)
+    status = getattr(import_module(command.module), command.run)(options)
+    return status or 0
 
 
-def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.cli.compare import add_arguments
-
-    add_arguments(commands.add_parser("compare", help="a table and a page from finished runs"))
-
-
-def _add_analyze(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.cli.analyze import add_arguments
-
-    add_arguments(commands.add_parser("analyze", help="explain a checkpoint: the four MultiViz stages, to a folder"))
+def _parser(name: str) -> Parser:
+    command = COMMANDS[name]
+    parser = Parser(prog=f"amr {name}", description=f"{command.help[0].upper()}{command.help[1:]}.")
+    getattr(import_module(command.module), command.arguments)(parser)
+    return parser
 
 
-def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.cli.export import add_arguments
-
-    add_arguments(commands.add_parser("export", help="a checkpoint's model as ONNX and as a torch.export program"))
-
-
-def _add_site(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.cli.site import add_agreement_arguments, add_arguments
-
-    add_arguments(commands.add_parser("site", help="a page to look at one analysis, or two side by side"))
-    text = "how far two people agree who named a model's units on that page"
-    add_agreement_arguments(commands.add_parser("agreement", help=text))
+def _options(name: str, typed: list[str]) -> list[str]:
+    """A command's own options, where it is the one that is typed."""
+    if not typed or typed[0] != name or not COMMANDS[name].arguments:
+        return []
+    return [option for option in _parser(name)._option_string_actions if option.startswith("--")]
 
 
-def _add_dashboard(commands: "argparse._SubParsersAction[Parser]") -> None:
-    from amr.cli.dashboard import add_arguments
-
-    add_arguments(commands.add_parser("dashboard", help="a W&B workspace and report over a project's runs"))
+def _overview() -> str:
+    lines = ["usage: amr COMMAND [ARGUMENT]...", "", str(import_module("amr").__doc__).partition("\n")[0], ""]
+    lines += [f"  {name:<12}{command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [*lines, "", "`amr COMMAND --help` has a command's arguments. `amr --version` prints the version."]
+    )

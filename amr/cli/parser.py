@@ -1,13 +1,22 @@
 """The parser of every command that is not Lightning's."""
 
 import argparse
+from typing import Any
 
+from amr.utils.configs import did_you_mean
 from amr.utils.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake as one line."""
+    """A command's parser: no abbreviations, and a mistake is one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raises the mistake; `amr.cli.outcome` prints it."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        hint = ""
+        if message.startswith("unrecognized arguments: --"):
+            word = message.split()[2].partition("=")[0]
+            hint = did_you_mean(word, self._option_string_actions)
+        raise UserError(f"{message}{hint}; see {self.prog} --help")

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from amr.cli import schema
-from amr.cli.check import check
-from amr.cli.help import text
+from amr.cli.keys import schema
+from amr.cli.keys.check import check
+from amr.cli.keys.help import text
 from amr.cli.places import checkpoint_of
 from amr.utils.configs import shipped
 from amr.utils.errors import UserError
 
 
 def test_the_schema_is_that_of_the_code() -> None:
-    assert schema.build() == schema.read(), "run python -m amr.cli.schema"
+    assert schema.build() == schema.read(), "run python -m amr.cli.keys.schema"
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_run_or_a_checkpoint(tmp_path: Path) -> None:
 def test_neither_help_nor_checks_import_torch() -> None:
     code = """
 import sys, json
-from amr.cli.check import check
-from amr.cli.help import text
+from amr.cli.keys.check import check
+from amr.cli.keys.help import text
 text("fit"); check(["--config", "amr", "--trainer.max_epochs", "1"])
 heavy = ("torch", "pytorch_lightning", "jsonargparse", "pyarrow", "matplotlib")
 print(json.dumps([m for m in heavy if m in sys.modules]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amr.cli.completion import SCRIPTS, words
+from amr.cli.keys.completion import SCRIPTS, words
 
 COMMANDS = {"fit": [], "analyze": ["--ckpt", "--clips"], "compare": ["--out"], "completion": [], "configs": []}
 

@@ -39,7 +39,6 @@ def run(arguments: Sequence[str]) -> int:
         description="Trains and tests methods x seeds, plain and with AMR; the same command goes on where it stopped.",
         epilog="Further --data.*, --trainer.* and --model.* arguments go to every cell, before its row's own. Paths are"
         " relative to the current folder. The table has the rows and seeds of the command only.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, help="the grid, e.g. configs/benchmarks/table1.yaml")
     parser.add_argument("--data", required=True, metavar="CONFIG", help="the data set, e.g. configs/data/crema-d.yaml")

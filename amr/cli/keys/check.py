@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from amr.cli.schema import Key, Schema, read
+from amr.cli.keys.schema import Key, Schema, read
 from amr.utils.configs import did_you_mean, find_config
 from amr.utils.errors import UserError
 

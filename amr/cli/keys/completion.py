@@ -1,9 +1,10 @@
 """`amr completion bash|zsh|fish`: a script for the shell, which asks `amr` itself for the words."""
 
+import argparse
 import os
 from collections.abc import Sequence
 
-from amr.cli.schema import Key, read
+from amr.cli.keys.schema import Key, read
 from amr.utils.configs import shipped
 
 _BASH = """\
@@ -34,6 +35,17 @@ complete -c amr -a '(__amr_words)'
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 ASKED = "AMR_COMPLETE"
 RUN_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to a parser."""
+    parser.add_argument("shell", choices=SCRIPTS, help="whose script to print; bash: source <(amr completion bash)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the script."""
+    print(SCRIPTS[options.shell], end="")
+    return 0
 
 
 def asked() -> bool:

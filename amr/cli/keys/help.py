@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping
 
-from amr.cli.schema import Built, Key, Schema, read
+from amr.cli.keys.schema import Built, Key, Schema, read
 
 WIDTH = 110
 _COLUMN = 38
