@@ -11,7 +11,7 @@ import yaml
 from amr.cli.keys import schema
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
-from amr.cli.places import checkpoint_of
+from amr.cli.keys.places import checkpoint_of
 from amr.utils.configs import shipped
 from amr.utils.errors import UserError
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
-from amr.cli.places import checkpoint_of
+from amr.cli.keys.places import checkpoint_of
 from amr.utils.errors import UserError
 
 CHECKPOINT = ("--ckpt_path", "--ckpt")
