@@ -382,5 +382,5 @@ def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "ONNX needs onnxscript, which is not installed: pip install 'amr[export]'" in line
+    assert "ONNX needs onnxscript, which is not installed: pip install 'amr-fusion[export]'" in line
     assert not (tmp_path / "out").exists()

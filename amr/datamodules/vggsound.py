@@ -172,7 +172,7 @@ def read_tags(clips: Collection[Clip], tags: Path | None = None) -> dict[str, fr
     try:
         from vggsounder import VGGSounder
     except ImportError as error:
-        raise UserError("VGGSounder's tags are not installed; pip install 'amr[vggsound]'") from error
+        raise UserError("VGGSounder's tags are not installed; pip install 'amr-fusion[vggsound]'") from error
     known = VGGSounder(tags, background_music=None)
     meaning = {"A": MODALITIES[:1], "V": MODALITIES[1:], "AV": MODALITIES}
     found = {}

@@ -1,4 +1,4 @@
-"""A W&B workspace and report over a project's runs. Needs `amr[dashboards]`."""
+"""A W&B workspace and report over a project's runs. Needs `amr-fusion[dashboards]`."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def dashboard(
             import wandb_workspaces.reports.v2.interface
             import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as error:
-        raise UserError("dashboard: wandb-workspaces is missing; pip install 'amr[dashboards]'") from error
+        raise UserError("dashboard: wandb-workspaces is missing; pip install 'amr-fusion[dashboards]'") from error
     import wandb
 
     from amr.datamodules.store.media import MODALITIES

@@ -200,7 +200,7 @@ def dask_cluster(scheduler: str | None) -> Iterator[Executor | None]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UserError("--scheduler needs Dask: pip install 'amr[cluster]'") from error
+        raise UserError("--scheduler needs Dask: pip install 'amr-fusion[cluster]'") from error
     where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
     if "scheduler_file" in where and not Path(scheduler).is_file():
         raise UserError(f"--scheduler {scheduler}: no such file")

@@ -399,5 +399,5 @@ def test_the_packages_tags_fit_the_official_list(shared_data: Path, tmp_path: Pa
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vggsounder", None)
-    with pytest.raises(UserError, match=r"VGGSounder's tags are not installed; pip install 'amr\[vggsound\]'"):
+    with pytest.raises(UserError, match=r"VGGSounder's tags are not installed; pip install 'amr-fusion\[vggsound\]'"):
         read_tags([])

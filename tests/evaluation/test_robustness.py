@@ -392,7 +392,7 @@ def test_tags_that_are_not_installed_are_left_out_with_a_line(
     model, data = subject
 
     def absent(_: ClipDataModule) -> None:
-        raise UserError("VGGSounder's tags are not installed; pip install 'amr[vggsound]'")
+        raise UserError("VGGSounder's tags are not installed; pip install 'amr-fusion[vggsound]'")
 
     monkeypatch.setattr(type(data), "evidence", absent)
     assert evidence_rows(model, data, encode(model, data, "test")) == []
