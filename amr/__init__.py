@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from amr.classifier import FusionClassifier as FusionClassifier
     from amr.encoders import Encoder as Encoder
     from amr.encoders import as_encoder as as_encoder
+    from amr.evaluation import measure as measure
+    from amr.exporting import export as export
     from amr.fusion import Fusion as Fusion
     from amr.load import load_model as load_model
     from amr.model import FusionModel as FusionModel
+    from amr.multiviz.analysis.whole import analyze as analyze
     from amr.regularizers import AGM as AGM
     from amr.regularizers import AMR as AMR
     from amr.regularizers import GGE as GGE
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from amr.regularizers import MMPareto as MMPareto
     from amr.regularizers import ModalityDropout as ModalityDropout
     from amr.regularizers import Regularizer as Regularizer
+    from amr.report import compare as compare
     from amr.report.site import write_site as write_site
 
 _METHODS = (
@@ -59,9 +63,13 @@ _HOME = {
     "FusionClassifier": "classifier",
     "Encoder": "encoders",
     "as_encoder": "encoders",
+    "measure": "evaluation",
+    "export": "exporting",
     "Fusion": "fusion",
     "load_model": "load",
     "FusionModel": "model",
+    "analyze": "multiviz.analysis.whole",
+    "compare": "report",
     "write_site": "report.site",
     **dict.fromkeys(_METHODS, "regularizers"),
 }

@@ -43,7 +43,9 @@ from benchmarks.common import Data, clips, machine, quiet, report, spread
 try:
     import librosa
 except ImportError:
-    sys.exit("benchmarks.loader compares with librosa, which is not installed: .venv/bin/uv pip install 'amr-fusion[bench]'")
+    sys.exit(
+        "benchmarks.loader compares with librosa, which is not installed: .venv/bin/uv pip install 'amr-fusion[bench]'"
+    )
 
 
 T: Any = v2  # its names are not marked as exported

@@ -10,16 +10,21 @@ from typing import Any
 
 MOVED = {
     "amr.analyze": "amr.multiviz.analysis",
+    "amr.arguments": "amr.cli.arguments",
     "amr.benchmark": "amr.cli.benchmark",
     "amr.card": "amr.report.card",
     "amr.checkpoints": "amr.utils.checkpoints",
     "amr.compare": "amr.report",
+    "amr.compare.runs": "amr.evaluation.runs",
     "amr.dashboard": "amr.report.dashboard",
     "amr.datamodules.cut": "amr.datamodules.store.cut",
+    "amr.datamodules.decoding": "amr.datamodules.store.decoding",
     "amr.datamodules.media": "amr.datamodules.store.media",
+    "amr.datamodules.plan": "amr.datamodules.store.plan",
     "amr.datamodules.planted": "amr.datamodules.synthetic.planted",
     "amr.datamodules.prepare": "amr.datamodules.store.prepare",
-    "amr.datamodules.summary": "amr.datamodules.store.report",
+    "amr.datamodules.report": "amr.datamodules.store.report",
+    "amr.datamodules.summary": "amr.datamodules.store.summary",
     "amr.datamodules.synthesis": "amr.datamodules.synthetic.synthesis",
     "amr.datamodules.work": "amr.utils.work",
     "amr.demo": "amr.cli.demo",
@@ -35,16 +40,18 @@ MOVED = {
     "amr.multiviz.faithfulness": "amr.multiviz.trust",
     "amr.multiviz.site": "amr.report.site",
     "amr.parser": "amr.utils.parser",
+    "amr.readers": "amr.utils.readers",
+    "amr.resume": "amr.utils.resume",
     "amr.robustness": "amr.evaluation.robustness",
     "amr.runs": "amr.cli.fit",
-    "amr.site": "amr.report.site.command",
-    "amr.speed": "amr.utils.speed",
+    "amr.site": "amr.report.site.agreement",
+    "amr.speed": "amr.encoders.speed",
+    "amr.trust": "amr.utils.trust",
 }
 """Today's module of each old one; a module within a package that moved, moved with it."""
 
 FUNCTIONS = {
-    "amr.analyze": "amr.multiviz.analysis.analyze",
-    "amr.benchmark": "amr.cli.benchmark.benchmark",
+    "amr.analyze": "amr.multiviz.analysis.whole.analyze",
     "amr.compare": "amr.report.compare",
     "amr.export": "amr.exporting.export",
 }

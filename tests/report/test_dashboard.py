@@ -208,7 +208,9 @@ def test_refusals(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert f"amr: {tmp_path}: Is a directory" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2.interface", None)
     assert main(["dashboard"]) == 2
-    assert capsys.readouterr().err == "amr: dashboard: wandb-workspaces is missing; pip install 'amr-fusion[dashboards]'\n"
+    assert (
+        capsys.readouterr().err == "amr: dashboard: wandb-workspaces is missing; pip install 'amr-fusion[dashboards]'\n"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- records

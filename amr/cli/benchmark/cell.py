@@ -17,6 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.utils.files import locked, write_text
 
@@ -77,7 +78,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
                 "resumed": resumed,
                 "seconds": round(time.monotonic() - began, 1),
                 "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "versions": {name: version(name) for name in ("amr", "torch", "pytorch-lightning")},
+                "versions": {"amr": __version__, **{name: version(name) for name in ("torch", "pytorch-lightning")}},
             }
             write_text(Path(task["record"]), f"{json.dumps(record, indent=1)}\n")
     return status

@@ -10,7 +10,7 @@ from amr.utils.configs import did_you_mean, find_config
 from amr.utils.errors import UserError
 
 _PLUMBING = ("class_path", "init_args", "dict_kwargs", "help")
-_FLAGS = ("--print_config",)
+_FLAGS = ("--print_config", "--trust")
 
 
 def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[str]:
@@ -58,7 +58,7 @@ def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
     for position, argument in enumerate(arguments):
         if argument == "-c":
             argument = "--config"
-        if not re.match(r"--\w", argument) or argument in _FLAGS:
+        if not re.match(r"--\w", argument) or argument.partition("=")[0] in _FLAGS:
             continue
         key, has_value, value = argument[2:].partition("=")
         following = arguments[position + 1] if position + 1 < len(arguments) else None
