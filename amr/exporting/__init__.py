@@ -330,7 +330,8 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--format: ONNX needs {error.name}, which is not installed: pip install 'amr-fusion[export]'; or --format torch"
+            f"--format: ONNX needs {error.name}, which is not installed: pip install 'amr-fusion[export]'; "
+            "or --format torch"
         ) from error
 
 
