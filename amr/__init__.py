@@ -6,9 +6,8 @@ The names below are loaded on first use: `import amr` itself takes no time.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from amr.utils import moved
-
-__version__ = "0.2.0"
+from amr.utils.names import moved
+from amr.utils.names.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from amr.attribution import attribution_shares as attribution_shares

@@ -42,7 +42,8 @@ def module_name(path: Path) -> str:
 
 def modules(root: Path) -> dict[str, Path]:
     """Every module of the package in a folder, by its dotted name."""
-    return {module_name(path): path for path in sorted((root / "amr").rglob("*.py"))}
+    files = {module_name(path): path for path in sorted((root / "amr").rglob("*.py"))}
+    return {name: path for name, path in files.items() if name not in ("amr", "amr.__main__")}  # the doors
 
 
 def imports(source: str, known: Mapping[str, Path]) -> Iterator[str]:

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from amr.utils.configs import config_folder, find_config, shipped
 from amr.utils.errors import UserError
 from amr.utils.files import write_bytes
+from amr.utils.names.configs import config_folder, find_config, shipped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

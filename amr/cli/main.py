@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
-from amr.utils.configs import did_you_mean
 from amr.utils.errors import UserError
+from amr.utils.names.configs import did_you_mean
+from amr.utils.names.version import __version__
 from amr.utils.streams import discard_stdout, prepare_streams, problem_of_stdout
 
 RUN_COMMANDS = ("fit", "validate", "test", "predict")

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from amr.utils.configs import did_you_mean
 from amr.utils.errors import UserError
+from amr.utils.names.configs import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

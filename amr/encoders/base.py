@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 
 from amr.utils.errors import UserError
-from amr.utils.recorded import Recorded
 
 
-class Encoder(Recorded, nn.Module):
+class Encoder(nn.Module):
     """Maps one modality's input to its encoding; never sees another modality.
 
     Subclasses set `out_dim` and implement `forward`.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from amr import __version__
 from amr.attribution import (
     Score,
     attributed_rows,
@@ -27,6 +26,7 @@ from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
 from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
+from amr.utils.names.version import __version__
 from amr.utils.readers import read_arrays
 from amr.utils.work import Progress
 

@@ -15,10 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from amr import __version__
 from amr.exporting.readme import CARD, FILES, readme
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder, sweep, write_bytes, write_text
+from amr.utils.names.version import __version__
 from amr.utils.readers import read_object
 from amr.utils.trust import only_trusted, trusting
 

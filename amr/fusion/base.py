@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.utils.errors import UserError
-from amr.utils.recorded import Recorded
 
 ClassifierInit = Literal["torch", "xavier_normal"]
 
 
-class Fusion(Recorded, nn.Module):
+class Fusion(nn.Module):
     """The head: fuses the encodings and classifies what comes out.
 
     A subclass implements `combine` (or, where logits are formed per modality, `fuse` and `classify`). Everything

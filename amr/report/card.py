@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amr import __version__
 from amr.evaluation.runs import Run, Source, read_folder
 from amr.utils.files import write_text
+from amr.utils.names.version import __version__
 from amr.utils.readers import printable, read_object, reading
 from amr.utils.resume import told
 

@@ -12,8 +12,8 @@ from amr.cli.keys import schema
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
 from amr.cli.keys.places import checkpoint_of
-from amr.utils.configs import shipped
 from amr.utils.errors import UserError
+from amr.utils.names.configs import shipped
 
 
 def test_the_schema_is_that_of_the_code() -> None:

@@ -17,9 +17,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from amr import __version__
 from amr.cli.outcome import exit_status
 from amr.utils.files import locked, write_text
+from amr.utils.names.version import __version__
 
 
 def forkserver() -> ForkServerContext:

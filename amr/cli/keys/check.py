@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from amr.cli.keys.schema import Key, Schema, read
-from amr.utils.configs import did_you_mean, find_config
 from amr.utils.errors import UserError
+from amr.utils.names.configs import did_you_mean, find_config
 
 _PLUMBING = ("class_path", "init_args", "dict_kwargs", "help")
 _FLAGS = ("--print_config", "--trust")
@@ -29,9 +29,10 @@ def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[s
     schema = read()
     keys = {**schema["keys"], **(more or {})}
     resolved = list(_with_files(arguments))
-    contents = [_content(Path(value)) for option, value in _options(resolved) if option == "config" and value]
+    files = [v for option, v in _options(resolved) if option == "config" and v and not _written_out(v)]
+    contents = [_content(Path(file)) for file in files]
     foreign = _foreign(resolved, contents)
-    for content, (_, value) in zip(contents, (o for o in _options(resolved) if o[0] == "config" and o[1]), strict=True):
+    for content, value in zip(contents, files, strict=True):
         for key, given in _leaves(content):
             _check_key(schema, keys, key, given, foreign, f"{value}: ")
     for option, value in _options(resolved):
@@ -41,16 +42,21 @@ def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[s
 
 
 def _with_files(arguments: list[str]) -> Iterator[str]:
-    """The arguments, each configuration by its path."""
+    """The arguments, each configuration by its path; one that is written out stays."""
     previous = ""
     for argument in arguments:
-        if previous in ("--config", "-c"):
+        if previous in ("--config", "-c") and not _written_out(argument):
             yield str(find_config(argument))
-        elif argument.startswith("--config="):
+        elif argument.startswith("--config=") and not _written_out(argument.removeprefix("--config=")):
             yield f"--config={find_config(argument.removeprefix('--config='))}"
         else:
             yield argument
         previous = argument
+
+
+def _written_out(value: str) -> bool:
+    """Whether a configuration is the mapping itself and not a file, as W&B's agent gives it."""
+    return value.lstrip().startswith("{")
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from amr.cli.keys.schema import Key, read
-from amr.utils.configs import shipped
+from amr.utils.names.configs import shipped
 
 _BASH = """\
 _amr() {

@@ -120,8 +120,8 @@ def _groups(built: Built) -> list[str]:
 
 
 def _class_help(schema: Schema, topic: str) -> list[str]:
-    from amr.utils.configs import did_you_mean
     from amr.utils.errors import UserError
+    from amr.utils.names.configs import did_you_mean
 
     paths = {_short(path).lower(): path for path in schema["classes"]}
     path = topic if topic in schema["classes"] else paths.get(topic.rpartition(".")[2].lower())

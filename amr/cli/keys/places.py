@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from amr.utils.configs import did_you_mean
 from amr.utils.errors import UserError
+from amr.utils.names.configs import did_you_mean
 
 BEST = Path("checkpoints/best.ckpt")
 

@@ -16,7 +16,7 @@ def config_folder() -> Path:
     Raises:
         UserError: They are in neither place.
     """
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / "methods").is_dir():
             return folder

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from amr.utils.configs import config_folder, find_config, shipped
 from amr.utils.errors import UserError
+from amr.utils.names.configs import config_folder, find_config, shipped
 
 
 def test_every_shipped_file_has_a_name() -> None:

@@ -1,0 +1,1 @@
+"""What is found by name: configurations, modules that moved, the version."""
