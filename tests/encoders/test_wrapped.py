@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v3_small, resnet18
+from torchvision.models import resnet18
+from torchvision.models.mobilenetv3 import mobilenet_v3_small
 
 from amr.encoders import SmallCNN, WrappedEncoder, as_encoder
 from amr.utils.errors import UserError

@@ -32,9 +32,9 @@ def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[s
     files = [v for option, v in _options(resolved) if option == "config" and v and not _written_out(v)]
     contents = [_content(Path(file)) for file in files]
     foreign = _foreign(resolved, contents)
-    for content, value in zip(contents, files, strict=True):
+    for content, file in zip(contents, files, strict=True):
         for key, given in _leaves(content):
-            _check_key(schema, keys, key, given, foreign, f"{value}: ")
+            _check_key(schema, keys, key, given, foreign, f"{file}: ")
     for option, value in _options(resolved):
         if option != "config":
             _check_key(schema, keys, option, value, foreign, "--")

@@ -196,7 +196,7 @@ def _type_name(hint: Any) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, dict) and set(value) <= {"class_path", "init_args"}:
         inner = ", ".join(f"{k}: {_default(v)}" for k, v in value.get("init_args", {}).items())
-        return value["class_path"] + (f" {{{inner}}}" if inner else "")
+        return str(value["class_path"]) + (f" {{{inner}}}" if inner else "")
     if hasattr(value, "as_dict"):
         return _default(value.as_dict())
     if isinstance(value, Path):

@@ -11,7 +11,7 @@ from typing import Any
 MOVED = {
     "amr.analyze": "amr.multiviz.analysis",
     "amr.arguments": "amr.cli.arguments",
-    "amr.benchmark": "amr.cli.benchmark",
+    "amr.benchmark": "amr.cli.benchmark.command",
     "amr.card": "amr.report.card",
     "amr.checkpoints": "amr.utils.checkpoints",
     "amr.compare": "amr.report",
