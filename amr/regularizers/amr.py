@@ -85,8 +85,8 @@ class AMR(Regularizer):
             for `integrated_gradients`, with a warning.
         attribution: What the shares are of: `gradient_input` (the paper), `integrated_gradients` from zero encodings
             (see `amr.attribution.attribution_shares` for both), or `shapley`: exact Shapley values, where a modality
-            outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`). None stands for
-            `gradient_input`, with a warning.
+            outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`). None, as in
+            configurations of 0.1, for `gradient_input`.
 
     Raises:
         UserError: If an argument is out of its range, or two exclude each other.
@@ -114,14 +114,16 @@ class AMR(Regularizer):
         ratio_epochs: int | None = None,
         ratio_start: dict[str, float] | None = None,
         ig_steps: int | None = None,
-        attribution: Attribution | None = "gradient_input",
+        attribution: Attribution | None = None,
     ) -> None:
         super().__init__()
-        if attribution is None or (attribution == "gradient_input" and ig_steps is not None):
-            chosen: Attribution = "gradient_input" if ig_steps is None else "integrated_gradients"
-            old = "null" if ig_steps is None else f"ig_steps={ig_steps} without attribution"
-            warnings.warn(f"model.amr: {old} is an old spelling of attribution={chosen}; write that", stacklevel=2)
-            attribution = chosen
+        if ig_steps is not None and attribution in (None, "gradient_input"):
+            new = "attribution=integrated_gradients"
+            old = f"ig_steps={ig_steps} without attribution"
+            warnings.warn(f"model.amr: {old} is an old spelling of {new}; write that", stacklevel=2)
+            attribution = "integrated_gradients"
+        if attribution is None:
+            attribution = "gradient_input"
         names = {"optimizer": OptimizerName, "score": Score, "level": Level, "attribution": Attribution}
         for key, choice in zip(names, (optimizer, score, level, attribution), strict=True):
             self.check_choice(key, choice, names[key])

@@ -3,11 +3,9 @@
 import functools
 import http.server
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, expect
 
 
@@ -30,19 +28,6 @@ class serve:  # noqa: N801 - used as a function
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-@pytest.fixture
-def watched(page: Page, address: str) -> Iterator[Page]:
-    """A page of which no request leaves the site, and in which nothing is run that the site did not bring."""
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("dialog", lambda dialog: pytest.fail(f"a dialog says {dialog.message}"))
-    yield page
-    assert asked
-    assert all(url.startswith((address, "blob:")) for url in asked), [
-        url for url in asked if not url.startswith(address)
-    ]
 
 
 def visit(page: Page, address: str, where: str) -> None:

@@ -36,3 +36,16 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert not errors, errors
+
+
+@pytest.fixture
+def watched(page: Page, address: str) -> Iterator[Page]:
+    """A page of which no request leaves the site, and in which nothing is run that the site did not bring."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: pytest.fail(f"a dialog says {dialog.message}"))
+    yield page
+    assert asked
+    assert all(url.startswith((address, "blob:")) for url in asked), [
+        url for url in asked if not url.startswith(address)
+    ]
