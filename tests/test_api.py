@@ -1,13 +1,16 @@
 """`import amr`: its names, how little it loads, and the names of version 0.1."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 import amr
 from amr.utils.names.moved import MOVED, current
+from tests.conftest import REPOSITORY
 
 
 def test_importing_amr_loads_nothing_heavy() -> None:
@@ -50,6 +53,16 @@ def test_a_module_within_a_package_that_moved() -> None:
     assert current("amr.fusion") is None
     assert import_module("amr.compare.table") is import_module("amr.report.table")
     assert import_module("amr.multiviz.site.pack") is import_module("amr.report.site.pack")
+
+
+def test_the_command_finds_a_class_in_the_current_folder(tmp_path: Path) -> None:
+    """As docs/extending.md has it, with the installed command, whose own folder is first on the path."""
+    (tmp_path / "mine.py").write_text("print('imported')\n")
+    (tmp_path / "yaml.py").write_text("raise SystemExit('a package is hidden')\n")
+    code = "import sys; sys.argv[1:] = ['--version']; from amr.cli import main; main(); import mine, yaml"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout.split()) == (0, [amr.__version__, "imported"]), done.stderr
 
 
 def test_python_m_amr_is_the_command() -> None:

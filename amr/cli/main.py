@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
@@ -70,6 +72,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     if args is not None:
         return _run(list(args), alone=False)
+    with suppress(OSError):  # the current folder may be gone
+        sys.path.append(
+            str(Path.cwd())
+        )  # a user's own method beside the configuration; last, so that it hides no package
     prepare_streams()
     try:
         status = _run(sys.argv[1:], alone=True)
