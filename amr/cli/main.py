@@ -73,9 +73,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         return _run(list(args), alone=False)
     with suppress(OSError):  # the current folder may be gone
-        sys.path.append(
-            str(Path.cwd())
-        )  # a user's own method beside the configuration; last, so that it hides no package
+        # For a method of the user's own beside the configuration. Last, so that it hides no package.
+        sys.path.append(str(Path.cwd()))
     prepare_streams()
     try:
         status = _run(sys.argv[1:], alone=True)
