@@ -326,7 +326,8 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
 
 
 def test_what_is_refused_before_anything_is_made(command: list[str], tmp_path: Path, capsys: Any) -> None:
-    check_refused(capsys, [*command, "--seed", "1"], "amr: unrecognized arguments: --seed; see amr benchmark --help")
+    unknown = "amr: unrecognized arguments: --seed; did you mean --seeds?; see amr benchmark --help"
+    check_refused(capsys, [*command, "--seed", "1"], unknown)
     check_refused(capsys, [*command, "--jobs", "0"], "amr: --jobs=0: allowed are positive numbers")
     check_refused(capsys, [*command, "--seeds", "-1"], "amr: --seeds: -1: allowed are 0 to")
     check_refused(capsys, [*command, "--data", "nowhere.yaml"], "amr: --data: nowhere.yaml: no such file")

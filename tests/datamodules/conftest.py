@@ -77,6 +77,6 @@ def parse_data(path: Path, *arguments: str) -> ClipDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(ClipDataModule, "data")
-    module: Any = parser.instantiate_classes(parser.parse_args(["--config", str(path), *arguments])).data
+    module: Any = parser.instantiate(parser.parse_args(["--config", str(path), *arguments])).data
     assert isinstance(module, ClipDataModule)
     return module

@@ -24,7 +24,7 @@ def build(*args: str) -> tuple[dict[str, Encoder], FusionFactory]:
     parser.add_argument("--config", action="config")
     parser.add_argument("--model.encoders", type=dict[str, Encoder])
     parser.add_argument("--model.fusion", type=FusionFactory)
-    parsed = parser.instantiate_classes(parser.parse_args(args))
+    parsed = parser.instantiate(parser.parse_args(args))
     return parsed.model.encoders, parsed.model.fusion
 
 
