@@ -33,7 +33,9 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MultiVizCallback, "clock", staticmethod(lambda: 0.0))  # time stands still: nothing is left out
         patch.setattr(WandbLogger, "log_image", lambda self, key, images_, **kw: images.append((key, images_, kw)))
-        patch.setattr(WandbLogger, "log_table", lambda self, key, *args, **kw: tables.append((key, *args)))
+        patch.setattr(
+            WandbLogger, "log_table", lambda self, key, columns, data, **kw: tables.append((key, columns, data))
+        )
         explained = fit(tiny, folder, "explained", *WITH, "--wandb", "offline")
     (folder / "images").mkdir()
     for step, (key, pictures, options) in enumerate(images):
