@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from amr.cli.keys import CONFIGURED, RUN_COMMANDS
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
 from amr.utils.errors import UserError
 from amr.utils.names.configs import did_you_mean
 from amr.utils.names.version import __version__
 from amr.utils.streams import discard_stdout, prepare_streams, problem_of_stdout
-
-RUN_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,10 @@ def _dispatch(arguments: list[str]) -> int:
             print(shown)
             return 0
         rest = [name, *keys.prepared(name, rest)]
+    elif name in CONFIGURED:
+        from amr.cli.keys.check import with_files
+
+        rest = with_files(rest)
     if not command.arguments:
         run = getattr(import_module(command.module), command.run)
         status: int | None = run(rest)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from amr.cli import main
 from amr.cli.keys import schema
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
@@ -70,6 +71,14 @@ def test_names_of_configurations_become_paths() -> None:
         *("--config", str(shipped()["methods/amr"])),
         f"--config={shipped()['model/small']}",
     ]
+
+
+@pytest.mark.parametrize("command", ["prepare", "benchmark", "fit"])
+def test_every_command_that_takes_configurations_finds_them_by_name(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--config", "resnet81"]) == 2
+    assert "amr: --config=resnet81: no such file, and no configuration of amr has this name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in shipped() if n.split("/")[0] in ("data", "model", "methods", "trainer")])

@@ -13,12 +13,11 @@ _PLUMBING = ("class_path", "init_args", "dict_kwargs", "help")
 _FLAGS = ("--print_config", "--trust")
 
 
-def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[str]:
+def check(arguments: list[str]) -> list[str]:
     """Checks the arguments of `fit` and its like, after the command's name.
 
     Args:
         arguments: As typed.
-        more: Keys that only this command has.
 
     Returns:
         The arguments with every `--config NAME` replaced by the file's path.
@@ -27,8 +26,8 @@ def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[s
         UserError: An unknown key or class of amr, a configuration that is not there, or a file with an unknown key.
     """
     schema = read()
-    keys = {**schema["keys"], **(more or {})}
-    resolved = list(_with_files(arguments))
+    keys = schema["keys"]
+    resolved = with_files(arguments)
     files = [v for option, v in _options(resolved) if option == "config" and v and not _written_out(v)]
     contents = [_content(Path(file)) for file in files]
     foreign = _foreign(resolved, contents)
@@ -41,17 +40,20 @@ def check(arguments: list[str], more: Mapping[str, Key] | None = None) -> list[s
     return resolved
 
 
-def _with_files(arguments: list[str]) -> Iterator[str]:
-    """The arguments, each configuration by its path; one that is written out stays."""
+def with_files(arguments: list[str]) -> list[str]:
+    """The arguments with every `--config NAME` replaced by the file's path; one that is written out stays."""
+    resolved: list[str] = []
     previous = ""
     for argument in arguments:
+        option, has_value, value = argument.partition("=")
         if previous in ("--config", "-c") and not _written_out(argument):
-            yield str(find_config(argument))
-        elif argument.startswith("--config=") and not _written_out(argument.removeprefix("--config=")):
-            yield f"--config={find_config(argument.removeprefix('--config='))}"
+            resolved.append(str(find_config(argument)))
+        elif option == "--config" and has_value and not _written_out(value):
+            resolved.append(f"--config={find_config(value)}")
         else:
-            yield argument
+            resolved.append(argument)
         previous = argument
+    return resolved
 
 
 def _written_out(value: str) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from amr.cli.keys import CONFIGURED
 from amr.cli.keys.schema import Key, read
 from amr.utils.names.configs import shipped
 
@@ -34,7 +35,6 @@ complete -c amr -a '(__amr_words)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 ASKED = "AMR_COMPLETE"
-RUN_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +67,8 @@ def words(typed: Sequence[str], commands: dict[str, list[str]]) -> list[str]:
     if not before:
         return [command for command in sorted(commands) if command.startswith(last)]
     command, previous = before[0], before[-1]
-    keys = read()["keys"] if command in (*RUN_COMMANDS, "prepare", "benchmark") else {}
-    if previous in ("--config", "-c") and command in (*RUN_COMMANDS, "prepare", "benchmark"):
+    keys = read()["keys"] if command in CONFIGURED else {}
+    if previous in ("--config", "-c") and command in CONFIGURED:
         return _like(last, _names())
     if command == "configs" and previous == "copy":
         return _like(last, _names())

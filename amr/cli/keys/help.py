@@ -17,13 +17,12 @@ TEXTS = {
 }
 
 
-def text(command: str, topic: str | None = None, more: Mapping[str, Key] | None = None) -> str:
+def text(command: str, topic: str | None = None) -> str:
     """What `amr COMMAND --help` prints.
 
     Args:
         command: fit, validate, test or predict.
         topic: `all` for the Trainer's keys too, or the name of a class of amr for its keys alone; None for the rest.
-        more: Keys that only this command has.
     """
     schema = read()
     if topic not in (None, "all"):
@@ -36,8 +35,8 @@ def text(command: str, topic: str | None = None, more: Mapping[str, Key] | None 
         "Configurations add up: data, model, trainer, method; the later one wins, and keys given here win over all.",
         "`amr configs` lists those that come with amr: `--config resnet18`. A class's keys: `--help NAME`.",
     ]
-    keys = {**schema["keys"], **(more or {})}
-    lines += _section("The run", {k: keys[k] for k in (*_RUN, *(more or {})) if k in keys})
+    keys = schema["keys"]
+    lines += _section("The run", {k: keys[k] for k in _RUN})
     lines += ["", "Data: --data CLASS, and its keys as --data.KEY"]
     for path in keys["data"].get("classes", []):
         lines += _class_line(schema, path)
