@@ -228,6 +228,11 @@ def class_score(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
     return own - torch.logsumexp(others, dim=-1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in single precision, or as it is in double: half precision is too coarse for sums and gradients."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @contextmanager
 def evaluating(head: object) -> Iterator[None]:
     """Runs a module in eval mode and restores each submodule's own mode; any other callable is left alone."""
@@ -268,7 +273,7 @@ def _check(score: Score, encodings: Mapping[str, Tensor]) -> None:
 
 def _detached(encoding: Tensor) -> Tensor:
     """A copy of its own, of at least single precision."""
-    return encoding.detach().clone().to(torch.promote_types(encoding.dtype, torch.float32))
+    return at_least_float32(encoding.detach().clone())
 
 
 def _gradient_times_input(head: Head, leaves: Mapping[str, Tensor], score: Score, create_graph: bool) -> list[Tensor]:

@@ -15,12 +15,13 @@ from torch.utils.data import ConcatDataset
 
 from amr.attribution import (
     Score,
+    at_least_float32,
     attributed_rows,
     undisturbed,
 )
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
 from amr.evaluation import use
-from amr.evaluation.encoded import Context, Encoded, Split, at_least_float32, loaded, logits_of
+from amr.evaluation.encoded import Context, Encoded, Split, loaded, logits_of
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from amr.attribution import (
-    undisturbed,
-)
+from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules import ClipDataModule
 from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
@@ -253,11 +251,6 @@ def loaded(data: Any, dataset: Any, model: FusionModel) -> Iterator[Any]:
 def _moved(data: pl.LightningDataModule, batch: Any, model: FusionModel) -> Any:
     device = next(model.parameters()).device
     return data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
-
-
-def at_least_float32(encoding: Tensor) -> Tensor:
-    """At least single precision: the head runs without autocast here."""
-    return encoding.to(torch.promote_types(encoding.dtype, torch.float32))
 
 
 def logits_of(model: FusionModel, encodings: Mapping[str, Tensor]) -> Tensor:

@@ -42,9 +42,10 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amr.attribution import at_least_float32
 from amr.fusion.base import Fusion
 from amr.model import FusionModel, complete_rows
-from amr.regularizers.shared import EpochMeans, at_least_float32, complete_masks, listed
+from amr.regularizers.shared import EpochMeans, complete_masks, listed
 from amr.utils.errors import UserError
 
 

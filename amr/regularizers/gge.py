@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amr.attribution import at_least_float32
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import EpochMeans, Window, at_least_float32, global_means, listed
+from amr.regularizers.shared import EpochMeans, Window, global_means, listed
 from amr.utils.errors import UserError
 
 

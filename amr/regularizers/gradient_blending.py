@@ -8,9 +8,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from amr.attribution import at_least_float32
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import UnimodalHeads, at_least_float32, global_means
+from amr.regularizers.shared import UnimodalHeads, global_means
 from amr.utils.errors import UserError
 
 Mode = Literal["online", "offline"]

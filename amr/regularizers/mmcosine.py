@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amr.attribution import at_least_float32
 from amr.fusion.base import Fusion, pool_all
 from amr.regularizers.base import Regularizer
-from amr.regularizers.shared import at_least_float32, trained
+from amr.regularizers.shared import trained
 from amr.utils.errors import UserError
 
 

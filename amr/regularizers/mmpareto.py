@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amr.attribution import at_least_float32
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import (
     EpochMeans,
     UnimodalHeads,
     Window,
-    at_least_float32,
     flat_gradient,
     set_gradient,
     trained,

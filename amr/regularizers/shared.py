@@ -87,11 +87,6 @@ class UnimodalHeads(nn.Module):
         return {name: head(pool_tokens(encodings[name])) for name, head in self.heads.items()}
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in single precision, or as it is in double: half-precision sums are too coarse for a loss."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def complete_masks(names: Iterable[str], present: Mapping[str, Tensor] | None, batch: Tensor) -> Tensor:
     """Boolean (M, B): which clips have each named modality; all True where `present` does not name it.
 

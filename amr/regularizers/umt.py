@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amr.attribution import at_least_float32
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import at_least_float32, complete_masks, listed
+from amr.regularizers.shared import complete_masks, listed
 from amr.utils.errors import UserError
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amr.attribution import at_least_float32
 from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank, Sum
 from amr.model import FusionModel
 from amr.regularizers import EpochMeans, Window, recombined
-from amr.regularizers.shared import at_least_float32, complete_masks, global_means, set_gradient
+from amr.regularizers.shared import complete_masks, global_means, set_gradient
 from amr.utils.errors import UserError
 from tests.ranks import on_one_and_two_ranks
 from tests.toy import Linear
