@@ -3,13 +3,12 @@
 import contextlib
 import multiprocessing
 import os
-import resource
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from amr.utils.errors import UserError
+from tests.processes import peak_memory
 
 PATIENCE = 120
 """Seconds after which a file that has not been read is a hang."""
@@ -47,12 +46,12 @@ def outcomes(read: Callable[[Path], str], good: Path, files: Sequence[Path]) -> 
 
 def _read_all(read: Callable[[Path], str], good: Path, files: Sequence[Path], pipe: Connection) -> None:
     read(good)
-    before = _peak()
+    before = peak_memory()
     for file in files:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
             result = _outcome(read, file)
         pipe.send(result)
-    grown = (_peak() - before) // 1024
+    grown = (peak_memory() - before) // 1024
     pipe.send(f"value {grown} MiB" if grown < GROWTH else f"fault {grown} MiB more memory")
 
 
@@ -63,9 +62,3 @@ def _outcome(read: Callable[[Path], str], file: Path) -> str:
         return f"line {error}" if "\n" not in str(error) and len(str(error)) < 2000 else f"fault lines: {error}"
     except BaseException as error:  # what it is, is what is asked
         return f"fault {type(error).__name__}: {error}"[:500]
-
-
-def _peak() -> int:
-    """KiB."""
-    usage: Any = resource.getrusage(resource.RUSAGE_SELF)
-    return int(usage.ru_maxrss)
