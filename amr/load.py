@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from amr.classifier import FusionClassifier, method_slots
+from amr.encoders.base import Encoder
+from amr.fusion.base import FusionFactory
+from amr.fusion.concat import Concat
 from amr.model import FusionModel
+from amr.regularizers.base import Regularizer
+from amr.regularizers.composite import Composite, wrapping_methods
 from amr.utils.checkpoints import check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder
@@ -22,8 +27,7 @@ from amr.utils.paths import found_again
 from amr.utils.readers import read_yaml
 from amr.utils.trust import check, only_trusted, trusting
 
-WRAPPING = [name for name, kind in method_slots().items() if kind.overrides("wrap_head")]
-ARCHITECTURE = ("encoders", "fusion", *WRAPPING, "extra")
+ARCHITECTURE = ("encoders", "fusion", *wrapping_methods(), "extra")
 """What of a `model` section shapes the model; the rest is about its training."""
 LARGEST = 10_000_000
 """The largest number in it that is taken for one."""
@@ -118,20 +122,44 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
         if isinstance(encoder, dict) and "weights" in (encoder.get("init_args") or {}):
             encoder["init_args"]["weights"] = None
     parser = OneLineParser()
-    parser.add_class_arguments(FusionClassifier, "model")
+    parser.add_class_arguments(_architecture(), "model")
     with only_trusted(), torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
         config = parser.parse_object({"model": {**section, "num_classes": classes}})
         try:
             with torch.device("meta"), _at_most(20 * len(weights) + 1000):
-                empty: FusionModel = parser.instantiate_classes(config).model.model
+                empty = _assembled(parser.instantiate_classes(config).model)
         except UserError:
             raise
         except Exception as error:  # of a constructor, for arguments that nobody has checked
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint: its model cannot be built: {type(error).__name__}: {reason}") from error
         check_same_architecture(empty.state_dict(), weights)
-        model: FusionModel = parser.instantiate_classes(config).model.model
-    return model
+        return _assembled(parser.instantiate_classes(config).model)
+
+
+def _architecture() -> type:
+    """A class of `ARCHITECTURE`'s arguments, with the types that `FusionClassifier` gives them.
+
+    Not that class itself: it imports the methods, and a method that has teachers loads models.
+    """
+    wrapping: list[Any] = [(name, kind | None, field(default=None)) for name, kind in wrapping_methods().items()]
+    return make_dataclass(
+        "Architecture",
+        [
+            ("encoders", dict[str, Encoder]),
+            ("fusion", FusionFactory, field(default=Concat)),
+            ("num_classes", int, field(default=2)),
+            *wrapping,
+            ("extra", list[Regularizer] | None, field(default=None)),
+        ],
+    )
+
+
+def _assembled(parts: Any) -> FusionModel:
+    """The model of an instance of that class."""
+    methods = [value for value in vars(parts).values() if isinstance(value, Regularizer)]
+    head = parts.fusion({name: encoder.out_dim for name, encoder in parts.encoders.items()}, parts.num_classes)
+    return FusionModel(parts.encoders, Composite([*methods, *(parts.extra or [])]).wrap_head(head))
 
 
 def _check_values(section: Any) -> None:

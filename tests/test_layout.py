@@ -17,8 +17,8 @@ FLOORS = (  # lowest first; a room may import from its own floor and from those 
     ("utils",),
     ("attribution", "encoders", "fusion", "datamodules"),
     ("model",),
-    ("regularizers",),
-    ("classifier", "load"),
+    ("regularizers", "load"),
+    ("classifier",),
     ("evaluation",),
     ("multiviz",),
     ("callbacks",),
@@ -29,7 +29,6 @@ LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LINES, FILES, ENTRIES = 400, 15, 15
 NOT_ROOMS = {"py.typed", "configs"}  # entries of amr/ that nobody imports
 EXCEPTIONS: set[str] = {  # which go soon: "importer -> imported", or a file that is too long
-    "amr.regularizers.umt -> amr.load",
     "amr/classifier.py",
 }
 
@@ -187,7 +186,7 @@ def test_exceptions_are_still_needed() -> None:
     ("graph", "found"),
     [
         ({"amr.model": {"amr.cli.main"}}, ["amr.model -> amr.cli.main"]),
-        ({"amr.cli.main": {"amr.model"}, "amr.load": {"amr.classifier"}}, []),
+        ({"amr.cli.main": {"amr.model"}, "amr.classifier": {"amr.load"}}, []),
     ],
 )
 def test_an_upward_arrow_is_seen(graph: dict[str, set[str]], found: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
-from amr.evaluation.encoded import Collected
+from amr.model.encoded import Collected
 from amr.utils.errors import UserError
 
 Stage = Literal["unimodal", "crossmodal", "prediction"]

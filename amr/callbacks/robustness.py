@@ -11,12 +11,12 @@ from pytorch_lightning.loggers import WandbLogger
 from amr.callbacks.dominance import Dominance
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
-from amr.evaluation.encoded import Collected, Encoded
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import check_unimodal
 from amr.evaluation.robustness import measure
 from amr.evaluation.table import SCHEMA, Row, write_rows
 from amr.model import FusionModel
+from amr.model.encoded import Collected, Encoded
 from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError

@@ -21,10 +21,10 @@ from amr.attribution import (
 )
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
 from amr.evaluation import use
-from amr.evaluation.encoded import Context, Encoded, Split, loaded, logits_of
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
+from amr.model.encoded import Context, Encoded, Split, loaded, logits_of
 from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.names.version import __version__

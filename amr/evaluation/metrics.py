@@ -17,10 +17,10 @@ from amr.attribution import (
 from amr.evaluation import use
 from amr.evaluation.bootstrap import spearman
 from amr.evaluation.emap import emap
-from amr.evaluation.encoded import Encoded
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
+from amr.model.encoded import Encoded
 
 EMAP_CLIPS = 1000  # a million head rows for two modalities
 MEANS = ("zeros", "mean")  # what a missing modality's encoding becomes, besides another clip's

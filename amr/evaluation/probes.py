@@ -16,10 +16,10 @@ from amr.attribution import (
 from amr.datamodules import ClipDataModule
 from amr.evaluation import use
 from amr.evaluation.bootstrap import Interval
-from amr.evaluation.encoded import Encoded, Split, encode, logits_of
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
+from amr.model.encoded import Encoded, Split, encode, logits_of
 from amr.utils.errors import UserError
 
 

@@ -20,11 +20,11 @@ from amr.attribution import (
 from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import Corruptible
 from amr.evaluation.corruption import corruption_rows
-from amr.evaluation.encoded import Context, Encoded, Split, encode, logits_of
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import check_unimodal, evidence_rows, probe_rows
 from amr.evaluation.table import Row
 from amr.model import FusionModel
+from amr.model.encoded import Context, Encoded, Split, encode, logits_of
 from amr.utils.errors import UserError
 
 

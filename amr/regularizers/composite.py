@@ -213,6 +213,18 @@ class Composite(nn.Module):
                 method.restore_state(states[method.name])
 
 
+def wrapping_methods() -> dict[str, type[Regularizer]]:
+    """The built-in methods that shape the model, by name: those that override `wrap_head`."""
+    kinds: list[type[Regularizer]] = []
+    left = Regularizer.__subclasses__()
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if kind.__module__.startswith("amr.") and kind.overrides("wrap_head"):
+            kinds.append(kind)
+    return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name) if "name" in vars(kind)}
+
+
 def backward_loss(loss: Tensor, step: Step) -> Tensor:
     """The loss, of a value and a graph that the trainer's machinery needs.
 

@@ -127,7 +127,7 @@ class UMT(Regularizer):
         return encodings, logits
 
     def _load(self, name: str, model: FusionModel) -> FusionModel:
-        from amr.load import load_model  # which imports the classifier, which imports the methods
+        from amr.load import load_model  # which asks for the methods that there are
 
         path = Path(self.teachers[name]).expanduser()
         where = f"model.umt.teachers.{name}: {path}"

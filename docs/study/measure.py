@@ -26,11 +26,11 @@ from amr.datamodules import ClipDataModule
 from amr.datamodules.corruptions import Corruptible, Corruption
 from amr.datamodules.loader import collate_clips
 from amr.evaluation.corruption import corruption_rows
-from amr.evaluation.encoded import Encoded
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import evidence_rows, probe_rows
 from amr.load import load_model
 from amr.model import FusionModel
+from amr.model.encoded import Encoded
 from amr.report import read_run
 from amr.utils.files import write_bytes
 from amr.utils.parser import OneLineParser

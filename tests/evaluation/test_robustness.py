@@ -22,13 +22,13 @@ from amr.datamodules.corruptions import SEVERITIES
 from amr.encoders.base import Encoder
 from amr.evaluation import use
 from amr.evaluation.corruption import corruption_rows
-from amr.evaluation.encoded import Encoded, encode
 from amr.evaluation.probes import evidence_rows
 from amr.evaluation.robustness import _digest, measure
 from amr.evaluation.table import Row, read_rows, write_rows
 from amr.fusion import Concat
 from amr.load import load_model
 from amr.model import FusionModel
+from amr.model.encoded import Encoded, encode
 from amr.multiviz.analysis.analysis import datamodule
 from amr.utils.errors import UserError
 from tests.faults import callback, run_each
@@ -311,20 +311,20 @@ def test_a_process_without_clips_takes_part(
     """The second of two, where one clip is wanted: what it gives, and what both make of it."""
     model, data = subject
     alone = encode(model, data, "test", 1)
-    monkeypatch.setattr("amr.evaluation.encoded.rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr("amr.model.encoded.rank_and_world", lambda: (1, 2))
     given = []
 
     def gather(own: Any) -> list[Any]:
         given.append(own[0])
         return [(alone.ids, alone.labels, alone.encodings, 0), own]
 
-    monkeypatch.setattr("amr.evaluation.encoded.gather_objects", gather)
+    monkeypatch.setattr("amr.model.encoded.gather_objects", gather)
     found = encode(model, data, "test", 1)
     assert given == [[]]
     assert found.ids == alone.ids
     assert torch.equal(found.labels, alone.labels)
     assert all(torch.equal(found.encodings[m], e) for m, e in alone.encodings.items())
-    monkeypatch.setattr("amr.evaluation.encoded.gather_objects", lambda own: [own, own])
+    monkeypatch.setattr("amr.model.encoded.gather_objects", lambda own: [own, own])
     with pytest.raises(UserError, match="no clip of test has every modality"):
         encode(model, data, "test", 1)
 

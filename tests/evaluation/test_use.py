@@ -13,12 +13,12 @@ from torchmetrics.classification import MulticlassCalibrationError
 from amr.attribution import absolute_shares
 from amr.encoders.base import Encoder
 from amr.evaluation import use
-from amr.evaluation.encoded import Encoded
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.table import Row
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
+from amr.model.encoded import Encoded
 
 
 class Same(Encoder):

@@ -16,9 +16,9 @@ from amr.attribution import undisturbed
 from amr.datamodules import ClipDataModule
 from amr.datamodules.listing import stable_order
 from amr.evaluation.emap import emap
-from amr.evaluation.encoded import Encoded, Split, encode
 from amr.load import data_section, load_model
 from amr.model import FusionModel
+from amr.model.encoded import Encoded, Split, encode
 from amr.multiviz.analysis.plan import Plan
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table

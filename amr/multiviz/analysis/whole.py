@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from amr.evaluation.encoded import Split
+from amr.model.encoded import Split
 from amr.multiviz.analysis import stages as work
 from amr.multiviz.analysis import summary
 from amr.multiviz.analysis.analysis import Analysis

@@ -30,6 +30,7 @@ MOVED = {
     "amr.demo": "amr.cli.demo",
     "amr.distributed": "amr.utils.distributed",
     "amr.errors": "amr.utils.errors",
+    "amr.evaluation.encoded": "amr.model.encoded",
     "amr.export": "amr.exporting",
     "amr.files": "amr.utils.files",
     "amr.metrics": "amr.utils.metrics",
