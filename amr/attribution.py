@@ -62,7 +62,7 @@ def attribution_shares(
         ValueError: If `score` is unknown, there is no modality, or `ig_steps` is below 1.
     """
     if ig_steps is not None and ig_steps < 1:
-        raise ValueError(f"ig_steps={ig_steps}: allowed are integers >= 1, or None")
+        raise ValueError(f"ig_steps={ig_steps}: must be an integer >= 1, or None")
     _check(score, encodings)
     device_type = next(iter(encodings.values())).device.type
     with (
@@ -266,9 +266,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _check(score: Score, encodings: Mapping[str, Tensor]) -> None:
     if score not in get_args(Score):
-        raise ValueError(f"score={score!r}: allowed are {', '.join(get_args(Score))}")
+        raise ValueError(f"score={score!r}: must be one of {', '.join(get_args(Score))}")
     if not encodings:
-        raise ValueError("encodings: at least one modality is needed")
+        raise ValueError("encodings: must have at least one modality")
 
 
 def _detached(encoding: Tensor) -> Tensor:

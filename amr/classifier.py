@@ -132,13 +132,11 @@ class FusionClassifier(pl.LightningModule):
         arguments = dict(locals())  # in the order of the signature
         super().__init__()
         if not encoders:
-            raise UserError("model.encoders: at least one modality is needed")
+            raise UserError("model.encoders: must have at least one modality")
         if num_classes < 2:
-            raise UserError(
-                f"model.num_classes={num_classes}: at least 2 are needed; are all the data's labels the same?"
-            )
+            raise UserError(f"model.num_classes={num_classes}: must be at least 2; are all the data's labels the same?")
         if not 0 <= label_smoothing < 1:
-            raise UserError(f"model.label_smoothing={label_smoothing}: allowed are values in [0, 1)")
+            raise UserError(f"model.label_smoothing={label_smoothing}: must be a value in [0, 1)")
         given = [value for value in arguments.values() if isinstance(value, Regularizer)]
         self.regularizers = Composite([*given, *(extra or [])])
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
@@ -193,9 +191,9 @@ class FusionClassifier(pl.LightningModule):
         """Refuses, by name, what the methods would be wrong under."""
         strategy, precision = self.trainer.strategy, self.trainer.precision
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError(f"trainer.strategy={type(strategy).__name__}: allowed are a single device and ddp")
+            raise UserError(f"trainer.strategy={type(strategy).__name__}: must be a single device or ddp")
         if precision not in PRECISIONS:
-            raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
+            raise UserError(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
         if self.trainer.world_size > 1:
             close_at_exit()
 
@@ -217,7 +215,7 @@ class FusionClassifier(pl.LightningModule):
         alternating, accumulated = self.regularizers.overriding("turns"), self.trainer.accumulate_grad_batches
         if alternating and accumulated != 1:
             raise UserError(
-                f"trainer.accumulate_grad_batches={accumulated}: allowed is 1 with {alternating[0].name}, which takes "
+                f"trainer.accumulate_grad_batches={accumulated}: must be 1 with {alternating[0].name}, which takes "
                 "several optimizer steps per batch"
             )
         self.regularizers.on_epoch_start(EpochState(self.trainer.callback_metrics, self.model, self.current_epoch))

@@ -267,9 +267,9 @@ def test_ratio_penalty_refuses(ratio: list[float]) -> None:
 
 
 def test_unknown_score_is_refused() -> None:
-    with pytest.raises(ValueError, match="allowed are probability, logit"):
+    with pytest.raises(ValueError, match="must be one of probability, logit"):
         attribution_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, score="margin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ig_steps=0: allowed are integers >= 1"):
+    with pytest.raises(ValueError, match="ig_steps=0: must be an integer >= 1"):
         attribution_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, ig_steps=0)
 
 
@@ -375,7 +375,7 @@ def test_shapley_shares_of_one_clip_of_none_and_of_a_constant_head_are_zeros(sco
 
 
 def test_unknown_arguments_of_shapley_shares() -> None:
-    with pytest.raises(ValueError, match="score='odds': allowed are probability, logit"):
+    with pytest.raises(ValueError, match="score='odds': must be one of probability, logit"):
         shapley_shares(lambda e: e["a"], {"a": torch.ones(1, 2)}, {"a": torch.ones(1, 2)}, score="odds")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one modality"):
         shapley_shares(lambda e: e["a"], {}, {})

@@ -270,16 +270,16 @@ def test_the_ratio_of_unimodal_accuracies(tmp_path: Path) -> None:
     fit(second)
     assert_equal(weights(first), weights(second))
     wrong = {
-        "is a model of 'video'; needed is one of 'audio' alone": {**paths, "audio": paths["video"]},
+        "is a model of 'video'; must be one of 'audio' alone": {**paths, "audio": paths["video"]},
         "nowhere.ckpt does not exist": {**paths, "audio": str(tmp_path / "nowhere.ckpt")},
-        "names 'audio'; needed are exactly the model's modalities": {"audio": paths["audio"]},
+        "names 'audio'; must be exactly the model's modalities": {"audio": paths["audio"]},
     }
     fit(FusionClassifier({"audio": Linear()}, Concat, num_classes=3)).save_checkpoint(tmp_path / "bare.ckpt")
     wrong["bare.ckpt holds no validation accuracy above 0"] = {**paths, "audio": str(tmp_path / "bare.ckpt")}
     content = torch.load(paths["audio"], weights_only=True)
     content["amr"]["num_classes"] = 4
     torch.save(content, tmp_path / "four.ckpt")
-    wrong["four.ckpt has 4 classes; needed are the data's 3"] = {**paths, "audio": str(tmp_path / "four.ckpt")}
+    wrong["four.ckpt has 4 classes; must have the data's 3"] = {**paths, "audio": str(tmp_path / "four.ckpt")}
     for message, given in wrong.items():
         with pytest.raises(UserError, match="model.amr.ratio_from") as caught:
             build(amr=AMR(ratio_from=given))
@@ -333,11 +333,11 @@ def test_precisions(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unsupported_precision_and_strategy_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="trainer.precision=bf16-true: allowed are"):
+    with pytest.raises(UserError, match="trainer.precision=bf16-true: must be one of"):
         fit(build(amr=AMR()), precision="bf16-true")
     model = build(amr=AMR())
     model._trainer = type("Stub", (), {"strategy": FSDPStrategy(), "precision": "32-true"})()
-    with pytest.raises(UserError, match="trainer.strategy=FSDPStrategy: allowed are"):
+    with pytest.raises(UserError, match="trainer.strategy=FSDPStrategy: must be"):
         model.setup("fit")
 
 
@@ -517,17 +517,17 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: AMR(lr=0), "model.amr.lr=0"),
         (lambda: AMR(momentum=1), "model.amr.momentum=1"),
         (lambda: AMR(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3"),
-        (lambda: AMR(optimizer="lion"), "model.amr.optimizer='lion': allowed are sgd, adam, main"),  # type: ignore[arg-type]
+        (lambda: AMR(optimizer="lion"), "model.amr.optimizer='lion': must be one of sgd, adam, main"),  # type: ignore[arg-type]
         (lambda: AMR(optimizer="main", momentum=0.9), "model.amr.momentum=0.9: with optimizer main"),
         (lambda: AMR(ratio_start={"audio": -1.0}, ratio_epochs=1), "model.amr.ratio_start.audio=-1.0"),
         (lambda: AMR(ratio_start={"audio": 1.0}), "model.amr.ratio_start: it needs ratio_epochs"),
         (lambda: AMR(ratio={"audio": 1.0}, ratio_from={"audio": "a.ckpt"}), "ratio and ratio_from exclude each other"),
-        (lambda: AMR(ratio_epochs=0), "model.amr.ratio_epochs=0: allowed are integers >= 1"),
-        (lambda: AMR(attribution="lime"), "model.amr.attribution='lime': allowed are gradient_input, "),  # type: ignore[arg-type]
+        (lambda: AMR(ratio_epochs=0), "model.amr.ratio_epochs=0: must be an integer >= 1"),
+        (lambda: AMR(attribution="lime"), "model.amr.attribution='lime': must be one of gradient_input, "),  # type: ignore[arg-type]
         (lambda: AMR(attribution="shapley", ig_steps=2), "attribution shapley and ig_steps exclude each other"),
-        (lambda: AMR(attribution="integrated_gradients", ig_steps=0), "model.amr.ig_steps=0: allowed are integers"),
-        (lambda: Dominance(ig_steps=0), "dominance.ig_steps=0: allowed are integers >= 1"),
-        (lambda: AMR(level="clip"), "model.amr.level='clip': allowed are batch, sample"),  # type: ignore[arg-type]
+        (lambda: AMR(attribution="integrated_gradients", ig_steps=0), "model.amr.ig_steps=0: must be an integer"),
+        (lambda: Dominance(ig_steps=0), "dominance.ig_steps=0: must be an integer >= 1"),
+        (lambda: AMR(level="clip"), "model.amr.level='clip': must be one of batch, sample"),  # type: ignore[arg-type]
         (lambda: Dropout(1.0), "model.dropout.p=1.0"),
         (lambda: ModalityDropout(1.0), "model.modality_dropout.p=1.0"),
         (lambda: build(amr=AMR({"audio": 1, "smell": 1})), "exactly the model's modalities 'audio', 'video'"),
@@ -537,7 +537,7 @@ def test_training_may_go_on_with_another_method(tmp_path: Path) -> None:
         (lambda: build(amr=AMR(), extra=[AMR()]), "'amr' is given twice"),
         (lambda: build(amr=AMR(), extra=[Hermit()]), "model.hermit: cannot be combined with 'amr'"),
         (lambda: FusionClassifier({}), "at least one modality"),
-        (lambda: FusionClassifier({"audio": Linear()}, num_classes=1), "model.num_classes=1: at least 2 are needed"),
+        (lambda: FusionClassifier({"audio": Linear()}, num_classes=1), "model.num_classes=1: must be at least 2"),
     ],
 )
 def test_refused_by_name(make: Any, message: str) -> None:

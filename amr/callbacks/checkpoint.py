@@ -63,7 +63,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         for key, value in (("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes)):
             if value is not None and value <= 0:
-                raise UserError(f"last.{key}={value}: allowed are positive numbers, or null")
+                raise UserError(f"last.{key}={value}: must be a positive number, or null")
         self.dirpath = dirpath
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self._saved_step, self._saved_at = 0, time.monotonic()

@@ -99,7 +99,7 @@ class Dominance(pl.Callback):
         ig_steps: int | None = None,
     ) -> None:
         if ig_steps is not None and ig_steps < 1:
-            raise UserError(f"dominance.ig_steps={ig_steps}: allowed are integers >= 1, or null")
+            raise UserError(f"dominance.ig_steps={ig_steps}: must be an integer >= 1, or null")
         self.score: Score = score
         self.train = train
         self.table = table

@@ -56,12 +56,12 @@ class MultiVizCallback(pl.Callback):
         budget: float = 0.05,
     ) -> None:
         if not stages or not set(stages) <= set(get_args(Stage)):
-            raise UserError(f"stages={list(stages)}: allowed are {', '.join(get_args(Stage))}, at least one")
+            raise UserError(f"stages={list(stages)}: must be at least one of {', '.join(get_args(Stage))}")
         for key, value in (("every_n_epochs", every_n_epochs), ("clips", clips)):
             if value < 1:
-                raise UserError(f"{key}={value}: allowed are 1 and more")
+                raise UserError(f"{key}={value}: must be 1 or more")
         if not 0 < budget <= 1:
-            raise UserError(f"budget={budget}: allowed are values above 0, up to 1")
+            raise UserError(f"budget={budget}: must be above 0, up to 1")
         self.stages, self.every_n_epochs, self.clips, self.budget = tuple(stages), every_n_epochs, clips, budget
         self._started = 0.0
         self._inputs: list[dict[str, Tensor]] = []

@@ -36,7 +36,7 @@ class PredictionWriter(pl.Callback):
         if trainer.world_size > 1:
             raise UserError(f"trainer.devices: predict writes one file from one device, not {trainer.world_size}")
         if self.out.is_dir():
-            raise UserError(f"--out: {self.out} is a folder; a file is needed")
+            raise UserError(f"--out={self.out}: must be a file, not a folder")
 
     def on_predict_batch_end(
         self,

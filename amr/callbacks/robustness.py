@@ -65,7 +65,7 @@ class Robustness(pl.Callback):
         least |= {"corruption_clips": (corruption_clips or 2, 2), "train_clips": (train_clips or 2, 2)}
         for key, (value, lowest) in least.items():
             if value < lowest:
-                raise UserError(f"robustness.{key}={value}: allowed are {lowest} and more")
+                raise UserError(f"robustness.{key}={value}: must be {lowest} or more")
         self.test, self.every_n_epochs, self.corruptions = test, every_n_epochs, corruptions
         self.corruption_clips, self.train_clips, self.unimodal = corruption_clips, train_clips, unimodal or {}
         self.resamples, self.seed, self.out = resamples, seed, out
@@ -84,7 +84,7 @@ class Robustness(pl.Callback):
 
         assert isinstance(pl_module, FusionClassifier)
         for name, path in self.unimodal.items():
-            check_checkpoint(path.expanduser(), f"robustness.unimodal.{name}: ")
+            check_checkpoint(path.expanduser(), f"robustness.unimodal.{name}=")
             self._unimodal[name] = load_model(path.expanduser()).to(pl_module.device)
         check_unimodal(pl_module.model, self._unimodal)
 

@@ -36,7 +36,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """
     strategy = trainer.get("strategy")
     if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith("ddp"):
-        raise UserError(f"trainer.strategy={strategy}: allowed are auto (a single device), ddp and its variants")
+        raise UserError(f"trainer.strategy={strategy}: must be auto (a single device), ddp or one of its variants")
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
         if (value := trainer.get(key)) is not None and not isinstance(value, str | dict) and value <= 0:
             raise UserError(f"trainer.{key}={value}: must be positive")
@@ -72,7 +72,7 @@ def check_monitors(callbacks: Sequence[Callback], scheduler: str | None, modalit
         known = metric in allowed or str(metric).startswith("train/")  # where methods log more
         if metric is not None and not known and all(type(each).__module__.startswith(LIGHTNING) for each in callbacks):
             raise UserError(
-                f"{key}: {watcher} has monitor={metric}, which is not logged; allowed are {', '.join(allowed)}"
+                f"{key}: {watcher} has monitor={metric}, which is not logged; must be one of {', '.join(allowed)}"
             )
     if any(isinstance(each, LearningRateFinder) for each in callbacks):
         raise UserError(

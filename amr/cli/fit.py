@@ -196,11 +196,11 @@ class AmrCLI(LightningCLI):
         options.weights_only = True  # our checkpoints hold nothing that would need more
         path = options.get("ckpt_path")
         if path is not None and not (path == "last" and self.config.subcommand == "fit"):
-            check_checkpoint(Path(path), "--ckpt_path: ")
+            check_checkpoint(Path(path), "--ckpt_path=")
         if self.config.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID") and options.wandb != "online":
-            raise UserError(f"--wandb={options.wandb}: allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online")
+            raise UserError(f"--wandb={options.wandb}: must be online under a sweep's agent (WANDB_SWEEP_ID is set)")
         if options.wandb != "disabled" and not re.fullmatch(r"[\w.-]{1,128}", options.project):
-            raise UserError(f"--project={options.project!r}: allowed are letters, digits and . _ -, 128 at most")
+            raise UserError(f"--project={options.project!r}: must be letters, digits and . _ -, 128 at most")
         check_trainer(options.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -237,7 +237,9 @@ class AmrCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
             # Lightning would train in bf16 instead.
-            raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, bf16-mixed and 32-true are allowed")
+            raise UserError(
+                "trainer.precision=16-mixed: must be bf16-mixed or 32-true on a CPU, for 16-mixed needs a GPU"
+            )
         return trainer
 
     def after_fit(self) -> None:
@@ -270,7 +272,7 @@ class AmrCLI(LightningCLI):
                 raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
         monitors = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{name}" for name in modalities))]
         if options.best.monitor not in monitors:
-            raise UserError(f"best.monitor={options.best.monitor}: allowed are {', '.join(monitors)}")
+            raise UserError(f"best.monitor={options.best.monitor}: must be one of {', '.join(monitors)}")
         init: Namespace = self.config_init[self.config.subcommand]
         schedule = (options.model.lr_scheduler or {}).get("init_args") or {}
         check_monitors(_listed(init.trainer.callbacks), schedule.get("monitor"), modalities)
@@ -293,9 +295,9 @@ class AmrCLI(LightningCLI):
             return run_folder(Path(path))
         name = options.name or _slug(f"{facts['dataset']}-{facts['method']}-s{facts['seed']}")
         if name != _slug(name):
-            raise UserError(f"--name={name!r}: allowed are letters, digits and . _ + -")
+            raise UserError(f"--name={name!r}: must be letters, digits and . _ + -")
         if Path(options.runs_dir).is_file():
-            raise UserError(f"--runs_dir: {options.runs_dir} is a file; a folder is needed")
+            raise UserError(f"--runs_dir={options.runs_dir}: must be a folder, not a file")
         folder: Path = Path(options.runs_dir) / name
         if self.subcommand == "fit" and self._held and is_first_process() and not options.trainer.fast_dev_run:
             # Before the folder is looked at, so that of two starts of a name only one finds it free.

@@ -108,7 +108,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS)}; allowed are {', '.join(COMMANDS)}")
+        raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS)}; must be one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     if name in RUN_COMMANDS:
         from amr.cli.keys import arguments as keys

@@ -55,7 +55,7 @@ def last_checkpoint(folder: Path) -> str | None:
     if not last.is_file():
         print(f"{last} is not there yet: starting from the beginning")
         return None
-    check_checkpoint(last, "--ckpt_path: ")
+    check_checkpoint(last, "--ckpt_path=")
     return str(last)
 
 

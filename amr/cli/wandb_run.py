@@ -16,7 +16,7 @@ def wandb_id(file: Path) -> str:
     """The W&B run that a run's record names."""
     known = read_object(file).get("wandb_id")
     if not isinstance(known, str) or not re.fullmatch(r"[\w-]{1,64}", known):
-        raise UserError(f"{file}: wandb_id: {str(known)[:60]!r}; allowed: letters, digits, - and _")
+        raise UserError(f"{file}: wandb_id={str(known)[:60]!r}: must be letters, digits, - and _")
     return known
 
 

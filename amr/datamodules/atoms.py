@@ -121,7 +121,7 @@ def spectrogram_atoms(
     bins, steps = shape[-2:]
     if len(hz) not in (2, bins + 1) or any(not low < high for low, high in pairwise(hz)):
         raise UserError(
-            f"atoms: hz must be (low, high) or the {bins + 1} ascending edges of {bins} bins, got {len(hz)}"
+            f"atoms: hz: {len(hz)} values; must be (low, high) or the {bins + 1} ascending edges of {bins} bins"
         )
     rows, columns = _edges("freq_blocks", freq_blocks, bins), _edges("time_blocks", time_blocks, steps)
     at = _seconds(seconds, steps)
@@ -201,7 +201,7 @@ def flat_atoms(dim: int | Sequence[int]) -> Atoms:
 def _edges(key: str, blocks: int, size: int) -> list[int]:
     """The blocks + 1 edges of blocks that cover `size` elements, sizes differing by one at most."""
     if not 1 <= blocks <= size:
-        raise UserError(f"atoms: {key} must be in 1 to {size}, got {blocks}")
+        raise UserError(f"atoms: {key}={blocks}: must be in 1 to {size}")
     return [block * size // blocks for block in range(blocks + 1)]
 
 
@@ -212,5 +212,5 @@ def _blocks(edges: list[int]) -> Tensor:
 
 def _seconds(seconds: float, steps: int) -> Callable[[int], float]:
     if not seconds > 0:
-        raise UserError(f"atoms: seconds must be positive, got {seconds}")
+        raise UserError(f"atoms: seconds={seconds}: must be positive")
     return lambda edge: edge * seconds / steps

@@ -95,10 +95,10 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
     ) -> None:
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
-            raise UserError(f"data.modalities is {list(modalities)}; allowed are {list(MODALITIES)}, each at most once")
+            raise UserError(f"data.modalities={list(modalities)}: must be of {list(MODALITIES)}, each at most once")
         for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
-                raise UserError(f"data.{key} is {value}; it must be at least {least}")
+                raise UserError(f"data.{key}={value}: must be at least {least}")
         self.root = Path(root)
         self.modalities = tuple(modalities)
         self.decode, self.audio, self.video = decode, audio, video
@@ -106,9 +106,9 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
         self.in_memory, self.follow_links = in_memory, follow_links
         if in_memory and decode_on == "gpu":
-            raise UserError("data.decode_on is gpu; allowed with in_memory, which keeps frames, are auto and cpu")
+            raise UserError("data.decode_on=gpu: must be auto or cpu with in_memory, which keeps frames")
         if in_memory and (audio.freq_mask or audio.time_mask):
-            raise UserError("data.in_memory is true; it must be false with audio.freq_mask or audio.time_mask")
+            raise UserError("data.in_memory=true: must be false with audio.freq_mask or audio.time_mask")
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
         self.clips, self.labels = self.list_clips()
         self._check_listing()
@@ -251,7 +251,7 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
             torch.cuda.is_available() and self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         )
         if self.decode_on == "gpu" and not cuda:
-            raise UserError("data.decode_on is gpu, but the run is not on a CUDA device; allowed here are auto and cpu")
+            raise UserError("data.decode_on=gpu: must be auto or cpu, for the run is not on a CUDA device")
         return cuda and self.decode_on != "cpu" and not self.in_memory
 
     def usable(self, split: str) -> list[Clip]:

@@ -54,7 +54,7 @@ class Clips(ClipDataModule):
         else:
             labels = read_lines(find_file(self._labels, self.root), "data.labels")
         if len(set(labels)) < len(labels):
-            raise UserError(f"data.labels names a label twice: {labels}")
+            raise UserError(f"data.labels={labels}: must name each label once")
         return clips, labels
 
 
@@ -77,7 +77,7 @@ def _file_columns(path: Path, columns: list[str]) -> dict[str, str]:
             raise UserError(f"{path}: no column {column!r}; it has {', '.join(columns) or 'none'}")
     twice = [column for column in columns if column and columns.count(column) > 1]  # "" is an index that pandas wrote
     if twice:
-        raise UserError(f"{path}: there are two columns {twice[0]!r}; allowed is one of each name")
+        raise UserError(f"{path}: there are two columns {twice[0]!r}; must be one of each name")
     own = {modality: f"{modality}_file" for modality in MODALITIES if f"{modality}_file" in columns}
     if ("file" in columns) == bool(own):
         allowed = " or ".join(f"{modality}_file" for modality in MODALITIES)
@@ -105,5 +105,5 @@ def _seconds(where: str, column: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: {column!r} is {text!r}; it must be a number of seconds, or empty")
+        raise UserError(f"{where}: {column!r}={text!r}: must be a number of seconds, or empty")
     return value

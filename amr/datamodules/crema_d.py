@@ -64,7 +64,7 @@ class CremaD(ClipDataModule):
             case "all":
                 splits = dict.fromkeys(self._clips_in(files), "all")
             case _:
-                raise UserError(f"data.split is {self.split!r}; allowed are actor, ogm, all")
+                raise UserError(f"data.split={self.split!r}: must be actor, ogm or all")
         return [_clip(id, splits[id], files) for id in sorted(splits)], LABELS
 
     def _scan(self) -> Files:
@@ -120,7 +120,7 @@ class CremaD(ClipDataModule):
 
     def _read_ogm_split(self) -> dict[str, str]:
         if self.ogm_split is None:
-            raise UserError("data.split is ogm; data.ogm_split must name the folder with its train.csv and test.csv")
+            raise UserError("data.split=ogm: data.ogm_split must name the folder with its train.csv and test.csv")
         lists = {
             split: _read_list(check_folder(self.ogm_split, "data.ogm_split") / f"{split}.csv")
             for split in ("train", "test")

@@ -104,7 +104,7 @@ class ExplainedClips(Corruptible):
         known = self.corruptions.get(modality, {})
         if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
             allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
-            raise UserError(f"corruption: {modality} {corruption} {severity}; allowed are {allowed}, each from 1 to 5")
+            raise UserError(f"corruption={modality} {corruption} {severity}: must be {allowed}, each from 1 to 5")
         chosen, place = known[corruption], {clip.id: clip for clip in self.usable(split)}
         if unknown := [id for id in ids if id not in place]:
             raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")

@@ -21,7 +21,7 @@ def check_folder(folder: Path, key: str) -> Path:
         UserError: It does not exist or is a file.
     """
     if not folder.is_dir():
-        raise UserError(f"{key} {folder}: no such folder")
+        raise UserError(f"{key}={folder}: no such folder")
     return folder
 
 

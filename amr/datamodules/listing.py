@@ -33,7 +33,7 @@ def read_cells(path: Path, key: str) -> Iterator[tuple[str, list[str]]]:
         UserError: No such file, not a CSV in UTF-8, or a cell with a control character, such as NUL.
     """
     if not is_there(path):
-        raise UserError(f"{key} {printable(str(path))}: no such file")
+        raise UserError(f"{key}={printable(str(path))}: no such file")
     with opened(path, _BYTES) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, strict=True, skipinitialspace=True)
         try:
@@ -42,7 +42,7 @@ def read_cells(path: Path, key: str) -> Iterator[tuple[str, list[str]]]:
                 cells = [cell.strip() for cell in row]
                 for cell in cells:
                     if not cell.isprintable() and any(unicodedata.category(char) == "Cc" for char in cell):
-                        raise UserError(f"{where}: {cell[:80]!r} has a control character; allowed: text on one line")
+                        raise UserError(f"{where}: {cell[:80]!r} has a control character; must be text on one line")
                 if any(cells):
                     yield where, cells
         except (csv.Error, UnicodeDecodeError) as error:
@@ -56,12 +56,12 @@ def read_lines(path: Path, key: str) -> list[str]:
         UserError: No such file, or not a text in UTF-8.
     """
     if not is_there(path):
-        raise UserError(f"{key} {printable(str(path))}: no such file")
+        raise UserError(f"{key}={printable(str(path))}: no such file")
     with opened(path, _BYTES) as file:
         try:
             text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{key} {path}: not a text in UTF-8 ({error})") from error
+            raise UserError(f"{key}={path}: not a text in UTF-8 ({error})") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -99,11 +99,11 @@ def check_listing(name: str, root: RootFolder, clips: Sequence[Clip], labels: Se
     for clip in clips:
         where = f"{name}: clip {clip.id!r}"
         if clip.label not in allowed:
-            raise UserError(f"{where} has label {clip.label!r}; allowed are {', '.join(labels)}")
+            raise UserError(f"{where}: label={clip.label!r}: must be one of {', '.join(labels)}")
         if clip.split not in SPLITS:
-            raise UserError(f"{where} has split {clip.split!r}; allowed are {', '.join(SPLITS)}")
+            raise UserError(f"{where}: split={clip.split!r}: must be one of {', '.join(SPLITS)}")
         if (clip.start or 0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0)):
-            raise UserError(f"{where} has start {clip.start} and end {clip.end}; 0 <= start < end is allowed")
+            raise UserError(f"{where}: start={clip.start}, end={clip.end}: must be 0 <= start < end")
         for path in clip.files.values():
             if refusal := root.refusal(path):
                 raise UserError(f"{where} has file {path}, {refusal}")

@@ -64,7 +64,7 @@ def power_density(x: Tensor, sample_rate: int, n_fft: int, hop_length: int) -> T
         UserError: The input is shorter than a window.
     """
     if x.shape[-1] < n_fft:
-        raise UserError(f"audio.n_fft is {n_fft}; with log_psd it must be at most the input's {x.shape[-1]} samples")
+        raise UserError(f"audio.n_fft={n_fft}: must be, with log_psd, at most the input's {x.shape[-1]} samples")
     window = _tukey(n_fft)
     windows = x.unfold(-1, n_fft, hop_length)  # (..., T, n_fft)
     power: Tensor = torch.fft.rfft((windows - windows.mean(-1, keepdim=True)) * window).abs().square()

@@ -59,7 +59,7 @@ class VGGSound(ClipDataModule):
         **kwargs: Any,
     ) -> None:
         if not 0 <= val_fraction < 1:
-            raise UserError(f"data.val_fraction is {val_fraction}; it must be at least 0 and below 1")
+            raise UserError(f"data.val_fraction={val_fraction}: must be at least 0 and below 1")
         self.name = "vggsound"
         self.csv = Path(csv) if Path(csv).exists() else check_folder(Path(root), "data.root") / csv
         self.val_fraction, self.split_seed = val_fraction, split_seed
@@ -128,7 +128,7 @@ class VGGSound(ClipDataModule):
             example = f"{self.clips[0].id}.mp4"
             other = found_elsewhere(self.root, [Path(f"{clip.id}.mp4") for clip in self.clips[:20]])
             raise UserError(
-                f"data.root {self.root}: no file is named as a clip of {self.csv} is, like {example}{other}"
+                f"data.root={self.root}: no file is named as a clip of {self.csv} is, like {example}{other}"
             )
         return found
 
@@ -143,7 +143,7 @@ class VGGSound(ClipDataModule):
             else:
                 labels = read_lines(path, "data.labels")
         if len(set(labels)) < len(labels):
-            raise UserError(f"data.labels {self._labels}: names {Counter(labels).most_common(1)[0][0]!r} twice")
+            raise UserError(f"data.labels={self._labels}: names {Counter(labels).most_common(1)[0][0]!r} twice")
         return labels
 
     def _default_store(self) -> Path:
@@ -231,7 +231,7 @@ def _walk(root: RootFolder, folder: str, depth: int) -> Iterator[tuple[str, str,
                         _check_link(root, folder + entry.name)
                     yield from _walk(root, f"{folder}{entry.name}/", depth - 1)
     except OSError as error:
-        raise UserError(f"data.root {root.base / folder}: cannot be read ({error.strerror})") from error
+        raise UserError(f"data.root={root.base / folder}: cannot be read ({error.strerror})") from error
 
 
 def _check_link(root: RootFolder, path: str) -> None:
@@ -251,7 +251,7 @@ def _read_csv(path: Path, labels: Collection[str]) -> list[Clip]:
             raise UserError(f"{where}: clip {id!r} is listed twice")
         clips[id] = Clip(id, label, split, no_files)
     if not clips:
-        raise UserError(f"data.csv {path}: no rows")
+        raise UserError(f"data.csv={path}: no rows")
     return list(clips.values())
 
 
@@ -262,9 +262,9 @@ def _read_row(where: str, cells: list[str]) -> Row:
         case [name, label]:
             (video, _, start), split = name.rpartition(".")[0].rpartition("_"), "test"
         case _:
-            raise UserError(f"{where}: {len(cells)} cells; allowed: video id, start, label, split; or file, label")
+            raise UserError(f"{where}: {len(cells)} cells; must be video id, start, label, split; or file, label")
     if not video.replace("-", "").replace("_", "").isalnum() or not (start.isdecimal() and len(start) < 10):
         raise UserError(f"{where}: {video!r} and {start!r} are not a video id (letters, digits, -, _) and seconds")
     if split not in ("train", "test") or not label:
-        raise UserError(f"{where}: label {label!r} and split {split!r}; allowed are any label, and train or test")
+        raise UserError(f"{where}: label={label!r}, split={split!r}: must be any label, and train or test")
     return video, int(start), sys.intern(label), sys.intern(split)  # one string a label, not one a row

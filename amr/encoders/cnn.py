@@ -105,4 +105,4 @@ def grid_pool(x: Tensor, grid: tuple[int, ...]) -> Tensor:
 def _check_sizes(encoder: Encoder, **sizes: int) -> None:
     for key, size in sizes.items():
         if size < 1:
-            raise UserError(f"{type(encoder).__name__}: {key} must be at least 1, got {size}")
+            raise UserError(f"{type(encoder).__name__}: {key}={size}: must be at least 1")

@@ -27,7 +27,7 @@ class MLPEncoder(Encoder):
         super().__init__()
         sizes = [in_dim, *hidden, out_dim]
         if min(sizes) < 1:
-            raise UserError(f"MLPEncoder: in_dim, hidden and out_dim must be at least 1, got {sizes}")
+            raise UserError(f"MLPEncoder: in_dim, hidden, out_dim={sizes}: must be at least 1")
         self.in_dim = in_dim
         self.out_dim = out_dim
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]

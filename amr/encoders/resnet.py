@@ -33,9 +33,9 @@ class ResNetEncoder(Encoder):
     def __init__(self, depth: Literal[18, 34] = 18, in_channels: int = 3, weights: str | None = None) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise UserError(f"ResNetEncoder: depth must be one of {', '.join(map(str, _DEPTHS))}, got {depth}")
+            raise UserError(f"ResNetEncoder: depth={depth}: must be one of {', '.join(map(str, _DEPTHS))}")
         if in_channels < 1:
-            raise UserError(f"ResNetEncoder: in_channels must be at least 1, got {in_channels}")
+            raise UserError(f"ResNetEncoder: in_channels={in_channels}: must be at least 1")
         build, named = _DEPTHS[depth]
         self.in_channels = in_channels
         self.resnet = build()

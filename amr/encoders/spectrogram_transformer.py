@@ -70,19 +70,19 @@ class SpectrogramTransformer(Encoder):
         }
         for key, size in sizes.items():
             if size < 1:
-                raise UserError(f"SpectrogramTransformer: {key} must be at least 1, got {size}")
+                raise UserError(f"SpectrogramTransformer: {key}={size}: must be at least 1")
         if dim % heads:
-            raise UserError(f"SpectrogramTransformer: dim must be a multiple of heads = {heads}, got {dim}")
+            raise UserError(f"SpectrogramTransformer: dim={dim}: must be a multiple of heads = {heads}")
         if not (mlp_ratio > 0 and int(dim * mlp_ratio) >= 1):
-            raise UserError(f"SpectrogramTransformer: mlp_ratio must be positive, got {mlp_ratio}")
+            raise UserError(f"SpectrogramTransformer: mlp_ratio={mlp_ratio}: must be positive")
         if not 0 <= dropout < 1:
-            raise UserError(f"SpectrogramTransformer: dropout must be in [0, 1), got {dropout}")
+            raise UserError(f"SpectrogramTransformer: dropout={dropout}: must be in [0, 1)")
         if pooling not in ("cls", "mean"):
-            raise UserError(f"SpectrogramTransformer: pooling must be one of cls, mean, got {pooling!r}")
+            raise UserError(f"SpectrogramTransformer: pooling={pooling!r}: must be one of cls, mean")
         if min(input_size) < patch:
-            raise UserError(f"SpectrogramTransformer: input_size must be at least patch = {patch}, got {input_size}")
+            raise UserError(f"SpectrogramTransformer: input_size={input_size}: must be at least patch = {patch}")
         if weights in _NAMES and heads != 12:  # the only size that no shape tells
-            raise UserError(f"SpectrogramTransformer: heads must be 12 for {weights}, got {heads}")
+            raise UserError(f"SpectrogramTransformer: heads={heads}: must be 12 for {weights}")
         self.in_channels, self.patch, self.stride = in_channels, patch, stride
         self.out_dim = dim
         self.pooling, self.pool = pooling, pool

@@ -51,7 +51,7 @@ class Video3DEncoder(Encoder):
     ) -> None:
         super().__init__()
         if arch not in _ARCHS:
-            raise UserError(f"Video3DEncoder: arch must be one of {', '.join(_ARCHS)}, got {arch!r}")
+            raise UserError(f"Video3DEncoder: arch={arch!r}: must be one of {', '.join(_ARCHS)}")
         build, named = _ARCHS[arch]
         self.pool = pool
         self.resnet = build()

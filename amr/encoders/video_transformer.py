@@ -81,7 +81,7 @@ class VideoTransformerEncoder(Encoder):
             self.net = build()
         else:
             allowed = ", ".join([*_MVIT, *_SWIN])
-            raise UserError(f"VideoTransformerEncoder: arch must be one of {allowed}, got {arch!r}")
+            raise UserError(f"VideoTransformerEncoder: arch={arch!r}: must be one of {allowed}")
         self.net.head = nn.Identity()  # type: ignore[assignment]
         if weights is not None:
             load_weights(self.net, weights, named, ignore="head.", convert=self._resample_positions)
@@ -123,9 +123,9 @@ def _mvit_shape(frames: int | None, size: int | tuple[int, int] | None) -> tuple
     frames = 16 if frames is None else frames
     height, width = (224, 224) if size is None else (size, size) if isinstance(size, int) else size
     if frames < 2 or frames % 2:
-        raise UserError(f"VideoTransformerEncoder: frames must be a multiple of 2, got {frames}")
+        raise UserError(f"VideoTransformerEncoder: frames={frames}: must be a multiple of 2")
     if min(height, width) < 32 or height % 32 or width % 32:  # the patches' stride times the stages'
-        raise UserError(f"VideoTransformerEncoder: size must be multiples of 32 pixels, got {height} x {width}")
+        raise UserError(f"VideoTransformerEncoder: size={height} x {width}: must be multiples of 32 pixels")
     return frames, height, width
 
 

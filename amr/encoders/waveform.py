@@ -107,13 +107,13 @@ class WaveformEncoder(Encoder):
     ) -> None:
         super().__init__()
         if arch not in _ARCHS:
-            raise UserError(f"WaveformEncoder: arch must be one of {', '.join(_ARCHS)}, got {arch!r}")
+            raise UserError(f"WaveformEncoder: arch={arch!r}: must be one of {', '.join(_ARCHS)}")
         options = _ARCHS[arch]
         layers = options.layers if layers is None else layers
         if not 1 <= layers <= options.layers:
-            raise UserError(f"WaveformEncoder: layers must be in 1 to {options.layers} for {arch}, got {layers}")
+            raise UserError(f"WaveformEncoder: layers={layers}: must be in 1 to {options.layers} for {arch}")
         if not 0 <= dropout < 1:
-            raise UserError(f"WaveformEncoder: dropout must be in [0, 1), got {dropout}")
+            raise UserError(f"WaveformEncoder: dropout={dropout}: must be in [0, 1)")
         self.out_dim = options.dim
         self.layers, self.pool = layers, pool
         self.net = wav2vec2_model(

@@ -66,7 +66,7 @@ def find_weights(name: str, named: type[WeightsEnum]) -> WeightsEnum:
     """
     members = {f"{named.__name__}.{member}": value for member, value in named.__members__.items()}
     if name not in members:
-        raise UserError(f"weights: {name!r} is neither a file nor one of {', '.join(members)}")
+        raise UserError(f"weights={name!r}: must be a file or one of {', '.join(members)}")
     return members[name]
 
 
@@ -83,7 +83,7 @@ def _read(weights: str, named: Named) -> State:
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
-        raise UserError(f'weights: {weights} must hold a state dict, or a dict with one at "state_dict"')
+        raise UserError(f'weights={weights}: must hold a state dict, or a dict with one at "state_dict"')
     return state
 
 
@@ -95,7 +95,7 @@ def _download(name: str, named: Named) -> State:
     elif name in named:
         download = named[name]
     else:
-        raise UserError(f"weights: {name!r} is neither a file nor one of {', '.join(named)}")
+        raise UserError(f"weights={name!r}: must be a file or one of {', '.join(named)}")
     try:
         return download()
     except OSError as error:  # urllib's errors are among these

@@ -98,7 +98,7 @@ def _tensor(output: Any, module: nn.Module) -> Tensor:
     if not (isinstance(output, Tensor) and output.ndim in (2, 3)):
         what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise UserError(
-            f"as_encoder({type(module).__name__}): it returns {what}; allowed are (B, D), (B, T, D) and (B, D, H, W)"
+            f"as_encoder({type(module).__name__}): it returns {what}; must be (B, D), (B, T, D) or (B, D, H, W)"
         )
     return output
 

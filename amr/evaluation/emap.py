@@ -118,7 +118,7 @@ def projection(
 ) -> Estimate:
     """Additive projection of a function of the encodings, (N, K)."""
     if pairings < 1:
-        raise UserError(f"pairings: must be at least 1, got {pairings}")
+        raise UserError(f"pairings={pairings}: must be at least 1")
     names, like = list(encodings), next(iter(encodings.values()))
     count, modalities = len(like), len(names)
     if count**modalities <= max(_EXACT_ROWS, pairings * modalities * count**2):

@@ -30,7 +30,7 @@ def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[st
                 return {m: torch.zeros_like(x) for m, x in values.items()}
             case "mean":
                 return {m: x.mean(0, keepdim=True).expand_as(x) for m, x in values.items()}
-        raise UserError(f"baseline: {baseline!r}; allowed are 'zeros', 'mean', or a tensor for each modality")
+        raise UserError(f"baseline={baseline!r}: must be 'zeros', 'mean', or a tensor for each modality")
     found = {}
     for name, x in values.items():
         if name not in baseline:
@@ -66,7 +66,7 @@ def head_rows(
         UserError: `batch` is below 1.
     """
     if batch < 1:
-        raise UserError(f"batch: must be at least 1, got {batch}")
+        raise UserError(f"batch={batch}: must be at least 1")
     device = next(iter(pools.values())).device
     for start in range(0, count, batch):
         chosen = picks(torch.arange(start, min(start + batch, count), device=device))

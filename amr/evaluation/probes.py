@@ -67,12 +67,12 @@ def check_unimodal(model: FusionModel, unimodal: Mapping[str, FusionModel | floa
     for name, best in unimodal.items():
         where = f"robustness.unimodal.{name}"
         if name not in model.modalities:
-            raise UserError(f"{where}: no such modality; allowed are {', '.join(model.modalities)}")
+            raise UserError(f"{where}: no such modality; must be one of {', '.join(model.modalities)}")
         if isinstance(best, FusionModel) and best.modalities != (name,):
             raise UserError(f"{where}: it is a model of {', '.join(best.modalities)}")
         if isinstance(best, FusionModel) and best.head.num_classes != model.head.num_classes:
             theirs, ours = best.head.num_classes, model.head.num_classes
-            raise UserError(f"{where}: it has {theirs} classes; needed are the model's {ours}")
+            raise UserError(f"{where}: a model of {theirs} classes; must have the {ours} of this model")
 
 
 def evidence_rows(

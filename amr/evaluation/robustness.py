@@ -80,7 +80,7 @@ def measure(
     if clean is None:
         clean = encode(model, data, split, None, seed=seed, context=context)
     if len(clean.ids) < 2:
-        raise UserError(f"robustness: {len(clean.ids)} clips of {split} have every modality; at least 2 are needed")
+        raise UserError(f"robustness: {len(clean.ids)} clips of {split} have every modality; must be at least 2")
     if train is None:
         train = encode(model, data, "train", train_clips, seed=seed, context=context)
     rows = measure_encodings(model, clean, train, resamples=resamples, seed=seed, score=score, ig_steps=ig_steps)

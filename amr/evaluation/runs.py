@@ -158,11 +158,11 @@ def check_facts(file: Path, info: Mapping[str, Any], where: str = "") -> None:
     kinds = {"method": str, "dataset": str, "seed": int | None, "fusion": str | None, "title": str | None}
     for key, kind in kinds.items():
         if not isinstance(info.get(key), kind):
-            raise bad(file, f"{where}{key}: {info.get(key)!r}; allowed: {getattr(kind, '__name__', kind)}")
+            raise bad(file, f"{where}{key}={info.get(key)!r}: must be of type {getattr(kind, '__name__', kind)}")
     for key, least in (("modalities", 1), ("labels", 0)):
         value = info.get(key) or []
         if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
-            raise bad(file, f"{where}{key}: {value!r}; allowed: a list of names")
+            raise bad(file, f"{where}{key}={value!r}: must be a list of names")
 
 
 def read_starts(file: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def read_starts(file: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     starts = info.get("resumed") or []
     if not are_starts(starts):
-        raise bad(file, f"resumed: {starts!r}; allowed: a list, each with an epoch and the settings that differ")
+        raise bad(file, f"resumed={starts!r}: must be a list, each with an epoch and the settings that differ")
     return starts
 
 
@@ -186,7 +186,7 @@ def _number(file: Path, line: int, column: str, text: str) -> float:
     try:
         return one_nan(float(text))
     except ValueError:
-        raise bad(file, f"line {line}, column {column}: {text!r}; allowed: a number or nothing") from None
+        raise bad(file, f"line {line}, column {column}={text!r}: must be a number or nothing") from None
 
 
 def one_nan(value: float) -> float:
@@ -203,7 +203,7 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
             continue
         epoch = _number(file, line, "epoch", row["epoch"])
         if not epoch.is_integer():
-            raise bad(file, f"line {line}, column epoch: {epoch}; allowed: a whole number")
+            raise bad(file, f"line {line}, column epoch={epoch}: must be a whole number")
         values = epochs[int(epoch)]
         count -= len(values)
         for column, value in row.items():
@@ -211,7 +211,9 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
                 values[column] = _number(file, line, column, value)
         count += len(values)
         if count > NUMBERS or len(epochs) > NUMBERS // 10:
-            raise bad(file, f"{len(epochs):,} epochs, {count:,} numbers; allowed: {NUMBERS // 10:,} and {NUMBERS:,}")
+            raise bad(
+                file, f"{len(epochs):,} epochs, {count:,} numbers; must be at most {NUMBERS // 10:,} and {NUMBERS:,}"
+            )
     return dict(epochs)
 
 
@@ -237,7 +239,7 @@ def _per_class(file: Path) -> dict[str, dict[str, dict[str, float]]]:
         count = 0
         for line, row in csv_rows(file, ["split", "class"]):
             if (count := count + len(row)) > NUMBERS:
-                raise bad(file, f"more than {NUMBERS:,} numbers; allowed: a line a split and class")
+                raise bad(file, f"more than {NUMBERS:,} numbers; must be one line per split and class")
             cells = {c: _number(file, line, c, text) for c, text in row.items() if c not in ("split", "class")}
             table[row.get("split", "")][printable(row.get("class", ""))] = cells
     return dict(table)
@@ -254,7 +256,7 @@ def flat_settings(file: Path, config: Any, name: str, seed: int | None) -> dict[
     try:
         leaves = list(_flatten(config))
     except RecursionError:
-        raise bad(file, "nested too deeply, or in a circle; allowed: a few levels") from None
+        raise bad(file, "nested too deeply, or in a circle; must be a few levels deep") from None
     for key, value in leaves:
         last = key.rpartition(".")[2]
         if key in PLACES or ".teachers." in key or ".ratio_from." in key or ("seed" in last and value == seed):

@@ -175,7 +175,7 @@ def export_model(
         size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
         if size >= LARGEST:
             raise UserError(
-                f"--format=onnx: the model has {size / 2**30:.1f} GiB, an ONNX file at most 2; allowed: torch"
+                f"--format=onnx: the model has {size / 2**30:.1f} GiB, an ONNX file at most 2; must be torch"
             )
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own deprecations
@@ -260,7 +260,7 @@ def _save_onnx(program: "ExportedProgram", inputs: list[str], outputs: list[str]
             program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False
         )
     except Exception as error:
-        raise UserError(f"--format=onnx: no ONNX for this model: {_first_line(error)}; allowed: torch") from error
+        raise UserError(f"--format=onnx: no ONNX for this model: {_first_line(error)}; must be torch") from error
     assert onnx is not None
     for value in [*onnx.model.graph.inputs, *onnx.model.graph.outputs]:  # the exporter numbers it
         assert value.shape is not None
@@ -320,7 +320,7 @@ def _labels(file: Path) -> list[str] | None:
         return None
     labels: list[str] | None = read_object(file).get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise UserError(f"{file}: labels: {str(labels)[:60]!r}; allowed: a list of names")
+        raise UserError(f"{file}: labels={str(labels)[:60]!r}: must be a list of names")
     return labels
 
 

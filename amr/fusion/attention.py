@@ -91,7 +91,7 @@ class Attention(Fusion):
         super().__init__(dims, num_classes, dim, hidden, classifier_init)
         if dim % heads:
             allowed = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
-            raise UserError(f"fusion: heads must divide dim={dim}, so be one of {allowed}; got {heads}")
+            raise UserError(f"fusion: heads={heads}: must divide dim={dim}, so be one of {allowed}")
         self.projections = nn.ModuleDict({name: nn.Linear(size, dim, bias=False) for name, size in dims.items()})
         self.modality_embeddings = nn.Parameter(torch.empty(len(dims), dim))
         self.class_token = nn.Parameter(torch.empty(dim))

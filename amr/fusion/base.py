@@ -90,7 +90,7 @@ def linear_classifier(size: int, num_classes: int, init: ClassifierInit) -> nn.L
     """
     if init not in get_args(ClassifierInit):
         allowed = ", ".join(get_args(ClassifierInit))
-        raise UserError(f"fusion: classifier_init must be one of {allowed}; got {init!r}")
+        raise UserError(f"fusion: classifier_init={init!r}: must be one of {allowed}")
     classifier = nn.Linear(size, num_classes)
     if init == "xavier_normal":
         nn.init.xavier_normal_(classifier.weight)
@@ -122,4 +122,4 @@ def require_positive(**options: int | None) -> None:
     """Raises UserError, naming the option, if one is below 1; None stands for a default and passes."""
     for key, value in options.items():
         if value is not None and value < 1:
-            raise UserError(f"fusion: {key} must be at least 1, got {value}")
+            raise UserError(f"fusion: {key}={value}: must be at least 1")

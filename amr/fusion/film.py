@@ -38,7 +38,7 @@ class FiLM(Fusion):
         classifier_init: ClassifierInit = "torch",
     ) -> None:
         if conditioner is not None and conditioner not in dims:
-            raise UserError(f"fusion: conditioner must be one of {', '.join(dims)}, got {conditioner!r}")
+            raise UserError(f"fusion: conditioner={conditioner!r}: must be one of {', '.join(dims)}")
         conditioner = conditioner if conditioner is not None else next(iter(dims), "")
         modulated_dim = sum(size for name, size in dims.items() if name != conditioner)
         super().__init__(dims, num_classes, modulated_dim or sum(dims.values()), hidden, classifier_init)

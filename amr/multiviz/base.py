@@ -63,7 +63,7 @@ def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Ta
         return target
     if isinstance(target, str):
         if target != "predicted":
-            raise UserError(f"target: {target!r}; allowed are 'predicted', a class, a class a clip, or a Unit")
+            raise UserError(f"target={target!r}: must be 'predicted', a class, a class per clip, or a Unit")
         with torch.no_grad():
             predicted: Tensor = model.head(dict(encodings)).argmax(1)
         return predicted
@@ -71,7 +71,7 @@ def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Ta
     if len(classes) not in (1, count):
         raise UserError(f"target: {len(classes)} classes for {count} clips")
     if classes.min() < 0 or classes.max() >= model.head.num_classes:
-        raise UserError(f"target: classes {classes.tolist()[:5]}; allowed are 0 to {model.head.num_classes - 1}")
+        raise UserError(f"target: classes {classes.tolist()[:5]}; must be 0 to {model.head.num_classes - 1}")
     return classes.expand(count)
 
 
@@ -123,11 +123,11 @@ def at_least(function: str, **options: tuple[int, int]) -> None:
     """Raises UserError, naming the option, if a (value, minimum) is below its minimum."""
     for key, (value, minimum) in options.items():
         if value < minimum:
-            raise UserError(f"{function}: {key} must be at least {minimum}, got {value}")
+            raise UserError(f"{function}: {key}={value}: must be at least {minimum}")
 
 
 def _require_units(model: FusionModel, encodings: Mapping[str, Tensor], least: int, most: int) -> None:
     with torch.no_grad():
         width = model.penultimate({m: e[:1] for m, e in encodings.items()}).shape[1]
     if not 0 <= least <= most < width:
-        raise UserError(f"target: unit {least if least < 0 else most}; allowed are 0 to {width - 1}")
+        raise UserError(f"target: unit {least if least < 0 else most}; must be 0 to {width - 1}")

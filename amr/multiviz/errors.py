@@ -106,9 +106,12 @@ def classify_errors(
     if labels.ndim != 1 or any(len(e) != count for e in own.values()):
         raise UserError(f"labels: shape {tuple(labels.shape)}; expected ({len(next(iter(own.values())))},)")
     if min(draws, refits, batch) < 1 or not 0 < threshold <= 1:
-        raise UserError("draws, refits and batch must be at least 1, threshold in (0, 1]")
+        raise UserError(
+            f"draws={draws}, refits={refits}, batch={batch}, threshold={threshold}: must be at least 1 each, "
+            "and the threshold in (0, 1]"
+        )
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < model.head.num_classes:
-        raise UserError(f"labels: allowed are 0 to {model.head.num_classes - 1}")
+        raise UserError(f"labels: must be 0 to {model.head.num_classes - 1}")
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model), torch.no_grad():
         parts = [{m: e[i : i + batch] for m, e in own.items()} for i in range(0, count, batch)]
@@ -253,7 +256,7 @@ def error_units(penultimate: Tensor, wrong: Tensor, *, lambdas: int = 15, seed: 
         raise UserError(f"wrong: shape {tuple(wrong.shape)}; expected one entry for each row of penultimate (N, D)")
     errors = int(wrong.bool().sum())
     if min(errors, len(wrong) - errors) < FOLDS:
-        raise UserError(f"wrong: {errors} of {len(wrong)}; at least {FOLDS} wrong and {FOLDS} right ones are needed")
+        raise UserError(f"wrong: {errors} of {len(wrong)}; must be at least {FOLDS} wrong and {FOLDS} right ones")
     sizes, labels = penultimate.detach().abs(), wrong.long().to(penultimate.device)
     # Beyond a thirtieth of the largest penalty nothing is sparse, errors are told apart by chance, and steps are slow.
     top = sparse_path(sizes, labels, 1.0, 1, tol=1e-3).lambdas
@@ -298,7 +301,7 @@ def select_clips(
         UserError: The budget is below 1 or above N, `by` is unknown, or "errors" has no predictor or features.
     """
     if not 1 <= budget <= len(logits):
-        raise UserError(f"budget: {budget}; allowed are 1 to {len(logits)}")
+        raise UserError(f"budget={budget}: must be 1 to {len(logits)}")
     match by:
         case "errors":
             if predictor is None or penultimate is None or len(penultimate) != len(logits):
@@ -309,7 +312,7 @@ def select_clips(
         case "random":
             return torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))[:budget]
         case _:
-            raise UserError(f"by: {by!r}; allowed are {', '.join(get_args(Selection))}")
+            raise UserError(f"by={by!r}: must be one of {', '.join(get_args(Selection))}")
     return score.argsort(descending=True, stable=True)[:budget].cpu()
 
 
@@ -365,7 +368,7 @@ def compare_selections(
         UserError: An option is out of its range, or a first part has fewer than 5 wrong or 5 right predictions.
     """
     if not 0 < share < 1 or seeds < 1 or not ridge > 0:
-        raise UserError(f"share must be in (0, 1), seeds at least 1 and ridge positive, got {share}, {seeds}, {ridge}")
+        raise UserError(f"share={share}, seeds={seeds}, ridge={ridge}: must be in (0, 1), at least 1 and positive")
     features, logits, labels = (x.detach().cpu() for x in (features, logits, labels))
     wrong, trials = logits.argmax(1) != labels, []
     base = (features[:0], labels[:0]) if fitted is None else (fitted[0].detach().cpu(), fitted[1].cpu())

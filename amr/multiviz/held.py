@@ -109,7 +109,7 @@ def hold(
     encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
     x = inputs[modality].detach()
     if not x.is_floating_point():
-        raise UserError(f"inputs: {modality!r} must be floating-point to be explained, got {x.dtype}")
+        raise UserError(f"inputs.{modality}={x.dtype}: must be floating-point to be explained")
     if atoms is not None and atoms.label.shape != x.shape[1:]:
         raise UserError(f"atoms: made for inputs of shape {tuple(atoms.label.shape)}, got {tuple(x.shape[1:])}")
     fixed = fixed_targets(model, encodings, target) if several else fixed_target(model, encodings, target)
@@ -119,7 +119,7 @@ def hold(
 def encoder_of(model: FusionModel, modality: str) -> nn.Module:
     """A modality's encoder, if there is the modality."""
     if modality not in model.modalities:
-        raise UserError(f"modality: {modality!r}; allowed are {', '.join(model.modalities)}")
+        raise UserError(f"modality={modality!r}: must be one of {', '.join(model.modalities)}")
     return model.encoders[modality]
 
 
@@ -142,7 +142,7 @@ def one_baseline(x: Tensor, baseline: Tensor | float) -> Tensor:
     if start.ndim > len(shape) or any(
         size not in (1, n) for size, n in zip(start.shape[::-1], shape[::-1], strict=False)
     ):
-        raise UserError(f"baseline: must be a number or broadcast to {tuple(shape)}, got {tuple(start.shape)}")
+        raise UserError(f"baseline: shape {tuple(start.shape)}; must be a number or broadcast to {tuple(shape)}")
     return start.expand(shape)
 
 

@@ -107,14 +107,14 @@ def sparse_path(
     features, labels = _checked("features", features, labels)
     x, y = features.detach().double(), labels
     if not 0 <= alpha <= 1:
-        raise UserError(f"alpha must be in [0, 1], got {alpha}")
+        raise UserError(f"alpha={alpha}: must be in [0, 1]")
     classes = int(y.max()) + 1 if num_classes is None else num_classes
     if y.min() < 0 or y.max() >= classes:
-        raise UserError(f"labels: {int(y.min())} to {int(y.max())}; allowed are 0 to {classes - 1}")
+        raise UserError(f"labels: {int(y.min())} to {int(y.max())}; must be 0 to {classes - 1}")
     found = torch.bincount(y).nonzero()[:, 0]
     y = torch.searchsorted(found, y)
     if len(found) < 2:
-        raise UserError(f"labels: all are {int(found[0])}; at least two classes are needed")
+        raise UserError(f"labels: all are {int(found[0])}; must be of at least two classes")
     mean, scale = _standardisation(x)
     x = F.pad((x - mean) / scale, (0, 1), value=1.0).t().contiguous()  # (D + 1, N): the last row is the intercept's
     target = F.one_hot(y, len(found)).to(x).t()  # (C, N)
@@ -167,9 +167,9 @@ def top_units(path: SparsePath, index: int, k: int) -> list[list[tuple[int, floa
         UserError: `index` is not on the path, or `k` is below 1.
     """
     if not -len(path.lambdas) <= index < len(path.lambdas):
-        raise UserError(f"index: {index}; allowed are 0 to {len(path.lambdas) - 1}")
+        raise UserError(f"index={index}: must be 0 to {len(path.lambdas) - 1}")
     if k < 1:
-        raise UserError(f"k must be at least 1, got {k}")
+        raise UserError(f"k={k}: must be at least 1")
     weight = path.coefficients[index]
     order = weight.abs().argsort(dim=1, descending=True, stable=True)[:, :k].tolist()
     return [[(u, float(row[u])) for u in units if row[u] != 0] for row, units in zip(weight, order, strict=True)]
@@ -195,14 +195,14 @@ def _penalties(lambdas: Sequence[float] | Tensor | int, steepest: float, alpha: 
     """The λ, (L,); `steepest` is the loss's largest slope at W = 0."""
     if isinstance(lambdas, int):
         if lambdas < 1:
-            raise UserError(f"lambdas: their number must be at least 1, got {lambdas}")
+            raise UserError(f"lambdas={lambdas}: must be at least 1")
         largest = steepest / max(alpha, RIDGE_ALPHA)
         if largest == 0:
             raise UserError("features: none tells the classes apart, every λ gives 0; name the lambdas")
         return largest * torch.logspace(0, math.log10(SMALLEST_RATIO), lambdas, dtype=torch.float64)
     found = torch.as_tensor(lambdas, dtype=torch.float64).detach().reshape(-1)
     if not len(found) or not bool((torch.isfinite(found) & (found > 0)).all()):
-        raise UserError(f"lambdas: {found.tolist()[:5]}; at least one is needed, all positive and finite")
+        raise UserError(f"lambdas={found.tolist()[:5]}: must be at least one, all positive and finite")
     return found
 
 

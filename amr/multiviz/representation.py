@@ -74,7 +74,7 @@ def extreme_clips(
         UserError: A unit does not exist, k is below 1, a unit's activation is not finite, or no clip is left.
     """
     if k < 1:
-        raise UserError(f"k must be at least 1, got {k}")
+        raise UserError(f"k={k}: must be at least 1")
     device = next(model.parameters()).device
     chosen = None if units is None else list(units)
     ranking, clips, lacking = None, 0, 0
@@ -112,7 +112,7 @@ def extreme_features(
         UserError: A unit does not exist, k is below 1, an activation is not finite, or there is no clip.
     """
     if k < 1 or not len(features):
-        raise UserError(f"k must be at least 1, got {k}" if k < 1 else "features: there is no clip")
+        raise UserError(f"k={k}: must be at least 1" if k < 1 else "features: there is no clip")
     chosen = list(range(features.shape[1])) if units is None else list(units)
     most, least = _ranked(None, features.detach().cpu(), np.array(ids, dtype=object), labels.cpu(), chosen, k)
     return ExtremeClips(chosen, _extremes(most), _extremes(least), len(features), 0)
@@ -126,7 +126,7 @@ def _ranked(
 ) -> tuple[Ranking, Ranking]:
     """The most and the least activating of what was known and of further clips: features (N, D)."""
     if not all(0 <= unit < features.shape[1] for unit in units):
-        raise UserError(f"units: {units}; allowed are 0 to {features.shape[1] - 1}")
+        raise UserError(f"units={units}: must be 0 to {features.shape[1] - 1}")
     values = features[:, units].t()
     finite = torch.isfinite(values).all(0)
     if not bool(finite.all()):

@@ -67,11 +67,11 @@ def krippendorff_alpha(ratings: ArrayLike | Sequence[Sequence[float | None]], le
             ratings, all paired ratings are equal (α is then 0/0), or a ratio is negative.
     """
     if level not in get_args(Level):
-        raise UserError(f"level: {level!r}; allowed are {', '.join(get_args(Level))}")
+        raise UserError(f"level={level!r}: must be one of {', '.join(get_args(Level))}")
     try:
         table = np.array(ratings, dtype=np.float64)
     except (TypeError, ValueError):
-        raise UserError("ratings: a table of numbers (raters, items) is needed; None or NaN for missing") from None
+        raise UserError("ratings: must be a table of numbers (raters, items), with None or NaN for missing") from None
     if table.ndim != 2 or len(table) < 2:
         raise UserError(f"ratings: shape {table.shape}; expected (raters, items) with at least two raters")
     if np.isinf(table).any():
@@ -83,7 +83,7 @@ def krippendorff_alpha(ratings: ArrayLike | Sequence[Sequence[float | None]], le
     if len(values) == 1:
         raise UserError(f"ratings: all are {values[0]:g}; alpha needs some variation")
     if level == "ratio" and values[0] < 0:
-        raise UserError(f"ratings: {values[0]:g} is no ratio; allowed are numbers of at least 0")
+        raise UserError(f"ratings={values[0]:g}: must be numbers >= 0 for level ratio")
     counts = np.zeros((table.shape[1], len(values)))  # ratings of each item with each value
     np.add.at(counts, (np.nonzero(~np.isnan(table))[1], codes), 1)
     weighted = counts / (counts.sum(1, keepdims=True) - 1)
@@ -128,13 +128,15 @@ def simulate(
     classes, target, sizes = np.unique(np.asarray(predicted).reshape(-1), return_inverse=True, return_counts=True)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if len(chosen) < 5:
-        raise UserError(f"seeds: {len(chosen)} different ones; at least 5 are needed")
+        raise UserError(f"seeds: {len(chosen)} different ones; must be at least 5")
     if not 0 < train_fraction < 1:
-        raise UserError(f"train_fraction must be between 0 and 1, got {train_fraction}")
+        raise UserError(f"train_fraction={train_fraction}: must be between 0 and 1")
     if len(classes) < 2 or sizes.min() * min(train_fraction, 1 - train_fraction) < 2:
-        raise UserError(f"predicted: {sizes.tolist()} clips a class; two classes or more are needed, 2 in each part")
+        raise UserError(
+            f"predicted: {sizes.tolist()} clips per class; must be two classes or more, with 2 clips in each part"
+        )
     if not stages:
-        raise UserError("stages: at least one is needed")
+        raise UserError("stages: must be at least one")
     blocks = {name: np.asarray(block, dtype=np.float64) for name, block in stages.items()}
     for name, block in blocks.items():
         if block.ndim != 2 or len(block) != len(target) or not block.size or not np.isfinite(block).all():

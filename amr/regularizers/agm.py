@@ -60,7 +60,7 @@ def shapley_logits(coalitions: Mapping[frozenset[str], Tensor]) -> dict[str, Ten
     sets = [frozenset(name for bit, name in enumerate(names) if index >> bit & 1) for index in range(1 << len(names))]
     for members in sets[1:]:
         if members not in coalitions:
-            raise ValueError(f"coalitions: {{{', '.join(sorted(members))}}} is missing; all non-empty sets are needed")
+            raise ValueError(f"coalitions: {{{', '.join(sorted(members))}}} is missing; must be all non-empty sets")
     full = coalitions[sets[-1]]
     scores = torch.stack([torch.zeros_like(full), *(coalitions[members] for members in sets[1:])])  # (2^M, B, C)
     parts = shapley_values(scores.flatten(1)).T.view(len(names), *full.shape)
@@ -112,7 +112,7 @@ class AGM(EncoderModulation):
     past_steps: Tensor
 
     def __init__(self, alpha: float = 1.5, start_epoch: int = 0, end_epoch: int | None = None) -> None:
-        self.check("alpha", alpha, 0 <= alpha <= MAX_ALPHA, f"values in [0, {MAX_ALPHA:g}]")
+        self.check("alpha", alpha, 0 <= alpha <= MAX_ALPHA, f"a value in [0, {MAX_ALPHA:g}]")
         super().__init__(alpha, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:

@@ -129,12 +129,12 @@ class AMR(Regularizer):
             self.check_choice(key, choice, names[key])
         for key, given in (("ratio", ratio), ("ratio_start", ratio_start)):
             for modality, share in (given or {}).items():
-                self.check(f"{key}.{modality}", share, share > 0, "positive, finite numbers")
+                self.check(f"{key}.{modality}", share, share > 0, "a positive, finite number")
         for key, number in (("ratio_epochs", ratio_epochs), ("ig_steps", ig_steps)):
-            self.check(key, number, number is None or number >= 1, "integers >= 1, or null")
-        self.check("weight", weight, weight >= 0, "finite numbers >= 0")
-        self.check("lr", lr, lr > 0, "positive, finite numbers")
-        self.check("momentum", momentum, 0 <= momentum < 1, "values in [0, 1)")
+            self.check(key, number, number is None or number >= 1, "an integer >= 1, or null")
+        self.check("weight", weight, weight >= 0, "a finite number >= 0")
+        self.check("lr", lr, lr > 0, "a positive, finite number")
+        self.check("momentum", momentum, 0 <= momentum < 1, "a value in [0, 1)")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
         if attribution == "shapley" and ig_steps is not None:
@@ -165,7 +165,7 @@ class AMR(Regularizer):
         if self.ratio_from is not None:
             classes, where = model.head.num_classes, "model.amr.ratio_from"
             paths = self.ratio_from.items()
-            self._accuracies = {m: unimodal_accuracy(Path(path), m, classes, f"{where}.{m}: ") for m, path in paths}
+            self._accuracies = {m: unimodal_accuracy(Path(path), m, classes, f"{where}.{m}=") for m, path in paths}
         self.means = EpochMeans(f"target/{name}" for name in model.modalities)
 
     def active(self, epoch: int) -> bool:

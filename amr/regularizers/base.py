@@ -158,7 +158,7 @@ class Regularizer(nn.Module):
         hooks = [key for key in vars(Regularizer) if key.startswith("on_")]
         for key in dir(cls):
             if key.startswith("on_") and key not in hooks:
-                raise UserError(f"{cls.__name__}.{key}: no hook has that name; allowed are {', '.join(hooks)}")
+                raise UserError(f"{cls.__name__}.{key}: no hook has that name; must be one of {', '.join(hooks)}")
 
     @classmethod
     def overrides(cls, hook: str) -> bool:
@@ -168,20 +168,18 @@ class Regularizer(nn.Module):
     def check(self, key: str, value: object, ok: bool, allowed: str) -> None:
         """Raises `UserError`, naming the argument and what is allowed, unless it is ok and no infinite number."""
         if not ok or (isinstance(value, float) and not math.isfinite(value)):
-            raise UserError(f"model.{self.name}.{key}={value!r}: allowed are {allowed}")
+            raise UserError(f"model.{self.name}.{key}={value!r}: must be {allowed}")
 
     def check_choice(self, key: str, value: object, allowed: Any) -> None:
         """Raises `UserError` unless the argument is one of a `Literal`'s."""
-        self.check(key, value, value in get_args(allowed), ", ".join(get_args(allowed)))
+        self.check(key, value, value in get_args(allowed), f"one of {', '.join(get_args(allowed))}")
 
     def check_names(
         self, key: str, given: Mapping[str, object] | None, needed: Sequence[str], what: str = "the model's modalities "
     ) -> None:
         """Raises `UserError` unless an argument is None or has exactly the needed names."""
         if given is not None and set(given) != set(needed):
-            raise UserError(
-                f"model.{self.name}.{key}: names {listed(given)}; needed are exactly {what}{listed(needed)}"
-            )
+            raise UserError(f"model.{self.name}.{key}: names {listed(given)}; must be exactly {what}{listed(needed)}")
 
     def wrap_head(self, head: Fusion) -> Fusion:
         """The head to use in place of `head`, in training and evaluation."""

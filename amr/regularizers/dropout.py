@@ -22,7 +22,7 @@ class Dropout(Regularizer):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        self.check("p", p, 0 <= p < 1, "values in [0, 1)")
+        self.check("p", p, 0 <= p < 1, "a value in [0, 1)")
         self.p = p
 
     def on_fused(self, fused: Tensor) -> Tensor:

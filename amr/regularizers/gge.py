@@ -56,14 +56,14 @@ class GGE(Regularizer):
         self, bias: str | None = None, momentum: float = 0.1, start_epoch: int = 0, end_epoch: int | None = None
     ) -> None:
         super().__init__()
-        self.check("momentum", momentum, 0 < momentum <= 1, "values in (0, 1]")
+        self.check("momentum", momentum, 0 < momentum <= 1, "a value in (0, 1]")
         self.bias, self.momentum = bias, momentum
         self.window = Window(self.name, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:
         """Makes the biased branches, one per candidate, and their running cross-entropy."""
         if self.bias is not None and self.bias not in model.modalities:
-            raise UserError(f"model.gge.bias={self.bias!r}: allowed are null and {listed(model.modalities)}")
+            raise UserError(f"model.gge.bias={self.bias!r}: must be null or one of {listed(model.modalities)}")
         self.candidates = model.modalities if self.bias is None else (self.bias,)
         head = model.head
         self.heads = nn.ModuleDict({m: nn.Linear(head.dims[m], head.num_classes) for m in self.candidates})

@@ -37,7 +37,7 @@ def blend_weights(generalization_gain: Tensor, overfitting_growth: Tensor) -> Te
     """
     gain, growth = generalization_gain.detach().double(), overfitting_growth.detach().double()
     if gain.ndim != 1 or gain.shape != growth.shape or len(gain) == 0:
-        raise ValueError(f"gain and growth: shapes {tuple(gain.shape)}, {tuple(growth.shape)}; needed is one (K,)")
+        raise ValueError(f"gain and growth: shapes {tuple(gain.shape)}, {tuple(growth.shape)}; must be one (K,)")
     if not bool((gain.isfinite() & growth.isfinite()).all()):
         raise ValueError(f"gain={gain.tolist()}, growth={growth.tolist()}: every entry must be finite")
     gained, perfect = gain > 0, (gain > 0) & (growth == 0)
@@ -88,10 +88,10 @@ class GradientBlending(Regularizer):
     ) -> None:
         super().__init__()
         self.check_choice("mode", mode, Mode)
-        self.check("super_epoch", super_epoch, super_epoch >= 2, "integers >= 2")
-        self.check("held_out", held_out, 0 < held_out < 1, "values in (0, 1)")
+        self.check("super_epoch", super_epoch, super_epoch >= 2, "an integer >= 2")
+        self.check("held_out", held_out, 0 < held_out < 1, "a value in (0, 1)")
         for head, weight in (weights or {}).items():
-            self.check(f"weights.{head}", weight, weight >= 0, "finite numbers >= 0")
+            self.check(f"weights.{head}", weight, weight >= 0, "a finite number >= 0")
         self.mode, self.super_epoch, self.held_out, self.constant = mode, super_epoch, held_out, weights
         self._epochs = 0  # finished ones
         self._warned = False

@@ -69,7 +69,7 @@ class CosineHead(Fusion):
         if weights is None:
             raise UserError(
                 f"model.mmcosine: the fusion {type(linear).__name__} is not a sum of linear terms, one a modality; "
-                "allowed are Concat, Sum and Late without a hidden layer"
+                "must be Concat, Sum or Late without a hidden layer"
             )
         super().__init__(linear.dims, linear.num_classes, sum(linear.dims.values()))
         del self.hidden, self.classifier  # joint layers, which the linear head's weights replace
@@ -129,7 +129,7 @@ class MMCosine(Regularizer):
 
     def __init__(self, scale: float = 10.0) -> None:
         super().__init__()
-        self.check("scale", scale, scale > 0, "positive, finite numbers")
+        self.check("scale", scale, scale > 0, "a positive, finite number")
         self.scale = scale
 
     def wrap_head(self, head: Fusion) -> Fusion:

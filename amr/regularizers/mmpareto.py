@@ -98,7 +98,7 @@ class MMPareto(Regularizer):
 
     def __init__(self, gamma: float = 1.5, start_epoch: int = 0, end_epoch: int | None = None) -> None:
         super().__init__()
-        self.check("gamma", gamma, gamma > 0, "positive, finite numbers")
+        self.check("gamma", gamma, gamma > 0, "a positive, finite number")
         self.gamma, self.window = gamma, Window(self.name, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:

@@ -55,9 +55,9 @@ class ModalityDropout(Regularizer):
 
     def __init__(self, p: float = 0.3, fill: Fill = "zero", momentum: float = 0.1) -> None:
         super().__init__()
-        self.check("p", p, 0 <= p < 1, "values in [0, 1)")
+        self.check("p", p, 0 <= p < 1, "a value in [0, 1)")
         self.check_choice("fill", fill, Fill)
-        self.check("momentum", momentum, 0 < momentum <= 1, "values in (0, 1]")
+        self.check("momentum", momentum, 0 < momentum <= 1, "a value in (0, 1]")
         self.p, self.fill, self.momentum = p, fill, momentum
 
     def setup(self, model: FusionModel) -> None:

@@ -77,7 +77,7 @@ class EncoderModulation(Regularizer, abstract=True):
 
     def __init__(self, alpha: float, start_epoch: int, end_epoch: int | None) -> None:
         super().__init__()
-        self.check("alpha", alpha, alpha >= 0, "finite numbers >= 0")
+        self.check("alpha", alpha, alpha >= 0, "a finite number >= 0")
         self.alpha, self.window = alpha, Window(self.name, start_epoch, end_epoch)
 
     def setup(self, model: FusionModel) -> None:

@@ -121,9 +121,9 @@ class PMR(Regularizer):
     ) -> None:
         super().__init__()
         for key, value in (("alpha", alpha), ("entropy_weight", entropy_weight)):
-            self.check(key, value, value >= 0, "finite numbers >= 0")
-        self.check("momentum", momentum, 0 <= momentum < 1, "values in [0, 1)")
-        self.check("entropy_epochs", entropy_epochs, entropy_epochs >= 0, "whole numbers >= 0")
+            self.check(key, value, value >= 0, "a finite number >= 0")
+        self.check("momentum", momentum, 0 <= momentum < 1, "a value in [0, 1)")
+        self.check("entropy_epochs", entropy_epochs, entropy_epochs >= 0, "a whole number >= 0")
         self.alpha, self.momentum, self.window = alpha, momentum, Window(self.name, start_epoch, end_epoch)
         self.entropy_weight, self.entropy_epochs = entropy_weight, entropy_epochs
 

@@ -27,7 +27,7 @@ class Window:
 
     def __init__(self, method: str, start: int, end: int | None = None) -> None:
         if start < 0 or (end is not None and end <= start):
-            raise UserError(f"model.{method}: start_epoch={start}, end_epoch={end}: 0 <= start < end is needed")
+            raise UserError(f"model.{method}: start_epoch={start}, end_epoch={end}: must be 0 <= start < end")
         self.start, self.end = start, end
 
     def __contains__(self, epoch: int) -> bool:
@@ -178,7 +178,7 @@ def recombined(
     """
     detached = set(detach)
     if unknown := (picks.keys() | detached) - encodings.keys():
-        raise ValueError(f"recombined: {listed(sorted(unknown))}: allowed are the modalities {listed(encodings)}")
+        raise ValueError(f"recombined: {listed(sorted(unknown))}: must be modalities of {listed(encodings)}")
     sizes = {len(pick) for pick in picks.values() if pick is not None}
     sizes |= {len(encoding) for name, encoding in encodings.items() if name not in picks}
     if len(sizes) > 1:

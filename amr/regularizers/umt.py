@@ -89,9 +89,9 @@ class UMT(Regularizer):
     def __init__(self, teachers: dict[str, str], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
         super().__init__()
         if not teachers:
-            raise UserError("model.umt.teachers={}: needed is the path of a checkpoint for at least one modality")
+            raise UserError("model.umt.teachers={}: must have the path of a checkpoint for at least one modality")
         for key, value in (("features_weight", features_weight), ("predictions_weight", predictions_weight)):
-            self.check(key, value, value >= 0, "finite numbers >= 0")
+            self.check(key, value, value >= 0, "a finite number >= 0")
         self.teachers = teachers
         self.features_weight, self.predictions_weight = features_weight, predictions_weight
         self._models: dict[str, FusionModel] = {}  # a plain dict: see the class's docstring
@@ -100,7 +100,9 @@ class UMT(Regularizer):
         """Loads the teachers, and refuses by name those that do not fit."""
         for name in self.teachers:
             if name not in model.modalities:
-                raise UserError(f"model.umt.teachers.{name}: allowed are the modalities {listed(model.modalities)}")
+                raise UserError(
+                    f"model.umt.teachers.{name}: no such modality; must be one of {listed(model.modalities)}"
+                )
         self._models = {name: self._load(name, model) for name in self.teachers}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -130,20 +132,18 @@ class UMT(Regularizer):
         from amr.load import load_model  # which asks for the methods that there are
 
         path = Path(self.teachers[name]).expanduser()
-        where = f"model.umt.teachers.{name}: {path}"
+        where = f"model.umt.teachers.{name}={path}"
         if not path.is_file():
-            raise UserError(f"{where} does not exist; needed is a checkpoint of a run with {name!r} alone")
+            raise UserError(f"{where} does not exist; must be a checkpoint of a run with {name!r} alone")
         try:
             teacher = load_model(path)
         except UserError as error:
             reason = str(error).removeprefix(str(path)).lstrip(": ")
             raise UserError(f"{where}: {reason}") from error
         if teacher.modalities != (name,):
-            raise UserError(f"{where} is a model of {listed(teacher.modalities)}; needed is one of {name!r} alone")
+            raise UserError(f"{where} is a model of {listed(teacher.modalities)}; must be one of {name!r} alone")
         if (theirs := teacher.head.num_classes) != (ours := model.head.num_classes):
-            raise UserError(f"{where} has {theirs} classes; needed are the data's {ours}")
+            raise UserError(f"{where} has {theirs} classes; must have the data's {ours}")
         if (theirs := teacher.head.dims[name]) != (ours := model.head.dims[name]) and self.features_weight > 0:
-            raise UserError(
-                f"{where} has encodings of size {theirs}; needed is the model's {ours}, or features_weight 0"
-            )
+            raise UserError(f"{where} has encodings of size {theirs}; must be the model's {ours}, or features_weight 0")
         return teacher.requires_grad_(False).eval()

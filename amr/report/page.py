@@ -262,4 +262,4 @@ def check_target(path: Path, suffix: str) -> None:
         UserError: The name does not end in `suffix`, or is a folder's.
     """
     if path.suffix.lower() != suffix or path.is_dir():
-        raise UserError(f"{printable(str(path))}: not a file to write; allowed: a name ending in {suffix}")
+        raise UserError(f"{printable(str(path))}: not a file to write; must be a name ending in {suffix}")

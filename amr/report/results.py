@@ -94,10 +94,10 @@ def _run(file: Path, where: str, row: Mapping[str, Any]) -> Run:
             if key == "curves":
                 nested[key] = {int(epoch): values for epoch, values in nested[key].items()}
         except (TypeError, ValueError, OverflowError):
-            raise bad(file, f"{where}{key}: {str(row[key])[:60]!r}; allowed: JSON as amr writes it") from None
+            raise bad(file, f"{where}{key}={str(row[key])[:60]!r}: must be JSON as amr writes it") from None
     notes = row.get("notes") or []
     if not isinstance(row["run"], str) or not isinstance(notes, list):
-        raise bad(file, f"{where}run: {row['run']!r}; allowed: a path, and notes as a list")
+        raise bad(file, f"{where}run={row['run']!r}: must be a path, and notes as a list")
     return Run(
         path=Path(row["run"]),
         method=printable(row["method"]),

@@ -29,7 +29,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         matches = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         runs = [run for match in matches for run in ([match] if match.suffix == ".parquet" else _runs(match))]
         if not runs:
-            raise bad(given, f"no run here; allowed: {ALLOWED}")
+            raise bad(given, f"no run here; must be {ALLOWED}")
         found |= {run.resolve(): run for run in reversed(runs) if run.resolve() not in found}
     return [found[key] for key in sorted(found)]
 
@@ -47,7 +47,7 @@ def read_run(path: str | Path) -> Run:
         return read_wandb(path)
     if csv_file(path):
         return read_csv(path)
-    raise bad(path, f"not a run; allowed: {ALLOWED}")
+    raise bad(path, f"not a run; must be {ALLOWED}")
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:

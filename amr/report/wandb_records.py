@@ -70,7 +70,7 @@ def read_record(file: Path) -> Record:
     except OSError as error:
         raise bad(file, error.strerror or "cannot be read") from None
     except (DecodeError, ValueError, RecursionError) as error:
-        raise bad(file, f"damaged ({error}); allowed: a run-<id>.wandb as wandb wrote it, or its beginning") from None
+        raise bad(file, f"damaged ({error}); must be a run-<id>.wandb as wandb wrote it, or its beginning") from None
     return found
 
 

@@ -137,9 +137,9 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
     facts = content["amr"]
     if facts["modalities"] != [modality]:
         theirs = ", ".join(map(repr, facts["modalities"]))
-        raise UserError(f"{where}{path} is a model of {theirs}; needed is one of {modality!r} alone")
+        raise UserError(f"{where}{path} is a model of {theirs}; must be one of {modality!r} alone")
     if facts["num_classes"] != num_classes:
-        raise UserError(f"{where}{path} has {facts['num_classes']} classes; needed are the data's {num_classes}")
+        raise UserError(f"{where}{path} has {facts['num_classes']} classes; must have the data's {num_classes}")
     scores = [
         state["best_model_score"]
         for state in content.get("callbacks", {}).values()
@@ -149,7 +149,7 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
     accuracy = float(score) if isinstance(score, float | int) or (isinstance(score, Tensor) and score.ndim == 0) else 0
     if not 0 < accuracy <= 1:
         raise UserError(
-            f"{where}{path} holds no validation accuracy above 0; needed is a checkpoint of a run that validated, with "
+            f"{where}{path} holds no validation accuracy above 0; must be a checkpoint of a run that validated, with "
             "best.monitor=val/acc"
         )
     return accuracy

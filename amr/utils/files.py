@@ -86,7 +86,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with atomically(path) as file:
             yield file
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; allowed: a writable place with room for it") from error
+        raise UserError(f"{path}: {error.strerror or error}; must be a writable place with room for it") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -142,7 +142,7 @@ def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{folder}: {error.strerror or error}; allowed: a folder that can be written") from error
+            raise UserError(f"{folder}: {error.strerror or error}; must be a folder that can be written") from error
         with file:
             _take(file, folder, instead, wait)
             if os.fstat(file.fileno()).st_nlink == 0:  # its holder has removed it meanwhile

@@ -52,7 +52,7 @@ class OneLineParser(LightningArgumentParser):
             parent = key.rpartition(".")[0]
             siblings = {action.dest for action in self._leaves() if action.dest.rpartition(".")[0] == parent}
             siblings -= {"model.num_classes"}  # linked to the data's
-            return f"{key}: unknown key; allowed are {', '.join(sorted(siblings))}"
+            return f"{key}: unknown key; must be one of {', '.join(sorted(siblings))}"
         where, _, _ = message.partition("Does not validate against")
         bullets = re.findall(
             r"^ *- (.*(?:\n(?! *- ).*)*)", message.partition("Errors:")[2].partition("Given value")[0], re.M
@@ -71,7 +71,7 @@ class OneLineParser(LightningArgumentParser):
         ]
         if option and classes:
             allowed = [name for name in inspect.signature(classes[-1]).parameters if "args" not in name]
-            hint = f"allowed are {', '.join(allowed)}" if allowed else "see --data.help CLASS"
+            hint = f"must be one of {', '.join(allowed)}" if allowed else "see --data.help CLASS"
             text = text.replace(option[0], f"unknown key '{option[1]}', {hint}")
         return text
 

@@ -67,7 +67,7 @@ def reading(file: Path, allowed: str) -> Iterator[None]:
     except UserError:
         raise
     except _LIBRARIES as error:
-        raise bad(file, f"cannot be read ({_brief(error)}); allowed: {allowed}") from error
+        raise bad(file, f"cannot be read ({_brief(error)}); must be {allowed}") from error
 
 
 def _brief(error: BaseException) -> str:
@@ -90,7 +90,7 @@ def opened(file: Path, most: int) -> Iterator[io.BufferedReader]:
         raise bad(file, f"cannot be read ({_brief(error)})") from None
     with stream:
         if (size := stream.seek(0, io.SEEK_END)) > most:
-            raise bad(file, f"{size:,} bytes; allowed: at most {most:,}")
+            raise bad(file, f"{size:,} bytes; must be at most {most:,}")
         stream.seek(0)
         yield stream
 
@@ -137,7 +137,7 @@ def _items(node: dict[str, Any] | list[Any]) -> Iterator[Any]:
 
 def _whole(digits: str) -> int:
     if len(digits.lstrip("-")) > DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits; allowed: {DIGITS}")
+        raise ValueError(f"a number of {len(digits)} digits; must be at most {DIGITS}")
     return int(digits)
 
 
@@ -162,7 +162,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """
     value = read_json(file)
     if not isinstance(value, dict):
-        raise bad(file, "allowed: one JSON object")
+        raise bad(file, "must be one JSON object")
     return value
 
 
@@ -199,7 +199,7 @@ def parse_yaml(file: Path, text: str) -> Any:
             return None
         if (leaves := _leaves(node, {})) > YAML_LEAVES:
             what = "an alias in a circle" if leaves == math.inf else f"{leaves:.2g} values with its aliases"
-            raise ValueError(f"{what}; allowed: {YAML_LEAVES:,} values")
+            raise ValueError(f"{what}; must be at most {YAML_LEAVES:,} values")
         return loader.construct_document(node)
     except (yaml.YAMLError, *_LIBRARIES) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
@@ -233,10 +233,10 @@ def csv_rows(file: Path, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, 
             reader = csv.reader(lines)
             header = next(reader, [])
             if header and (absent := [column for column in needs if column not in header]):
-                raise bad(file, f"no column {absent[0]!r}; allowed: a header with {', '.join(needs)}")
+                raise bad(file, f"no column {absent[0]!r}; must be a header with {', '.join(needs)}")
             for row in reader:
                 if len(row) > len(header):
-                    what = "more cells than the header has; allowed: commas inside quotes"
+                    what = "more cells than the header has; must be one cell per column, commas inside quotes"
                     raise bad(file, f"line {reader.line_num}: {what}")
                 if row:
                     yield reader.line_num, {key: cell for key, cell in zip(header, row, strict=False) if cell}
@@ -260,7 +260,9 @@ def read_arrays(file: Path) -> "dict[str, NDArray[Any]]":
         members = archive.infolist()
         size = sum(member.file_size for member in members)
         if len(members) > MEMBERS or size > ARRAY_BYTES:
-            raise bad(file, f"{len(members):,} arrays of {size:,} bytes; allowed: {MEMBERS:,} of {ARRAY_BYTES:,}")
+            raise bad(
+                file, f"{len(members):,} arrays of {size:,} bytes; must be at most {MEMBERS:,} of {ARRAY_BYTES:,}"
+            )
         return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
 
 
@@ -335,7 +337,7 @@ def read_table(
 def _bounded(file: Path, rows: int, values: int, size: int) -> None:
     if not 0 <= rows <= ROWS or values > VALUES or not 0 <= size <= STRING_BYTES:
         most = f"{ROWS:,} rows, {VALUES:,} values and {STRING_BYTES:,} bytes"
-        raise bad(file, f"{rows:,} rows, {values:,} values, {size:,} bytes; allowed: {most}")
+        raise bad(file, f"{rows:,} rows, {values:,} values, {size:,} bytes; must be at most {most}")
 
 
 def _text_bytes(pa: Any, column: Any) -> int:

@@ -95,9 +95,7 @@ def trusting(prefixes: Sequence[str]) -> Iterator[None]:
     """
     for prefix in prefixes:
         if not _is_path(prefix):
-            raise UserError(
-                f"--trust={prefix!r}: allowed is the import path of a package or a class, such as mypackage"
-            )
+            raise UserError(f"--trust={prefix!r}: must be the import path of a package or a class, such as mypackage")
     token = _trusted.set((*_trusted.get(), *prefixes))
     try:
         yield
@@ -211,10 +209,8 @@ def _place(keys: tuple[str, ...]) -> tuple[tuple[str, ...], Place | None]:
 
 def _check_name(name: Any, where: str, place: Place | None) -> None:
     if not isinstance(name, str) or not _is_path(name) or "." not in name:
-        shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
-        raise UserError(
-            f"{where} is {shown[:200]}; needed is a class's whole import path, such as amr.encoders.SmallCNN"
-        )
+        shown = repr(name) if isinstance(name, str) else f"a value of type {type(name).__name__}"
+        raise UserError(f"{where}={shown[:200]}: must be a class's whole import path, such as amr.encoders.SmallCNN")
     others = place.others if place else ()
     if not _under(name, (OURS, *others, *_trusted.get())):
         raise _refused(name, where)

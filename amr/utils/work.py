@@ -203,12 +203,12 @@ def dask_cluster(scheduler: str | None) -> Iterator[Executor | None]:
         raise UserError("--scheduler needs Dask: pip install 'amr-fusion[cluster]'") from error
     where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
     if "scheduler_file" in where and not Path(scheduler).is_file():
-        raise UserError(f"--scheduler {scheduler}: no such file")
+        raise UserError(f"--scheduler={scheduler}: no such file")
     try:
         client = Client(**where, timeout=_PATIENCE)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise UserError(
-            f"--scheduler {scheduler}: no Dask scheduler answers; give tcp://host:port or its JSON file"
+            f"--scheduler={scheduler}: no Dask scheduler answers; give tcp://host:port or its JSON file"
         ) from error
     with client:
         threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]

@@ -88,11 +88,11 @@ def test_time_is_kept(tiny: list[str], tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": []}, "stages=.*allowed are unimodal, crossmodal, prediction"),
-        ({"stages": ["x"]}, "stages=.*allowed are unimodal, crossmodal, prediction"),
-        ({"every_n_epochs": 0}, "every_n_epochs=0: allowed are 1 and more"),
-        ({"clips": 0}, "clips=0: allowed are 1 and more"),
-        ({"budget": 0.0}, "budget=0.0: allowed are values above 0"),
+        ({"stages": []}, "stages=.*must be at least one of unimodal, crossmodal, prediction"),
+        ({"stages": ["x"]}, "stages=.*must be at least one of unimodal, crossmodal, prediction"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0: must be 1 or more"),
+        ({"clips": 0}, "clips=0: must be 1 or more"),
+        ({"budget": 0.0}, "budget=0.0: must be above 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

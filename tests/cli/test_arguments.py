@@ -22,7 +22,7 @@ REFUSED = {
     "clip": (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val=-1.0: must be positive"),
     "monitor": (
         ["--trainer.callbacks", f"{CALLBACKS}.EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
-        "trainer.callbacks: EarlyStopping has monitor=val_loss, which is not logged; allowed are val/loss, val/acc",
+        "trainer.callbacks: EarlyStopping has monitor=val_loss, which is not logged; must be one of val/loss, val/acc",
     ),
     "checkpoint": (
         ["--trainer.callbacks", f"{CALLBACKS}.ModelCheckpoint", "--trainer.callbacks.monitor", "acc"],
@@ -58,7 +58,7 @@ REFUSED = {
     "max_time": (["--trainer.max_time", "1h"], "trainer: `Timer(duration='1h')` is not a valid duration"),
     "a folder": (
         ["--runs_dir", "/proc/nowhere"],
-        "/proc/nowhere/it: No such file or directory; allowed: a folder that can",
+        "/proc/nowhere/it: No such file or directory; must be a folder that can",
     ),
 }
 

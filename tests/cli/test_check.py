@@ -29,7 +29,7 @@ def test_the_schema_is_that_of_the_code() -> None:
         (["--nam", "x"], r"--nam: unknown key; did you mean name\?"),
         (["--model.amr.wieght=1"], r"--model\.amr\.wieght: unknown key; did you mean weight\?"),
         (["--model.amr.init_args.wieght=1"], r"--model\.amr\.wieght: unknown key; did you mean weight\?"),
-        (["--model.zzz", "1"], r"--model\.zzz: unknown key; allowed are .*amr, .*umt"),
+        (["--model.zzz", "1"], r"--model\.zzz: unknown key; must be one of .*amr, .*umt"),
         (
             ["--data", "amr.datamodules.CremaDD"],
             r"--data=amr\.datamodules\.CremaDD: no such class; did you mean CremaD\?",
@@ -117,11 +117,11 @@ def test_help_shows_ours_first_and_the_trainer_last() -> None:
 
 
 def test_a_run_or_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--ckpt=.*nope\.ckpt: no such file or folder"):
+    with pytest.raises(UserError, match=r"--ckpt=.*nope\.ckpt: does not exist"):
         checkpoint_of(tmp_path / "nope.ckpt", "--ckpt")
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"no checkpoint in this folder; looked for .*checkpoints/best\.ckpt"):
+    with pytest.raises(UserError, match=r"no checkpoint in this folder; must have .*checkpoints/best\.ckpt"):
         checkpoint_of(tmp_path / "run", "--ckpt")
     (folder / "last.ckpt").touch()
     assert checkpoint_of(tmp_path / "run", "--ckpt") == folder / "last.ckpt"

@@ -198,29 +198,29 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
     [
         (["--model.fuzion", "Sum"], "--model.fuzion: unknown key; did you mean fusion?"),
         (["--model.amr.wait", "1"], "--model.amr.wait: unknown key; did you mean weight?"),
-        (["--model.amr.weight", "-1"], "model.amr.weight=-1.0: allowed are finite numbers >= 0"),
+        (["--model.amr.weight", "-1"], "model.amr.weight=-1.0: must be a finite number >= 0"),
         (["--model.amr.weight", "much"], "model.amr"),
-        (["--model.amr.ratio", "{audio: -1, video: 1}"], "model.amr.ratio.audio=-1.0: allowed are positive"),
+        (["--model.amr.ratio", "{audio: -1, video: 1}"], "model.amr.ratio.audio=-1.0: must be a positive"),
         (["--model.amr.ratio", "{audio: 1, smell: 1}"], "exactly the model's modalities 'audio', 'video'"),
         (["--model.amr.score", "margin"], "margin"),
         (["--model.encoders", "{audio: {class_path: amr.encoders.SmallCNN}}", "--model.amr.lr", "0.1"], "at least 2"),
         (["--model.encoders.audio.class_path", "amr.encoders.Nope"], "amr.encoders.Nope"),
-        (["--trainer.precision", "bf16-true"], "trainer.precision=bf16-true: allowed are 32-true"),
-        (["--trainer.precision", "16-mixed"], "trainer.precision=16-mixed: needs a GPU"),
+        (["--trainer.precision", "bf16-true"], "trainer.precision=bf16-true: must be one of 32-true"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision=16-mixed: must be bf16-mixed or 32-true on a CPU"),
         (["--data.init_args.audio.n_fft", "0"], "n_fft"),
         (["--data.init_args.modalities", "[audio]"], "no input for the modality 'video'"),
-        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path=nowhere.ckpt: no such file or folder"),
+        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path=nowhere.ckpt: does not exist"),
         (["--ckpt_path", str(CONF / "tiny.yaml")], "tiny.yaml is not a checkpoint"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--name", "../up"], "--name='../up': allowed are letters, digits"),
-        (["--trainer.strategy", "fsdp"], "trainer.strategy=fsdp: allowed are auto"),
+        (["--name", "../up"], "--name='../up': must be letters, digits"),
+        (["--trainer.strategy", "fsdp"], "trainer.strategy=fsdp: must be auto"),
         (["--trainer.accelerator", "gpu"], "gpu"),
         (["--trainer.devices", "none"], "devices"),
         (["--model.optimizer", "AdamW", "--model.optimizer.lr", "-1"], "model.optimizer: Invalid learning rate: -1.0"),
-        (["--best.monitor", "val/f1"], "best.monitor=val/f1: allowed are val/acc, val/mAP, val/loss"),
-        (["--last.every_n_train_steps", "0"], "last.every_n_train_steps=0: allowed are positive"),
+        (["--best.monitor", "val/f1"], "best.monitor=val/f1: must be one of val/acc, val/mAP, val/loss"),
+        (["--last.every_n_train_steps", "0"], "last.every_n_train_steps=0: must be a positive"),
         (["--model.encoders", "{'a.b': {class_path: amr.encoders.SmallCNN}}"], "'a.b' cannot name a modality"),
-        (["--wandb", "offline", "--project", "a/b"], "--project='a/b': allowed are letters"),
+        (["--wandb", "offline", "--project", "a/b"], "--project='a/b': must be letters"),
     ],
 )
 def test_bad_input_of_fit(tiny: list[str], tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
@@ -233,11 +233,11 @@ def test_bad_input_of_fit(tiny: list[str], tmp_path: Path, capsys: Any, argument
 HEADER = "id,file,label,split"
 CLIPS = {
     "a column": ("id,file,split\nx,x.mp4,train\n", [], "label"),
-    "a label": (f"{HEADER}\nx,x.mp4,c,train\n", ["--data.labels", "[a, b]"], "label 'c'; allowed are a, b"),
+    "a label": (f"{HEADER}\nx,x.mp4,c,train\n", ["--data.labels", "[a, b]"], "label='c': must be one of a, b"),
     "duplicate ids": (f"{HEADER}\nx,x.mp4,a,train\nx,y.mp4,b,train\n", [], "'x' is listed 2 times"),
     "leaves the root": (f"{HEADER}\nx,../x.mp4,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
     "absolute path": (f"{HEADER}\nx,/etc/passwd,a,train\ny,x.mp4,b,val\n", [], "leaves the root folder"),
-    "a split": (f"{HEADER}\nx,x.mp4,a,dev\ny,x.mp4,b,train\n", [], "split 'dev'; allowed are train, val, test"),
+    "a split": (f"{HEADER}\nx,x.mp4,a,dev\ny,x.mp4,b,train\n", [], "split='dev': must be one of train, val, test"),
 }
 
 
@@ -271,10 +271,10 @@ def test_wrong_checkpoints(runs: Path, tiny: list[str], capsys: Any, monkeypatch
     check_refused(capsys, ["test", *tiny, "--ckpt_path", str(foreign)], "foreign.ckpt was not written by amr")
     other = ["fit", *tiny, "--runs_dir", str(runs), "--name", "naive", "--wandb", "disabled"]
     check_refused(capsys, [*other, *checkpoint], "holds a run already")
-    check_refused(capsys, ["predict", *checkpoint, "--out", str(runs)], "is a folder; a file is needed")
+    check_refused(capsys, ["predict", *checkpoint, "--out", str(runs)], "must be a file, not a folder")
     check_refused(capsys, ["test"], "--ckpt_path: test needs a checkpoint")
     monkeypatch.chdir(runs / "amr/checkpoints")  # the run is found from within it
-    check_refused(capsys, ["predict", "--ckpt_path", "best.ckpt", "--out", str(runs)], "is a folder; a file is needed")
+    check_refused(capsys, ["predict", "--ckpt_path", "best.ckpt", "--out", str(runs)], "must be a file, not a folder")
     check_refused(capsys, ["fitt"], "fitt: no such command; did you mean fit?")
     check_refused(capsys, ["compare", str(runs / "nowhere")], "nowhere")
 

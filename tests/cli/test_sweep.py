@@ -138,7 +138,7 @@ def test_under_an_agent_only_online(tiny: list[str], tmp_path: Path, monkeypatch
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc12345")
     for mode in ([], ["--wandb", "disabled"]):
         assert main(["fit", *tiny, "--runs_dir", str(tmp_path), *mode]) == 2
-        assert "allowed under a sweep's agent (WANDB_SWEEP_ID is set) is online" in capsys.readouterr().err
+        assert "must be online under a sweep's agent (WANDB_SWEEP_ID is set)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

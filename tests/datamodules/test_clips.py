@@ -58,12 +58,12 @@ def without(column: str) -> dict[str, str]:
         ([{**ROW, "audio_file": "1.wav"}], r"and not both"),
         ([ROW, {**ROW, "label": ""}], r"list.csv, line 3: 'label' is empty"),
         ([ROW, ROW], r"clip id '1' is listed 2 times"),
-        ([{**ROW, "split": "training"}], r"clip '1' has split 'training'; allowed are train, val, test, all"),
+        ([{**ROW, "split": "training"}], r"clip '1': split='training': must be one of train, val, test, all"),
         ([{**ROW, "split": "test"}], r"no clip has split 'train'; splits found: \['test'\]"),
-        ([{**ROW, "start": "x", "end": "1"}], r"list.csv, line 2: 'start' is 'x'; it must be a number of seconds"),
-        ([{**ROW, "start": "nan", "end": "1"}], r"'start' is 'nan'"),
-        ([{**ROW, "start": "2", "end": "1"}], r"clip '1' has start 2.0 and end 1.0"),
-        ([{**ROW, "start": "-1", "end": "1"}], r"clip '1' has start -1.0"),
+        ([{**ROW, "start": "x", "end": "1"}], r"list.csv, line 2: 'start'='x': must be a number of seconds"),
+        ([{**ROW, "start": "nan", "end": "1"}], r"'start'='nan'"),
+        ([{**ROW, "start": "2", "end": "1"}], r"clip '1': start=2.0, end=1.0: must be"),
+        ([{**ROW, "start": "-1", "end": "1"}], r"clip '1': start=-1.0"),
         ([{**ROW, "file": "../1.mp4"}], r"clip '1' has file ../1.mp4, which leaves the root folder"),
         ([{**ROW, "file": "/etc/passwd"}], r"clip '1' has file /etc/passwd, which leaves the root folder"),
         ([{**ROW, "file": "link.mp4"}], r"clip '1' has file link.mp4, which leaves the root folder"),
@@ -84,17 +84,17 @@ def test_bad_listings(tmp_path: Path, rows: list[dict[str, str]], message: str) 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"labels": ["b"]}, "clip '1' has label 'a'; allowed are b"),
-        ({"labels": ["a", "a"]}, "names a label twice"),
+        ({"labels": ["b"]}, "clip '1': label='a': must be one of b"),
+        ({"labels": ["a", "a"]}, "must name each label once"),
         ({"labels": "none.txt"}, "none.txt: no such file"),
-        ({"root": "nowhere"}, "data.root nowhere: no such folder"),
+        ({"root": "nowhere"}, "data.root=nowhere: no such folder"),
         (
             {"modalities": ["audio", "smell"]},
-            re.escape("data.modalities is ['audio', 'smell']; allowed are ['audio', 'video']"),
+            re.escape("data.modalities=['audio', 'smell']: must be of ['audio', 'video']"),
         ),
-        ({"modalities": []}, "data.modalities is"),
-        ({"batch_size": 0}, "data.batch_size is 0"),
-        ({"num_workers": -1}, "data.num_workers is -1"),
+        ({"modalities": []}, "data.modalities=.*: must be"),
+        ({"batch_size": 0}, "data.batch_size=0: must be"),
+        ({"num_workers": -1}, "data.num_workers=-1: must be"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
@@ -116,7 +116,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         Clips(tmp_path / "list.csv")
-    with pytest.raises(UserError, match=r"data.csv .*none.csv: no such file"):
+    with pytest.raises(UserError, match=r"data.csv=.*none.csv: no such file"):
         Clips(tmp_path / "none.csv")
 
 

@@ -194,9 +194,9 @@ def test_what_does_not_exist_is_refused(make_module: Callable[..., Clips]) -> No
     assert list(data.corruptions) == ["video"]
     assert data.joint_corruptions == {}
     assert make_module().joint_corruptions == JOINT
-    with pytest.raises(UserError, match="audio white 1; allowed are video: noise, .*, each from 1 to 5"):
+    with pytest.raises(UserError, match="audio white 1: must be video: noise, .*, each from 1 to 5"):
         data.corrupted("test", "audio", "white", 1, [])
-    with pytest.raises(UserError, match="video noise 6; allowed"):
+    with pytest.raises(UserError, match="video noise 6: must be"):
         data.corrupted("test", "video", "noise", 6, [])
     with pytest.raises(UserError, match="no usable clip 'x' in split 'test'"):
         data.corrupted("test", "video", "noise", 1, ["x"])

@@ -108,11 +108,11 @@ def test_the_recipes_sound_is_librosas(shared_data: Path, tmp_path: Path, in_mem
 
 
 def test_bad_folders_and_lists(fake_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.root nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"data.root=nowhere: no such folder"):
         CremaD("nowhere")
     with pytest.raises(UserError, match="AudioWAV: no such folder"):
         CremaD(tmp_path / "AudioWAV")
-    with pytest.raises(UserError, match=r"data.split is 'random'; allowed are actor, ogm, all"):
+    with pytest.raises(UserError, match=r"data.split='random': must be actor, ogm or all"):
         CremaD(fake_root, split="random")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"data.ogm_split must name the folder"):
         CremaD(fake_root, split="ogm")

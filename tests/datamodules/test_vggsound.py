@@ -327,9 +327,9 @@ def test_links_that_leave_the_folder(row: Callable[..., VGGSound], tmp_path: Pat
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["a", "30", "x"], "vggsound.csv, line 2: 3 cells; allowed: video id, start, label, split; or file, label"),
-        (["a", "30", "x", "valid"], "vggsound.csv, line 2: label 'x' and split 'valid'; allowed are any label, and"),
-        (["a", "30", "", "test"], "vggsound.csv, line 2: label ''"),
+        (["a", "30", "x"], "vggsound.csv, line 2: 3 cells; must be video id, start, label, split; or file, label"),
+        (["a", "30", "x", "valid"], "vggsound.csv, line 2: label='x', split='valid': must be any label, and"),
+        (["a", "30", "", "test"], "vggsound.csv, line 2: label=''"),
         (["a", "3.5", "x", "test"], "vggsound.csv, line 2: 'a' and '3.5' are not a video id"),
         (["../a", "3", "x", "test"], "vggsound.csv, line 2: '../a' and '3' are not a video id"),
         (["x.mp4", "y"], "vggsound.csv, line 2: '' and 'x' are not a video id"),
@@ -343,23 +343,23 @@ def test_bad_rows(row: Callable[..., VGGSound], cells: list[str], message: str) 
 
 
 def test_bad_arguments(row: Callable[..., VGGSound], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.root nowhere: no such folder"):
+    with pytest.raises(UserError, match="data.root=nowhere: no such folder"):
         VGGSound("nowhere")
-    with pytest.raises(UserError, match=r"data.csv .*vggsound.csv: no such file"):
+    with pytest.raises(UserError, match=r"data.csv=.*vggsound.csv: no such file"):
         VGGSound(tmp_path)
     row()
-    with pytest.raises(UserError, match="data.root nowhere: no such folder"):
+    with pytest.raises(UserError, match="data.root=nowhere: no such folder"):
         VGGSound("nowhere", csv=tmp_path / "vggsound.csv")
-    with pytest.raises(UserError, match="data.val_fraction is 1; it must be at least 0 and below 1"):
+    with pytest.raises(UserError, match="data.val_fraction=1: must be at least 0 and below 1"):
         row(val_fraction=1)
     with pytest.raises(UserError, match="line 1: label 'a' is not among the 1 of data.labels"):
         row(labels=["b"])
-    with pytest.raises(UserError, match="data.labels .* names 'a' twice"):
+    with pytest.raises(UserError, match="data.labels=.* names 'a' twice"):
         row(labels=["a", "b", "a"])
-    with pytest.raises(UserError, match=r"data.labels .*none.csv: no such file"):
+    with pytest.raises(UserError, match=r"data.labels=.*none.csv: no such file"):
         row(labels="none.csv")
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(UserError, match=r"data.csv .*empty.csv: no rows"):
+    with pytest.raises(UserError, match=r"data.csv=.*empty.csv: no rows"):
         VGGSound(tmp_path, csv="empty.csv")
 
 

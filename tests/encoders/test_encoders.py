@@ -185,15 +185,18 @@ def test_named_weights() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ResNetEncoder(weights="nowhere.pth"), "'nowhere.pth' .* one of ResNet18_Weights.IMAGENET1K_V1"),
+        (
+            lambda: ResNetEncoder(weights="nowhere.pth"),
+            "'nowhere.pth': must be a file or one of ResNet18_Weights.IMAGENET1K_V1",
+        ),
         (lambda: ResNetEncoder(34, weights="ResNet18_Weights.IMAGENET1K_V1"), "one of ResNet34_Weights.IMAGENET1K_V1"),
         (lambda: Video3DEncoder(weights="R3D_18_Weights.KINETICS400_V1"), "one of R2Plus1D_18_Weights.KINETICS400_V1"),
-        (lambda: ResNetEncoder(50), "depth must be one of 18, 34, got 50"),  # type: ignore[arg-type]
-        (lambda: ResNetEncoder(in_channels=0), "in_channels must be at least 1, got 0"),
-        (lambda: Video3DEncoder("c3d"), "arch must be one of r3d_18, mc3_18, r2plus1d_18, got 'c3d'"),  # type: ignore[arg-type]
-        (lambda: SmallCNN(width=0), "SmallCNN: width must be at least 1, got 0"),
-        (lambda: SmallFrameCNN(out_dim=-1), "SmallFrameCNN: out_dim must be at least 1, got -1"),
-        (lambda: MLPEncoder(4, [0]), "MLPEncoder: in_dim, hidden and out_dim must be at least 1"),
+        (lambda: ResNetEncoder(50), "depth=50: must be one of 18, 34"),  # type: ignore[arg-type]
+        (lambda: ResNetEncoder(in_channels=0), "in_channels=0: must be at least 1"),
+        (lambda: Video3DEncoder("c3d"), "arch='c3d': must be one of r3d_18, mc3_18, r2plus1d_18"),  # type: ignore[arg-type]
+        (lambda: SmallCNN(width=0), "SmallCNN: width=0: must be at least 1"),
+        (lambda: SmallFrameCNN(out_dim=-1), "SmallFrameCNN: out_dim=-1: must be at least 1"),
+        (lambda: MLPEncoder(4, [0]), "MLPEncoder: in_dim, hidden, out_dim=.*: must be at least 1"),
         (lambda: MLPEncoder(4)(torch.zeros(2, 5)), r"in_dim is 4, got 5 from shape \(2, 5\)"),
         (
             lambda: SmallCNN()(torch.zeros(2, 3, 8, 8)),

@@ -157,35 +157,35 @@ def test_a_run_and_its_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: VideoTransformerEncoder("mvit"), "arch must be one of mvit_v1_b, .*, swin3d_b, got 'mvit'"),  # type: ignore[arg-type]
-        (lambda: VideoTransformerEncoder(frames=3), "frames must be a multiple of 2, got 3"),
-        (lambda: VideoTransformerEncoder(size=(224, 100)), "size must be multiples of 32 pixels, got 224 x 100"),
+        (lambda: VideoTransformerEncoder("mvit"), "arch='mvit': must be one of mvit_v1_b, .*, swin3d_b"),  # type: ignore[arg-type]
+        (lambda: VideoTransformerEncoder(frames=3), "frames=3: must be a multiple of 2"),
+        (lambda: VideoTransformerEncoder(size=(224, 100)), "size=224 x 100: must be multiples of 32 pixels"),
         (lambda: VideoTransformerEncoder("swin3d_t", size=224), "frames and size are mvit's; swin3d_t takes any"),
         (lambda: VideoTransformerEncoder(weights="no.pt"), "one of MViT_V2_S_Weights.KINETICS400_V1"),
         (
             lambda: VideoTransformerEncoder(frames=2, size=32)(torch.zeros(1, 4, 3, 32, 32)),
             r"mvit_v2_s takes 2 frames of 32 x 32 pixels .*, got shape \(1, 4, 3, 32, 32\)",
         ),
-        (lambda: WaveformEncoder("wavlm"), "arch must be one of wav2vec2_base, .*, hubert_xlarge, got 'wavlm'"),  # type: ignore[arg-type]
-        (lambda: WaveformEncoder(layers=13), "layers must be in 1 to 12 for wav2vec2_base, got 13"),
-        (lambda: WaveformEncoder(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: WaveformEncoder(layers=1, weights="HUBERT_BASE"), "neither a file nor one of WAV2VEC2_BASE, "),
+        (lambda: WaveformEncoder("wavlm"), "arch='wavlm': must be one of wav2vec2_base, .*, hubert_xlarge"),  # type: ignore[arg-type]
+        (lambda: WaveformEncoder(layers=13), "layers=13: must be in 1 to 12 for wav2vec2_base"),
+        (lambda: WaveformEncoder(dropout=1.0), r"dropout=1.0: must be in \[0, 1\)"),
+        (lambda: WaveformEncoder(layers=1, weights="HUBERT_BASE"), "must be a file or one of WAV2VEC2_BASE, "),
         (lambda: WaveformEncoder(layers=1)(torch.zeros(2, 1, 399)), r"at least 400 samples .*\(2, 1, 399\)"),
         (lambda: WaveformEncoder(layers=1)(torch.zeros(2, 2, 800)), r"takes \(B, 1, samples\)"),
         (lambda: WaveformEncoder(layers=1)(torch.zeros(2, 1, 64, 301)), r"audio.kind is waveform"),
-        (lambda: SpectrogramTransformer(stride=0), "stride must be at least 1, got 0"),
-        (lambda: SpectrogramTransformer(dim=100), "dim must be a multiple of heads = 12, got 100"),
-        (lambda: SpectrogramTransformer(mlp_ratio=0), "mlp_ratio must be positive, got 0"),
-        (lambda: SpectrogramTransformer(dropout=-0.1), r"dropout must be in \[0, 1\), got -0.1"),
-        (lambda: SpectrogramTransformer(pooling="max"), "pooling must be one of cls, mean, got 'max'"),  # type: ignore[arg-type]
-        (lambda: SpectrogramTransformer(input_size=(8, 64)), r"input_size must be at least patch = 16, got \(8, 64\)"),
+        (lambda: SpectrogramTransformer(stride=0), "stride=0: must be at least 1"),
+        (lambda: SpectrogramTransformer(dim=100), "dim=100: must be a multiple of heads = 12"),
+        (lambda: SpectrogramTransformer(mlp_ratio=0), "mlp_ratio=0: must be positive"),
+        (lambda: SpectrogramTransformer(dropout=-0.1), r"dropout=-0.1: must be in \[0, 1\)"),
+        (lambda: SpectrogramTransformer(pooling="max"), "pooling='max': must be one of cls, mean"),  # type: ignore[arg-type]
+        (lambda: SpectrogramTransformer(input_size=(8, 64)), r"input_size=\(8, 64\): must be at least patch = 16"),
         (
             lambda: SpectrogramTransformer(heads=8, weights="ViT_B_16_Weights.IMAGENET1K_V1"),
-            "heads must be 12 for ViT_B_16_Weights.IMAGENET1K_V1, got 8",
+            "heads=8: must be 12 for ViT_B_16_Weights.IMAGENET1K_V1",
         ),
         (
             lambda: SpectrogramTransformer(**AST, weights="ViT_B_32_Weights.IMAGENET1K_V1"),
-            "neither a file nor one of ViT_B_16_Weights.IMAGENET1K_V1, ",
+            "must be a file or one of ViT_B_16_Weights.IMAGENET1K_V1, ",
         ),
         (lambda: SpectrogramTransformer(**AST)(torch.zeros(2, 1, 40, 15)), r"at least patch = 16 .*\(2, 1, 40, 15\)"),
         (lambda: SpectrogramTransformer(**AST)(torch.zeros(2, 3, 40, 40)), "in_channels = 1, got shape"),

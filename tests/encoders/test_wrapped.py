@@ -84,7 +84,7 @@ def test_mistakes_are_one_line() -> None:
         as_encoder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2)))
     with pytest.raises(UserError, match=r"first layer does not tell.*give example="):
         as_encoder(nn.ReLU())
-    with pytest.raises(UserError, match=r"it returns SimpleNamespace; allowed are"):
+    with pytest.raises(UserError, match=r"it returns SimpleNamespace; must be"):
         as_encoder(Returns(lambda h: SimpleNamespace(h=h)), example=torch.zeros(2, 3, 4))
     encoder = WrappedEncoder(nn.Linear(4, 5), 6)
     with pytest.raises(UserError, match=r"out_dim=6, but it returns encodings of size 5"):

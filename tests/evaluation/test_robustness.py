@@ -345,12 +345,12 @@ def test_the_unimodal_models(subject: tuple[FusionModel, ClipDataModule], tiny: 
         assert gap.low <= gap.value <= gap.high
     alone_rows = by_name(measure(teacher, data, corruption_clips=4, **FEW))  # type: ignore[arg-type]
     assert {row.measure for row in alone_rows.values()} == {"acc", "ece", "probe", "acc_corrupted", "auc"}
-    with pytest.raises(UserError, match="unimodal.smell: no such modality; allowed are audio, video"):
+    with pytest.raises(UserError, match="unimodal.smell: no such modality; must be one of audio, video"):
         measure(model, data, unimodal={"smell": 0.5}, corruptions=False, **FEW)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unimodal.video: it is a model of audio"):
         measure(model, data, unimodal={"video": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
     teacher.head.num_classes += 1  # as of another data set
-    with pytest.raises(UserError, match=r"unimodal.audio: it has 5 classes; needed are the model's 4"):
+    with pytest.raises(UserError, match=r"unimodal.audio: a model of 5 classes; must have the 4 of this model"):
         measure(model, data, unimodal={"audio": teacher}, corruptions=False, **FEW)  # type: ignore[arg-type]
 
 
@@ -360,7 +360,7 @@ def test_a_wrong_unimodal_model_is_told_before_the_pass(
     monkeypatch.setattr(Robustness, "on_test_epoch_start", lambda *_: pytest.fail("the pass began"))
     command = ["test", "--ckpt_path", str(runs / "plain/checkpoints/best.ckpt"), "--wandb", "disabled"]
     assert main([*command, "--robustness.test", "true", "--robustness.unimodal.audio", "nowhere.ckpt"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "amr: robustness.unimodal.audio: nowhere.ckpt does not exist"
+    assert capsys.readouterr().err.splitlines()[-1] == "amr: robustness.unimodal.audio=nowhere.ckpt does not exist"
 
 
 def test_dominance_by_what_is_really_there(subject: tuple[FusionModel, ClipDataModule]) -> None:
@@ -447,5 +447,5 @@ def test_the_table_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["every_n_epochs", "resamples", "corruption_clips", "train_clips"])
 def test_bad_options(key: str) -> None:
     options: Any = {key: -1}
-    with pytest.raises(UserError, match=f"robustness.{key}=-1: allowed are"):
+    with pytest.raises(UserError, match=f"robustness.{key}=-1: must be"):
         Robustness(**options)

@@ -337,16 +337,16 @@ def test_the_classifier_starts_as_asked(name: str) -> None:
     [
         (
             lambda: Concat(SIZES, 3, classifier_init="zeros"),  # type: ignore[arg-type]
-            r"classifier_init must be one of torch, xavier_normal; got 'zeros'",
+            r"classifier_init='zeros': must be one of torch, xavier_normal",
         ),
-        (lambda: FiLM(SIZES, 3, conditioner="x"), r"conditioner must be one of a, b, c, d, got 'x'"),
-        (lambda: Attention({"a": 6}, 3), r"heads must divide dim=6, so be one of 1, 2, 3, 6; got 4"),
-        (lambda: Attention(SIZES, 3, layers=0), r"layers must be at least 1, got 0"),
-        (lambda: LowRank(SIZES, 3, rank=0), r"rank must be at least 1, got 0"),
-        (lambda: Sum(SIZES, 3, dim=-1), r"dim must be at least 1, got -1"),
-        (lambda: Gated(SIZES, 3, dim=0), r"dim must be at least 1, got 0"),
-        (lambda: Concat(SIZES, 3, hidden=0), r"hidden must be at least 1, got 0"),
-        (lambda: Late(SIZES, 0), r"num_classes must be at least 1, got 0"),
+        (lambda: FiLM(SIZES, 3, conditioner="x"), r"conditioner='x': must be one of a, b, c, d"),
+        (lambda: Attention({"a": 6}, 3), r"heads=4: must divide dim=6, so be one of 1, 2, 3, 6"),
+        (lambda: Attention(SIZES, 3, layers=0), r"layers=0: must be at least 1"),
+        (lambda: LowRank(SIZES, 3, rank=0), r"rank=0: must be at least 1"),
+        (lambda: Sum(SIZES, 3, dim=-1), r"dim=-1: must be at least 1"),
+        (lambda: Gated(SIZES, 3, dim=0), r"dim=0: must be at least 1"),
+        (lambda: Concat(SIZES, 3, hidden=0), r"hidden=0: must be at least 1"),
+        (lambda: Late(SIZES, 0), r"num_classes=0: must be at least 1"),
         *((lambda f=f: f({}, 3), r"at least one modality") for f in (Concat, Sum, FiLM, Gated, LowRank, Late)),
     ],
 )

@@ -671,15 +671,15 @@ def test_no_trace_is_left() -> None:
 def test_refusals() -> None:
     model, e = build(Bilinear)
     calls: list[tuple[str, Callable[[], object]]] = [
-        ("modality: 'z'; allowed are different ones of 'a', 'b'", lambda: second_order(model, e, 0, "z", "b")),
-        ("allowed are different ones", lambda: ablation(model, e, 0, "a", "a")),
+        ("modality='z': must be different ones of 'a', 'b'", lambda: second_order(model, e, 0, "z", "b")),
+        ("must be different ones", lambda: ablation(model, e, 0, "a", "a")),
         ("target", lambda: emap_gap(model, e, torch.zeros(6)) and contributions(model, e, 3)),
         ("target", lambda: second_order(model, e, [0, 1], "a", "b")),  # type: ignore[arg-type]
-        ("baseline: 'median'", lambda: modality_shapley(model, e, "median", 0)),  # type: ignore[arg-type]
+        ("baseline='median'", lambda: modality_shapley(model, e, "median", 0)),  # type: ignore[arg-type]
         ("baseline: none for the modality 'b'", lambda: modality_shapley(model, e, {"a": e["a"]}, 0)),
         ("baseline: 'b' has the shape", lambda: interaction_index(model, e, {**e, "b": torch.zeros(3)}, 0)),
-        ("samples: 10, allowed are 25 or more", lambda: joint_lime(model, e, 0, "a", "b", samples=10)),
-        ("samples: 10, allowed are 24 or more", lambda: joint_shap(model, e, 0, "a", "b", samples=10)),
+        ("samples=10: must be 25 or more", lambda: joint_lime(model, e, 0, "a", "b", samples=10)),
+        ("samples=10: must be 24 or more", lambda: joint_shap(model, e, 0, "a", "b", samples=10)),
         ("repeats", lambda: joint_lime(model, e, 0, "a", "b", repeats=0)),
         ("width", lambda: joint_lime(model, e, 0, "a", "b", width=0)),
         ("clips", lambda: dime(model, e, e, 0, "a", clips=[6])),

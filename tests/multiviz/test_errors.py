@@ -151,7 +151,7 @@ def test_mistakes_of_the_caller_are_named() -> None:
             classify_errors(model, encodings, labels, **options)
     with pytest.raises(UserError, match="labels: shape"):
         classify_errors(model, encodings, labels[:3])
-    with pytest.raises(UserError, match="allowed are 0 to 3"):
+    with pytest.raises(UserError, match="must be 0 to 3"):
         classify_errors(model, encodings, labels + 1)
 
 
@@ -197,11 +197,11 @@ def test_mistakes_are_named() -> None:
         error_units(x, torch.zeros(400, dtype=torch.bool))
     with pytest.raises(UserError, match="one entry for each row"):
         error_units(x, wrong[:3])
-    with pytest.raises(UserError, match="allowed are 1 to 400"):
+    with pytest.raises(UserError, match="must be 1 to 400"):
         select_clips(x, 401, "random")
     with pytest.raises(UserError, match="needs a predictor"):
         select_clips(x, 4, "errors")
-    with pytest.raises(UserError, match="allowed are errors, entropy, random"):
+    with pytest.raises(UserError, match="must be one of errors, entropy, random"):
         select_clips(x, 4, "best")  # type: ignore[arg-type]
 
 
@@ -228,7 +228,7 @@ def test_selections_are_compared_at_the_same_budget() -> None:
 
 def test_comparisons_that_cannot_be_made_are_refused() -> None:
     features, labels = torch.randn(60, 3), torch.arange(60) % 2
-    with pytest.raises(UserError, match="0 of 20; at least 5 wrong"):
+    with pytest.raises(UserError, match="0 of 20; must be at least 5 wrong"):
         compare_selections(features, torch.eye(2)[labels], labels)
-    with pytest.raises(UserError, match="share must be in"):
+    with pytest.raises(UserError, match="share=.*: must be in"):
         compare_selections(features, torch.eye(2)[labels], labels, share=1.0)

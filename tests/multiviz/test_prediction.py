@@ -191,13 +191,13 @@ def test_too_few_steps_are_said() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": 1.5}, "alpha must be in"),
-        ({"lambdas": [0.1, 0.0]}, "lambdas: .* positive"),
+        ({"alpha": 1.5}, "alpha=1.5: must be in"),
+        ({"lambdas": [0.1, 0.0]}, "lambdas=.* positive"),
         ({"lambdas": []}, "at least one"),
         ({"lambdas": 0}, "at least 1"),
         ({"labels": torch.zeros(240, dtype=torch.long)}, "at least two classes"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "expected \\(N, D\\)"),
-        ({"num_classes": 2}, "allowed are 0 to 1"),
+        ({"num_classes": 2}, "must be 0 to 1"),
         ({"features": torch.full((240, 12), torch.nan)}, "not finite"),
         ({"features": torch.ones(240, 12)}, "none tells the classes apart"),
         ({"held_out": (torch.ones(2, 3), torch.zeros(2))}, "held_out: 3 features"),
@@ -208,7 +208,7 @@ def test_mistakes_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sparse_path(**({"features": x, "labels": y, "lambdas": 3} | change))  # type: ignore[arg-type]
     path = sparse_path(x, y, 1.0, [0.1])
-    with pytest.raises(UserError, match="allowed are 0 to 0"):
+    with pytest.raises(UserError, match="must be 0 to 0"):
         top_units(path, 1, 3)
-    with pytest.raises(UserError, match="k must be"):
+    with pytest.raises(UserError, match="k=.*: must be"):
         top_units(path, 0, 0)

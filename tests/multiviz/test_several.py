@@ -106,9 +106,9 @@ def test_rows_do_not_depend_on_how_many_scores(name: str) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Several(torch.full((CLIPS, 2), CLASSES)), "allowed are 0 to 4"),
-        (Several(torch.zeros(CLIPS, 2, dtype=torch.long), torch.full((CLIPS, 1), 7)), "unit 7; allowed are 0 to 6"),
-        (Several(torch.zeros(CLIPS, 2, dtype=torch.long), torch.full((CLIPS, 1), -1)), "unit -1; allowed are 0 to 6"),
+        (Several(torch.full((CLIPS, 2), CLASSES)), "must be 0 to 4"),
+        (Several(torch.zeros(CLIPS, 2, dtype=torch.long), torch.full((CLIPS, 1), 7)), "unit 7; must be 0 to 6"),
+        (Several(torch.zeros(CLIPS, 2, dtype=torch.long), torch.full((CLIPS, 1), -1)), "unit -1; must be 0 to 6"),
         (Several(torch.zeros(2, 2, dtype=torch.long)), "for 3 clips"),
         (Several(torch.zeros(CLIPS, dtype=torch.long)), "for 3 clips"),
     ],

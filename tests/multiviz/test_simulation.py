@@ -88,7 +88,7 @@ def test_perfect_and_opposed_raters() -> None:
         ([[1, N], [N, 2]], "nominal", "no item has two"),
         ([[1, 2], [3]], "nominal", "a table of numbers"),
         ([["a", "b"], ["c", "d"]], "nominal", "a table of numbers"),
-        ([[1, 2], [2, 1]], "cardinal", "allowed are nominal, ordinal, interval, ratio"),
+        ([[1, 2], [2, 1]], "cardinal", "must be one of nominal, ordinal, interval, ratio"),
         ([[-1, 2], [2, 1]], "ratio", "no ratio"),
         ([[math.inf, 2], [2, 1]], "interval", "infinite"),
     ],
@@ -147,7 +147,7 @@ def test_a_stage_sees_what_came_before_and_seeds_repeat() -> None:
         ({"stages": {"U": np.ones((3, 2))}}, "'U' has shape \\(3, 2\\)"),
         ({"stages": {"U": np.full((90, 2), N)}}, "expected finite"),
         ({"predicted": np.zeros(90)}, "two classes or more"),
-        ({"predicted": np.arange(90) == 0}, "2 in each part"),
+        ({"predicted": np.arange(90) == 0}, "2 clips in each part"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], message: str) -> None:

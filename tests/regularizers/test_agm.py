@@ -327,7 +327,7 @@ def test_resuming_equals_going_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AGM(alpha=-0.1), "model.agm.alpha=-0.1: allowed are values in [0, 8]"),
+        (lambda: AGM(alpha=-0.1), "model.agm.alpha=-0.1: must be a value in [0, 8]"),
         (lambda: AGM(alpha=8.1), "model.agm.alpha=8.1"),
         (lambda: AGM(alpha=math.nan), "model.agm.alpha=nan"),
         (lambda: AGM(start_epoch=2, end_epoch=1), "model.agm: start_epoch=2, end_epoch=1"),

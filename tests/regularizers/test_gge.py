@@ -291,10 +291,10 @@ class GradientBlending(Regularizer):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GGE(momentum=0), "model.gge.momentum=0: allowed are values in (0, 1]"),
-        (lambda: GGE(start_epoch=-1), "model.gge: start_epoch=-1, end_epoch=None: 0 <= start < end is needed"),
+        (lambda: GGE(momentum=0), "model.gge.momentum=0: must be a value in (0, 1]"),
+        (lambda: GGE(start_epoch=-1), "model.gge: start_epoch=-1, end_epoch=None: must be 0 <= start < end"),
         (lambda: GGE(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3"),
-        (lambda: build(extra=[GGE(bias="smell")]), "model.gge.bias='smell': allowed are null and 'audio', 'video'"),
+        (lambda: build(extra=[GGE(bias="smell")]), "model.gge.bias='smell': must be null or one of 'audio', 'video'"),
         (lambda: FusionClassifier({"audio": Linear()}, extra=[GGE()]), "model.gge: needs at least 2 modalities"),
         (lambda: build(extra=[GradientBlending(), GGE()]), "cannot be combined with 'gradient_blending'"),
     ],

@@ -400,16 +400,16 @@ class Rival(Regularizer):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GradientBlending(mode="of"), "model.gradient_blending.mode='of': allowed are online, offline"),  # type: ignore[arg-type]
-        (lambda: GradientBlending(super_epoch=1), "model.gradient_blending.super_epoch=1: allowed are integers >= 2"),
-        (lambda: GradientBlending(held_out=0.0), "model.gradient_blending.held_out=0.0: allowed are values in (0, 1)"),
+        (lambda: GradientBlending(mode="of"), "model.gradient_blending.mode='of': must be one of online, offline"),  # type: ignore[arg-type]
+        (lambda: GradientBlending(super_epoch=1), "model.gradient_blending.super_epoch=1: must be an integer >= 2"),
+        (lambda: GradientBlending(held_out=0.0), "model.gradient_blending.held_out=0.0: must be a value in (0, 1)"),
         (lambda: GradientBlending(held_out=1.0), "model.gradient_blending.held_out=1.0"),
-        (lambda: GradientBlending(weights={"audio": -1.0}), "model.gradient_blending.weights.audio=-1.0: allowed are"),
+        (lambda: GradientBlending(weights={"audio": -1.0}), "model.gradient_blending.weights.audio=-1.0: must be"),
         (
             lambda: build(extra=[GradientBlending(weights={"audio": 1.0, "video": 1.0})]),
-            "names 'audio', 'video'; needed are exactly 'audio', 'video', 'fused'",
+            "names 'audio', 'video'; must be exactly 'audio', 'video', 'fused'",
         ),
-        (lambda: build(extra=[GradientBlending(weights={})]), "names none; needed are exactly"),
+        (lambda: build(extra=[GradientBlending(weights={})]), "names none; must be exactly"),
         (lambda: build(modalities=["audio"], extra=[GradientBlending()]), "model.gradient_blending: needs at least 2"),
         (
             lambda: FusionClassifier({"fused": Linear(), "b": Linear()}, extra=[GradientBlending()]),

@@ -46,7 +46,7 @@ def test_the_table_has_every_hook_and_no_other() -> None:
 def test_a_class_without_a_name_or_with_an_unknown_hook_is_refused() -> None:
     with pytest.raises(UserError, match='^Nameless: a method needs a name, such as name = "nameless"$'):
         type("Nameless", (Regularizer,), {})
-    with pytest.raises(UserError, match="^Wrong.on_step: no hook has that name; allowed are on_epoch_start, "):
+    with pytest.raises(UserError, match="^Wrong.on_step: no hook has that name; must be one of on_epoch_start, "):
         type("Wrong", (Regularizer,), {"name": "wrong", "on_step": lambda self: None})
     parent: Any = type("Parent", (Regularizer,), {}, abstract=True)
     child: Any = type("Child", (parent,), {"name": "child", "on_fused": lambda self, fused: fused})
@@ -333,7 +333,7 @@ def test_amr_acts_once_after_the_last_turn() -> None:
 
 
 def test_accumulation_is_refused_with_turns() -> None:
-    with pytest.raises(UserError, match="trainer.accumulate_grad_batches=2: allowed is 1 with alternate"):
+    with pytest.raises(UserError, match="trainer.accumulate_grad_batches=2: must be 1 with alternate"):
         fit(build(extra=[Alternate()]), accumulate_grad_batches=2)
 
 

@@ -206,7 +206,7 @@ def test_heads_that_are_not_linear_are_refused_by_name(fusion: Any, shown: str) 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("inf"), float("nan")])
 def test_scale_is_positive(scale: float) -> None:
-    with pytest.raises(UserError, match=f"model.mmcosine.scale={scale}: allowed are positive, finite numbers"):
+    with pytest.raises(UserError, match=f"model.mmcosine.scale={scale}: must be a positive, finite number"):
         MMCosine(scale)
 
 

@@ -347,7 +347,7 @@ def test_resuming_equals_going_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MMPareto(gamma=0), "model.mmpareto.gamma=0: allowed are positive, finite numbers"),
+        (lambda: MMPareto(gamma=0), "model.mmpareto.gamma=0: must be a positive, finite number"),
         (lambda: MMPareto(gamma=float("nan")), "model.mmpareto.gamma=nan"),
         (lambda: MMPareto(start_epoch=2, end_epoch=2), "model.mmpareto: start_epoch=2, end_epoch=2"),
         (lambda: FusionClassifier({"audio": Linear()}, extra=[MMPareto()]), "model.mmpareto: needs at least 2"),

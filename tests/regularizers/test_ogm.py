@@ -368,11 +368,11 @@ def test_resuming_equals_going_on(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OGM(alpha=-1), "model.ogm.alpha=-1: allowed are finite numbers >= 0"),
+        (lambda: OGM(alpha=-1), "model.ogm.alpha=-1: must be a finite number >= 0"),
         (lambda: OGMGE(alpha=math.inf), "model.ogm_ge.alpha=inf"),
         (lambda: OGM(start_epoch=-1), "model.ogm: start_epoch=-1"),
         (lambda: OGMGE(start_epoch=3, end_epoch=3), "model.ogm_ge: start_epoch=3, end_epoch=3"),
-        (lambda: OGM(parameters="some"), "model.ogm.parameters='some': allowed are conv, all"),  # type: ignore[arg-type]
+        (lambda: OGM(parameters="some"), "model.ogm.parameters='some': must be one of conv, all"),  # type: ignore[arg-type]
         (lambda: build(OGM(), encoder=Linear), "encoder of 'audio' has no convolution; set parameters: all"),
         (lambda: build(OGMGE(), encoder=Tokens), "model.ogm_ge.parameters=conv"),
         (lambda: build(OGM(), OGMGE()), "model.ogm: cannot be combined with 'ogm_ge'"),

@@ -390,12 +390,12 @@ def test_resuming_equals_going_on(tmp_path: Path, late: bool) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PMR(alpha=-1), "model.pmr.alpha=-1: allowed are finite numbers >= 0"),
+        (lambda: PMR(alpha=-1), "model.pmr.alpha=-1: must be a finite number >= 0"),
         (lambda: PMR(alpha=float("inf")), "model.pmr.alpha=inf"),
-        (lambda: PMR(entropy_weight=-1), "model.pmr.entropy_weight=-1: allowed are finite numbers >= 0"),
-        (lambda: PMR(entropy_epochs=-1), "model.pmr.entropy_epochs=-1: allowed are whole numbers >= 0"),
-        (lambda: PMR(momentum=1), "model.pmr.momentum=1: allowed are values in [0, 1)"),
-        (lambda: PMR(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3: 0 <= start < end is needed"),
+        (lambda: PMR(entropy_weight=-1), "model.pmr.entropy_weight=-1: must be a finite number >= 0"),
+        (lambda: PMR(entropy_epochs=-1), "model.pmr.entropy_epochs=-1: must be a whole number >= 0"),
+        (lambda: PMR(momentum=1), "model.pmr.momentum=1: must be a value in [0, 1)"),
+        (lambda: PMR(start_epoch=3, end_epoch=3), "start_epoch=3, end_epoch=3: must be 0 <= start < end"),
         (lambda: FusionClassifier({"audio": Linear()}, extra=[PMR()]), "model.pmr: needs at least 2 modalities"),
     ],
 )

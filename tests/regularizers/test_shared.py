@@ -151,8 +151,8 @@ def test_what_is_detached_gets_no_gradient_and_the_head_always_does() -> None:
 @pytest.mark.parametrize(
     ("picks", "detach", "message"),
     [
-        ({"x": None}, [], "'x': allowed are the modalities 'a', 'v', 't'"),
-        ({}, ["x"], "'x': allowed"),
+        ({"x": None}, [], "'x': must be modalities of 'a', 'v', 't'"),
+        ({}, ["x"], "'x': must be"),
         ({"v": torch.arange(4)}, [], "modalities of 4, 5 places"),
         ({"v": torch.arange(4), "a": torch.arange(3), "t": None}, [], "modalities of 3, 4 places"),
     ],

@@ -337,9 +337,9 @@ def test_names(teachers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"teachers": {}}, "model.umt.teachers={}: needed is the path"),
-        ({"teachers": {"audio": "a"}, "features_weight": -1.0}, "model.umt.features_weight=-1.0: allowed are"),
-        ({"teachers": {"audio": "a"}, "predictions_weight": math.inf}, "model.umt.predictions_weight=inf: allowed"),
+        ({"teachers": {}}, "model.umt.teachers={}: must have the path"),
+        ({"teachers": {"audio": "a"}, "features_weight": -1.0}, "model.umt.features_weight=-1.0: must be"),
+        ({"teachers": {"audio": "a"}, "predictions_weight": math.inf}, "model.umt.predictions_weight=inf: must be"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
@@ -359,23 +359,23 @@ def refuses(given: dict[str, str], *messages: str, **options: Any) -> None:
 def test_unfit_teachers_are_refused_when_the_run_is_built(
     tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audio, path = "model.umt.teachers.audio: ", tmp_path / "a.ckpt"
-    refuses({"smell": teachers["audio"]}, "model.umt.teachers.smell: allowed are the modalities 'audio', 'video'")
-    refuses({"audio": str(path)}, f"{audio}{path} does not exist; needed is a checkpoint of a run with 'audio' alone")
+    audio, path = "model.umt.teachers.audio=", tmp_path / "a.ckpt"
+    refuses({"smell": teachers["audio"]}, "model.umt.teachers.smell: no such modality; must be one of 'audio', 'video'")
+    refuses({"audio": str(path)}, f"{audio}{path} does not exist; must be a checkpoint of a run with 'audio' alone")
     refuses({"audio": str(tmp_path)}, f"{audio}{tmp_path} does not exist")
     path.write_bytes(b"PK")
     refuses({"audio": str(path)}, f"{audio}{path}: is not a checkpoint")
-    refuses({"audio": teachers["video"]}, audio, "video.ckpt is a model of 'video'; needed is one of 'audio' alone")
+    refuses({"audio": teachers["video"]}, audio, "video.ckpt is a model of 'video'; must be one of 'audio' alone")
     both = build(fusion=Concat)
     both.config = {"encoders": {name: {"class_path": "tests.toy.Linear"} for name in ("audio", "video")}}
     fit(both, max_epochs=1).save_checkpoint(path)
-    refuses({"audio": str(path)}, f"{audio}{path} is a model of 'audio', 'video'; needed is one of 'audio' alone")
+    refuses({"audio": str(path)}, f"{audio}{path} is a model of 'audio', 'video'; must be one of 'audio' alone")
     section = {"class_path": "tests.toy.Linear", "init_args": {"out_dim": 5}}
     save_teacher(path, "audio", section, Linear(out_dim=5), Toy(), 0)
-    refuses({"audio": str(path)}, f"{audio}{path} has encodings of size 5; needed is the model's 8")
+    refuses({"audio": str(path)}, f"{audio}{path} has encodings of size 5; must be the model's 8")
     build(extra=[UMT({"audio": str(path)}, features_weight=0.0, predictions_weight=1.0)])  # predictions need no size
     save_teacher(path, "audio", {"class_path": "tests.toy.Linear"}, Linear(), Toy(num_classes=4), 0, classes=4)
-    refuses({"audio": str(path)}, f"{audio}{path} has 4 classes; needed are the data's 3")
+    refuses({"audio": str(path)}, f"{audio}{path} has 4 classes; must have the data's 3")
     with pytest.raises(UserError, match="model.umt: needs at least 2 modalities"):
         build(modalities=["audio"], extra=[UMT({"audio": teachers["audio"]})])
     monkeypatch.setenv("HOME", str(Path(teachers["audio"]).parent))
@@ -407,7 +407,7 @@ def test_teachers_of_the_command_line(tiny: list[str], tmp_path: Path, capsys: A
     capsys.readouterr()
     assert main([*student, "--name", "again"]) == 2
     message = capsys.readouterr().err
-    assert "model.umt.teachers.audio: runs/audio/checkpoints/best.ckpt does not exist" in message
+    assert "model.umt.teachers.audio=runs/audio/checkpoints/best.ckpt does not exist" in message
     assert "Traceback" not in message
     assert not (tmp_path / "runs/again").exists()
 

@@ -123,7 +123,7 @@ def test_paths_may_be_runs_folders_and_globs(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["absent", "", "absent-*", "file"])
 def test_a_path_without_runs_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"no run here; allowed: .*run\.json") as error:
+    with pytest.raises(UserError, match=r"no run here; must be .*run\.json") as error:
         compare([tmp_path / name], tmp_path / "report.html")
     assert str(tmp_path / name) in str(error.value)
     assert not (tmp_path / "report.html").exists()
@@ -133,20 +133,20 @@ def test_a_path_without_runs_is_named(tmp_path: Path, name: str) -> None:
     ("file", "text", "message"),
     [
         ("run.json", "{", "run.json: not JSON"),
-        ("run.json", "[]", "allowed: one JSON object"),
-        ("run.json", '{"method": "x", "dataset": "d", "seed": "0"}', "seed: '0'; allowed: int"),
-        ("run.json", '{"method": "x", "dataset": "d", "modalities": "audio"}', "modalities: 'audio'; allowed: a list"),
-        ("run.json", '{"dataset": "d"}', "method: None; allowed: str"),
+        ("run.json", "[]", "must be one JSON object"),
+        ("run.json", '{"method": "x", "dataset": "d", "seed": "0"}', "seed='0': must be of type int"),
+        ("run.json", '{"method": "x", "dataset": "d", "modalities": "audio"}', "modalities='audio': must be a list"),
+        ("run.json", '{"dataset": "d"}', "method=None: must be of type str"),
         (
             "run.json",
             '{"method": "x", "dataset": "d", "title": 1, "modalities": ["a"]}',
-            "title: 1; allowed: str | None",
+            "title=1: must be of type str | None",
         ),
         ("run.json", "[" * 100000, "run.json: not JSON"),
         ("config.yaml", "a: &x [{b: *x}]", "in a circle"),
         ("config.yaml", "a: [", "config.yaml: not YAML"),
         ("metrics/version_0/metrics.csv", "step\n1\n", "no column 'epoch'"),
-        ("metrics/version_0/metrics.csv", "epoch,val/acc\n0,x\n", "line 2, column val/acc: 'x'; allowed: a number"),
+        ("metrics/version_0/metrics.csv", "epoch,val/acc\n0,x\n", "line 2, column val/acc='x': must be a number"),
         ("metrics/version_0/metrics.csv", "epoch,val/acc\nnan,1\n", "line 2, column epoch"),
         ("per_class.csv", "class,acc\na,1\n", "no column 'split'"),
         ("per_class.csv", "split,class,acc\nval,people, marching,1\n", "line 2: more cells than the header"),
@@ -430,7 +430,7 @@ def test_the_command_prints_the_table_and_where_the_page_is(folder: Path, capsys
 def test_only_a_page_or_a_picture_is_overwritten(folder: Path, option: str) -> None:
     victim = folder / "naive-0" / "run.json"
     before = victim.read_text()
-    with pytest.raises(UserError, match=r"run\.json: .*allowed: a name ending in \.(html|png)"):
+    with pytest.raises(UserError, match=r"run\.json: .*must be a name ending in \.(html|png)"):
         command.run(parse(folder, "--out", folder / "r.html", option, victim))
     assert victim.read_text() == before
     assert not (folder / "r.html").exists()
@@ -438,7 +438,7 @@ def test_only_a_page_or_a_picture_is_overwritten(folder: Path, option: str) -> N
 
 @pytest.mark.usefixtures("without_plots")
 def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"run\.json.x\.html: .*; allowed: a writable place"):
+    with pytest.raises(UserError, match=r"run\.json.x\.html: .*; must be a writable place"):
         compare([folder], folder / "naive-0" / "run.json" / "x.html")
 
 

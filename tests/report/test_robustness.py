@@ -114,5 +114,5 @@ def test_another_file_of_that_name_is_named(folder: Path, content: bytes | None)
         pq.write_table(pa.table({"measure": ["acc"]}), file)
     else:
         file.write_bytes(content)
-    with pytest.raises(UserError, match="robustness.parquet: cannot be read .*; allowed: a table as amr test writes"):
+    with pytest.raises(UserError, match="robustness.parquet: cannot be read .*; must be a table as amr test writes"):
         read_run(folder / "naive0")

@@ -78,7 +78,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_line_about(error: pytest.ExceptionInfo[UserError], file: Path) -> bool:
-    return str(file) in str(error.value) and "allowed" in str(error.value) and "\n" not in str(error.value)
+    return str(file) in str(error.value) and "must be" in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- W&B
@@ -365,19 +365,19 @@ def change(column: str, value: Any) -> Callable[[Path], None]:
             "cannot be read",
         ),
         (lambda file: pq.write_table(pa.table({"id": [1]}), file), "no column 'dataset'"),
-        (change("method", 3), "row 0, method: 3; allowed: str"),
-        (change("seed", 0.5), "row 0, seed: 0.5; allowed: int | None"),
-        (change("modalities", "audio"), "row 0, modalities: 'audio'; allowed: a list of names"),
-        (change("modalities", None), "row 0, modalities: []; allowed: a list of names"),
-        (change("run", None), "row 0, run: None; allowed"),
-        (change("curves", None), "row 0, curves: 'None'; allowed: JSON"),
-        (change("curves", "{"), "row 0, curves: '{'; allowed: JSON"),
-        (change("curves", "[" * 10000), "row 0, curves: '[[["),
-        (change("curves", '{"a": {}}'), "row 0, curves: "),
-        (change("curves", '{"0": {"val/acc": "x"}}'), "row 0, curves: "),
-        (change("test", '{"test/acc": null}'), "row 0, test: "),
-        (change("per_class", '{"test": [1]}'), "row 0, per_class: "),
-        (change("settings", '{"a": 1}'), "row 0, settings: "),
+        (change("method", 3), "row 0, method=3: must be of type str"),
+        (change("seed", 0.5), "row 0, seed=0.5: must be of type int | None"),
+        (change("modalities", "audio"), "row 0, modalities='audio': must be a list of names"),
+        (change("modalities", None), "row 0, modalities=[]: must be a list of names"),
+        (change("run", None), "row 0, run=None: must be"),
+        (change("curves", None), "row 0, curves='None': must be JSON"),
+        (change("curves", "{"), "row 0, curves='{': must be JSON"),
+        (change("curves", "[" * 10000), "row 0, curves='[[["),
+        (change("curves", '{"a": {}}'), "row 0, curves="),
+        (change("curves", '{"0": {"val/acc": "x"}}'), "row 0, curves="),
+        (change("test", '{"test/acc": null}'), "row 0, test="),
+        (change("per_class", '{"test": [1]}'), "row 0, per_class="),
+        (change("settings", '{"a": 1}'), "row 0, settings="),
     ],
 )
 def test_a_bad_parquet_file_is_named_in_one_line(bench: Path, damage: Callable[[Path], Any], message: str) -> None:
@@ -391,11 +391,11 @@ def test_a_bad_parquet_file_is_named_in_one_line(bench: Path, damage: Callable[[
 
 
 def test_results_go_only_to_a_parquet_file(bench: Path) -> None:
-    with pytest.raises(UserError, match=r"run\.json: not a file to write; allowed: a name ending in \.parquet"):
+    with pytest.raises(UserError, match=r"run\.json: not a file to write; must be a name ending in \.parquet"):
         write_results(read_runs([bench]), bench / "runs" / "new" / "run.json")
     with pytest.raises(UserError, match=r"no\.parquet: cannot be read \(No such file"):
         read_results(bench / "no.parquet")
-    with pytest.raises(UserError, match=r"no\.parquet: no run here; allowed: .*results\.parquet"):
+    with pytest.raises(UserError, match=r"no\.parquet: no run here; must be .*results\.parquet"):
         find_runs([bench / "no.parquet"])
 
 

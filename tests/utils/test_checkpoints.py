@@ -177,7 +177,7 @@ def test_malformed_facts(change: dict[str, Any], message: str, tmp_path: Path) -
     [
         ({"width": 10**6, "out_dim": 10**6}, "of another architecture"),  # of 10^13 weights, which are never made
         ({"width": 10**12}, "a number beyond 10,000,000"),
-        ({"width": -1}, "width must be at least 1"),
+        ({"width": -1}, "width=-1: must be at least 1"),
         ({"width": 0.5}, "width"),
         ({"widths": 4}, "widths"),
         ({"width": "x"}, "width"),

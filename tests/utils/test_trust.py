@@ -66,7 +66,7 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a function of Python's": ({"fusion": "subprocess.call"}, "subprocess.call may not be built"),
     "a class": ({"encoders": {"audio": {"class_path": "stranger.Encoder"}}}, "--trust stranger"),
     "a class, in short": ({"encoders": {"audio": "stranger.Encoder"}}, "--trust stranger"),
-    "without a package": ({"fusion": "Concat"}, "needed is a class's whole import path"),
+    "without a package": ({"fusion": "Concat"}, "must be a class's whole import path"),
     "a class in an argument": (
         {"fusion": {"class_path": "amr.fusion.Concat", "init_args": {"hidden": {"class_path": "stranger.make"}}}},
         "model.fusion.init_args.hidden.class_path: stranger.make may not",
@@ -89,9 +89,9 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "not a subclass of amr.fusion.base.Fusion",
     ),
     "a method for an encoder": ({"encoders": {"audio": "amr.regularizers.AMR"}}, "not a subclass of amr.encoders"),
-    "a path that is no path": ({"fusion": "amr.fusion.Concat; import os"}, "needed is a class's whole import path"),
-    "a path of a file": ({"fusion": "/home/stranger.yaml"}, "needed is a class's whole import path"),
-    "a number": ({"fusion": {"class_path": 3}}, "is of type int"),
+    "a path that is no path": ({"fusion": "amr.fusion.Concat; import os"}, "must be a class's whole import path"),
+    "a path of a file": ({"fusion": "/home/stranger.yaml"}, "must be a class's whole import path"),
+    "a number": ({"fusion": {"class_path": 3}}, "class_path=a value of type int: must be"),
     "arguments in a file": (
         {"fusion": {"class_path": "amr.fusion.Concat", "init_args": "stranger.yaml"}},
         "model.fusion.init_args is not a mapping",
@@ -144,7 +144,7 @@ def test_what_the_user_trusts_is_built(tmp_path: Path, proof: Path) -> None:
 def test_a_teacher_is_a_checkpoint_as_any_other(tmp_path: Path, proof: Path) -> None:
     path = checkpoint(tmp_path / "a.ckpt", {"encoders": {"audio": ENCODER}, "fusion": "stranger.make"})
     method = UMT({"audio": str(path)})
-    with pytest.raises(UserError, match=r"model\.umt\.teachers\.audio: .*stranger\.make may not be built"):
+    with pytest.raises(UserError, match=r"model\.umt\.teachers\.audio=.*stranger\.make may not be built"):
         method.setup(model_of().model)
     assert not proof.exists()
 

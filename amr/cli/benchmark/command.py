@@ -53,9 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     if unknown := [a for i, a in enumerate(further) if not re.match(r"--\w+\." if i == 0 or a[:2] == "--" else "", a)]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.jobs < 1:
-        raise UserError(f"--jobs={options.jobs}: allowed are positive numbers")
+        raise UserError(f"--jobs={options.jobs}: must be a positive number")
     if wrong := [seed for seed in options.seeds if not 0 <= seed < 2**32]:
-        raise UserError(f"--seeds: {wrong[0]}: allowed are 0 to {2**32 - 1}")
+        raise UserError(f"--seeds={wrong[0]}: must be 0 to {2**32 - 1}")
     base, rows = read_grid(options.config)
     wandb = ["--wandb", options.wandb, "--project", options.project]
     common = [*entry_arguments("--data", options.data), *base, *further]

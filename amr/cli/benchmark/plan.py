@@ -114,25 +114,25 @@ def read_grid(path: Path) -> tuple[list[str], list[Row]]:
     if not isinstance(grid, dict) or not grid.get("methods") or set(grid) - set(KEYS):
         unknown = min((str(key) for key in grid if key not in KEYS), default="") if isinstance(grid, dict) else ""
         raise UserError(
-            f"{path}: {f'{unknown}: unknown key' if unknown else 'methods: needed'}; allowed are {', '.join(KEYS)}"
+            f"{path}: {f'{unknown}: unknown key' if unknown else 'methods: missing'}; must be among {', '.join(KEYS)}"
         )
     for key in ("unimodal", "methods", "teachers"):
         if not isinstance(grid.setdefault(key, {}), dict):
-            raise UserError(f"{path}: {key}: allowed are names, each with its value")
+            raise UserError(f"{path}: {key}: must be names, each with its value")
         for name in grid[key]:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
-                raise UserError(f"{path}: {key}: {name!r}: allowed are letters, digits and . _ -")
+                raise UserError(f"{path}: {key}={name!r}: must be letters, digits and . _ -")
     unimodal, methods, teachers = grid["unimodal"], grid["methods"], grid["teachers"]
     if both := unimodal.keys() & methods.keys():
         raise UserError(f"{path}: methods: {min(both)!r} is in `unimodal`, too; names must differ")
     for name, key in teachers.items():
         if name not in methods or not unimodal or not isinstance(key, str) or "." not in key:
             needed = f"a method of that name, `unimodal`, and a key of `amr fit` such as model.{name}.teachers"
-            raise UserError(f"{path}: teachers.{name}: {key!r}; needed are {needed}")
+            raise UserError(f"{path}: teachers.{name}={key!r}: must be {needed}")
 
     def arguments(key: str, entries: Any) -> list[str]:
         if not isinstance(entries or [], list) or not all(isinstance(entry, str) for entry in entries or []):
-            raise UserError(f"{path}: {key}: allowed is a list of configuration files and --key=value")
+            raise UserError(f"{path}: {key}: must be a list of configurations (files or names) and --key=value")
         return [argument for entry in entries or [] for argument in entry_arguments(f"{path}: {key}", entry)]
 
     rows = [Row(name, tuple(arguments(f"unimodal.{name}", value)), True) for name, value in unimodal.items()]
@@ -149,7 +149,7 @@ def entry_arguments(where: str, entry: str) -> list[str]:
     """An entry as arguments of `amr fit`."""
     if entry.startswith("--"):
         if "=" not in entry:
-            raise UserError(f"{where}: {entry}: allowed are --key=value and configuration files")
+            raise UserError(f"{where}: {entry}: must be --key=value, or a configuration (a file or a name)")
         return [entry]
     if not Path(entry).is_file():
         raise UserError(f"{where}: {entry}: no such file (paths are relative to the current folder)")
@@ -176,7 +176,7 @@ def make_cells(
         UserError: A row is unknown, or its configuration is refused.
     """
     if unknown := [name for name in only if name not in {row.name for row in rows}]:
-        raise UserError(f"--only: no row {unknown[0]!r}; allowed are {', '.join(row.name for row in rows)}")
+        raise UserError(f"--only={unknown[0]}: must be one of {', '.join(row.name for row in rows)}")
     chosen = [row for row in rows if not only or row.name in only]
     if any(row.teachers for row in chosen):
         chosen = [row for row in rows if row in chosen or row.unimodal]

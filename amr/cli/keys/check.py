@@ -157,7 +157,7 @@ def _unknown(keys: Mapping[str, Key], taken: list[str], words: list[str], where:
     siblings = sorted({k.split(".")[0] for k in below})
     full = ".".join([*taken, *words])
     hint = did_you_mean(words[min(right, len(words) - 1)], siblings)
-    raise UserError(f"{where}{full}: unknown key{hint or '; allowed are ' + ', '.join(siblings)}")
+    raise UserError(f"{where}{full}: unknown key{hint or '; must be one of ' + ', '.join(siblings)}")
 
 
 def _check_class(key: Key, name: str, value: Any, where: str) -> None:

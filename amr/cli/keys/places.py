@@ -26,7 +26,9 @@ def checkpoint_of(given: str | Path, where: str) -> Path:
             for name in (BEST.name, "last.ckpt"):
                 if (folder / name).is_file():
                     return folder / name
-        raise UserError(f"{where}={given}: no checkpoint in this folder; looked for {path / BEST}")
+        raise UserError(f"{where}={given}: no checkpoint in this folder; must have {path / BEST}")
     parent = path.parent
     near = [str(parent / other.name) for other in parent.iterdir()] if parent.is_dir() else []
-    raise UserError(f"{where}={given}: no such file or folder{did_you_mean(str(path), near)}")
+    raise UserError(
+        f"{where}={given}: does not exist{did_you_mean(str(path), near)}; must be a checkpoint or a run's folder"
+    )

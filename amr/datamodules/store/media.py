@@ -86,19 +86,17 @@ class DecodeOptions:
         if self.crop is not None:
             object.__setattr__(self, "crop", tuple(self.crop))
         if self.sample_rate < 1:
-            raise UserError(f"decode.sample_rate is {self.sample_rate}; it must be at least 1 Hz")
+            raise UserError(f"decode.sample_rate={self.sample_rate}: must be at least 1 Hz")
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise UserError(f"decode.fps is {self.fps}; it must be positive, or null for every frame")
+            raise UserError(f"decode.fps={self.fps}: must be positive, or null for every frame")
         if self.size is not None and self.size < 1:
-            raise UserError(f"decode.size is {self.size}; it must be at least 1 pixel, or null for the native size")
+            raise UserError(f"decode.size={self.size}: must be at least 1 pixel, or null for the native size")
         if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1):
-            raise UserError(
-                f"decode.crop is {list(self.crop)}; it must be [top >= 0, left >= 0, height > 0, width > 0]"
-            )
+            raise UserError(f"decode.crop={list(self.crop)}: must be [top >= 0, left >= 0, height > 0, width > 0]")
         if not 1 <= self.jpeg_quality <= 95:
-            raise UserError(f"decode.jpeg_quality is {self.jpeg_quality}; it must be 1 to 95")
+            raise UserError(f"decode.jpeg_quality={self.jpeg_quality}: must be 1 to 95")
         if self.damage not in ("keep", "skip"):
-            raise UserError(f"decode.damage is {self.damage!r}; it must be keep or skip")
+            raise UserError(f"decode.damage={self.damage!r}: must be keep or skip")
 
 
 @dataclass

@@ -67,11 +67,11 @@ class Synthetic(ClipDataModule):
         **kwargs: Any,
     ) -> None:
         if classes < 2:
-            raise UserError(f"data.classes is {classes}; it must be at least 2")
+            raise UserError(f"data.classes={classes}: must be at least 2")
         if clips < 10 * classes:
-            raise UserError(f"data.clips is {clips}; it must be at least {10 * classes}: 10 a class")
+            raise UserError(f"data.clips={clips}: must be at least {10 * classes}: 10 a class")
         if clips_seed < 0 or video_noise < 0:
-            raise UserError("data.clips_seed and data.video_noise must be at least 0")
+            raise UserError(f"data.clips_seed={clips_seed}, data.video_noise={video_noise}: must be at least 0")
         if task is not None and evidence != Evidence():
             raise UserError(f"data.evidence has no effect with data.task={task}; leave one of them out")
         self.recipe: Recipe | Planted

@@ -69,7 +69,7 @@ class Planted:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise UserError(f"data.task is {self.task!r}; allowed are {', '.join(TASKS)}, or null")
+            raise UserError(f"data.task={self.task!r}: must be one of {', '.join(TASKS)}, or null")
 
     def label(self, index: int) -> int:
         """Class of a clip; the classes take turns."""

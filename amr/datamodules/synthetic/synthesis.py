@@ -32,7 +32,7 @@ class Evidence:
     def __post_init__(self) -> None:
         for modality, value in vars(self).items():
             if not 0 <= value <= 1:
-                raise UserError(f"data.evidence.{modality} is {value}; it must be 0 to 1")
+                raise UserError(f"data.evidence.{modality}={value}: must be 0 to 1")
 
 
 @dataclass(frozen=True)

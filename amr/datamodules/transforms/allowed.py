@@ -6,4 +6,4 @@ from amr.utils.errors import UserError
 def require_option(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raises UserError, naming the option, its value and what is allowed, unless it is `ok`."""
     if not ok:
-        raise UserError(f"{key} is {value}; it must be {allowed}")
+        raise UserError(f"{key}={value}: must be {allowed}")

@@ -62,7 +62,7 @@ class Analysis:
         self.clips = self._encode(self.split, None)
         count = min(plan.clips, len(self.clips.ids))
         if count < 2:
-            raise UserError(f"--split={self.split}: {count} clips have every modality; at least 2 are needed")
+            raise UserError(f"--split={self.split}: {count} clips have every modality; must be at least 2")
         self.place = {id: i for i, id in enumerate(self.clips.ids)}
         listed = {clip.id: i for i, clip in enumerate(data.clips_of(self.split).clips)}
         self.index = [listed[id] for id in self.clips.ids]

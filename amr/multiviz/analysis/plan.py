@@ -55,4 +55,4 @@ class Plan:
             ("samples", 1, ""),
         ):
             if getattr(self, key) < least:
-                raise UserError(f"--{key}={getattr(self, key)}: at least {least} are needed{why}")
+                raise UserError(f"--{key}={getattr(self, key)}: must be at least {least}{why}")

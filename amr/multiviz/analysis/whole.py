@@ -55,7 +55,7 @@ def analyze(
             holds another analysis, or another process works in it.
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
-        raise UserError(f"stages: {unknown[0]!r}; allowed are {', '.join(STAGES)}")
+        raise UserError(f"stages={unknown[0]!r}: must be one of {', '.join(STAGES)}")
     given = None if data is None else Path(data)
     plan = Plan(Path(checkpoint), Path(out), given, split, clips, classes, units, seed, samples)
     with locked(plan.out, "choose another --out"):

@@ -88,10 +88,10 @@ def dime(
         raise UserError(f"encodings: must be of the same {count} clips as the inputs, {name!r} among them")
     chosen = tuple(range(count) if clips is None else clips)
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
-        raise UserError(f"clips: {list(chosen)[:5]}; allowed are 0 to {count - 1}, at least one")
+        raise UserError(f"clips={list(chosen)[:5]}: must be 0 to {count - 1}, at least one")
     if repeats < 1 or pairings < 1 or samples < len(atoms) + 2 or not (width > 0 and ridge >= 0):
         allowed = f"repeats and pairings of 1 or more, samples of {len(atoms) + 2} or more, width > 0 and ridge >= 0"
-        raise UserError(f"dime: allowed are {allowed}")
+        raise UserError(f"dime: must be {allowed}")
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(repeats, samples, len(atoms), generator=generator) < 0.5
     keep[:, 0] = True

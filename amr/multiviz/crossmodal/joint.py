@@ -88,7 +88,7 @@ def joint_lime(
     atoms, split = len(one[1]) + len(two[1]), len(one[1])
     _require_samples(samples, repeats, 1 + atoms + split * (atoms - split))
     if not (width > 0 and ridge >= 0):
-        raise UserError(f"joint_lime: width must be positive and ridge 0 or more, got {width} and {ridge}")
+        raise UserError(f"joint_lime: width={width}, ridge={ridge}: must be a positive width and a ridge of 0 or more")
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(repeats, samples, atoms, generator=generator) < 0.5
     keep[:, 0] = True
@@ -175,7 +175,7 @@ def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]
     for side in given:
         name = side if isinstance(side, str) else side[0]
         if name not in inputs or name in [known for known, _ in found]:
-            raise UserError(f"modality: {name!r}; allowed are different ones of {', '.join(map(repr, inputs))}")
+            raise UserError(f"modality={name!r}: must be different ones of {', '.join(map(repr, inputs))}")
         found.append((name, flat_atoms(inputs[name].shape[1:]) if isinstance(side, str) else side[1]))
     return found
 
@@ -187,9 +187,9 @@ def encode(model: FusionModel, inputs: Mapping[str, Tensor], space: Space, encod
         UserError: A modality has no input, or `space` or `encoder_batch` is not allowed.
     """
     if space not in ("inputs", "encodings"):
-        raise UserError(f"space: {space!r}; allowed are 'inputs' and 'encodings'")
+        raise UserError(f"space={space!r}: must be 'inputs' or 'encodings'")
     if encoder_batch < 1:
-        raise UserError(f"encoder_batch: must be at least 1, got {encoder_batch}")
+        raise UserError(f"encoder_batch={encoder_batch}: must be at least 1")
     lacking = [name for name in model.modalities if name not in inputs]
     if lacking:
         raise UserError(f"inputs: none for the modality {lacking[0]!r}; they have {', '.join(map(repr, inputs))}")
@@ -305,6 +305,6 @@ def _explanation(
 
 def _require_samples(samples: int, repeats: int, least: int) -> None:
     if repeats < 1:
-        raise UserError(f"repeats: must be at least 1, got {repeats}")
+        raise UserError(f"repeats={repeats}: must be at least 1")
     if samples < least:
-        raise UserError(f"samples: {samples}, allowed are {least} or more; larger atoms need fewer")
+        raise UserError(f"samples={samples}: must be {least} or more; larger atoms need fewer")

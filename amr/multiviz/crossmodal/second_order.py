@@ -153,7 +153,7 @@ def _refuse(
     for name in names:
         used += [f"encoders.{name}"] * (space == "inputs")
         if not inputs[name].is_floating_point():
-            raise UserError(f"second_order: {name!r} must be floating-point, got {inputs[name].dtype}; use ablation")
+            raise UserError(f"second_order: inputs.{name}={inputs[name].dtype}: must be floating-point; use ablation")
     for path, module in model.named_modules():
         if not any(f"{path}.".startswith(f"{part}.") for part in used):
             continue

@@ -44,7 +44,7 @@ def held_with_map(
     """The score of the modality's input, the map (N, A) in float64, and its atoms."""
     atoms = importance.atoms
     if atoms is None:
-        raise UserError(f"importance: a map of atoms is needed; pass atoms to {importance.method}")
+        raise UserError(f"importance: must be a map of atoms; pass atoms to {importance.method}")
     fixed = hold(model, inputs, modality, target, atoms, batch)
     shape = (len(fixed.x), len(atoms))
     given = tuple(importance.values.shape)
@@ -76,7 +76,7 @@ def pearson(first: Tensor, second: Tensor, scale: Tensor | None) -> Tensor:
 
 def require_modality(model: FusionModel, modality: str) -> None:
     """Raises UserError unless the model has the modality."""
-    require(modality in model.modalities, f"modality: {modality!r}; allowed are {', '.join(model.modalities)}")
+    require(modality in model.modalities, f"modality={modality!r}: must be one of {', '.join(model.modalities)}")
 
 
 def require(allowed: bool, message: str) -> None:

@@ -67,7 +67,7 @@ def interaction_sensitivity_n(
     if sizes is None:
         sizes = list(dict.fromkeys((max(shape[1] * q // 4, 1), max(shape[2] * q // 4, 1)) for q in range(4)))
     allowed = all(1 <= a <= shape[1] and 1 <= b <= shape[2] for a, b in sizes)
-    require(allowed, f"sizes: {list(sizes)}; allowed are pairs of 1 to {shape[1]} and 1 to {shape[2]}")
+    require(allowed, f"sizes={list(sizes)}: must be pairs of 1 to {shape[1]} and 1 to {shape[2]}")
     at_least("interaction_sensitivity_n", subsets=(subsets, 2), batch=(batch, 1))
     generator, found = torch.Generator().manual_seed(seed), {}
     replacement = baseline_values({name: inputs[name] for name, _ in (one, two)}, baseline)

@@ -105,7 +105,7 @@ def max_sensitivity_of(
     """`max_sensitivity` of a map (N, K) that is there already."""
     require_modality(model, modality)
     at_least("max_sensitivity", draws=(draws, 1))
-    require(radius > 0, f"radius: must be positive, got {radius}")
+    require(radius > 0, f"radius={radius}: must be positive")
     generator, norm = torch.Generator().manual_seed(seed), reference.norm(dim=1)
     largest = torch.zeros_like(norm)
     with undisturbed(model):
@@ -132,7 +132,7 @@ def stability_of(
     size = reference.shape[1]
     at_least("stability", seeds=(seeds, 2))
     top = max(size // 10, 1) if top is None else top
-    require(1 <= top <= size, f"top: {top}; allowed are 1 to {size}")
+    require(1 <= top <= size, f"top={top}: must be 1 to {size}")
     maps = [reference, *(explained_map(explain, model, inputs, seed + s) for s in range(1, seeds))]
     best = [torch.zeros_like(m).scatter(1, m.topk(top, 1).indices, 1.0) for m in maps]
     pairs = list(itertools.combinations(range(seeds), 2))

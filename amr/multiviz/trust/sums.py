@@ -136,10 +136,10 @@ def sensitivity_n_of(
 ) -> dict[int, Tensor]:
     """`sensitivity_n` of a map (N, A) whose score is held already."""
     size, generator = len(atoms), torch.Generator().manual_seed(seed)
-    require(size > 1, "sensitivity_n: at least 2 atoms are needed")
+    require(size > 1, "sensitivity_n: must have at least 2 atoms")
     at_least("sensitivity_n", subsets=(subsets, 2))
     numbers = sorted({max(size * q // 4, 1) for q in range(4)}) if sizes is None else list(sizes)
-    require(all(1 <= n < size for n in numbers), f"sizes: {numbers}; allowed are 1 to {size - 1}")
+    require(all(1 <= n < size for n in numbers), f"sizes={numbers}: must be 1 to {size - 1}")
     sets = [sets_of(size, n, subsets, generator) for n in numbers]
     scores = torch.split(masked_scores(fixed, atoms, ~torch.cat(sets), baseline), [len(drop) for drop in sets])
     return {

@@ -52,7 +52,7 @@ def grad_cam(
         UserError: As in `gradient`, or the layer is not such a module.
     """
     if all(layer is not module for module in encoder_of(model, modality).modules()):
-        raise UserError(f"grad_cam: layer must be a module in the encoder of {modality!r}, got {type(layer).__name__}")
+        raise UserError(f"grad_cam: layer={type(layer).__name__}: must be a module in the encoder of {modality!r}")
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, output: Any) -> Tensor:  # noqa: ARG001 - a hook's signature

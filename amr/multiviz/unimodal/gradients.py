@@ -152,7 +152,7 @@ def gradient_shap(
     """
     at_least("gradient_shap", samples=(samples, 2))
     if not noise >= 0:
-        raise UserError(f"gradient_shap: noise must be 0 or more, got {noise}")
+        raise UserError(f"gradient_shap: noise={noise}: must be 0 or more")
     with undisturbed(model):
         fixed = hold(model, inputs, modality, target, atoms, batch)
         shape = fixed.x.shape[1:]

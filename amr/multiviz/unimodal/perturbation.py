@@ -85,7 +85,7 @@ def lime(
     """
     at_least("lime", samples=(samples, len(atoms) + 2), repeats=(repeats, 1))
     if not (width > 0 and ridge >= 0):
-        raise UserError(f"lime: width must be positive and ridge 0 or more, got {width} and {ridge}")
+        raise UserError(f"lime: width={width}, ridge={ridge}: must be a positive width and a ridge of 0 or more")
     with undisturbed(model):
         fixed = hold(model, inputs, modality, target, atoms, batch, several=True)
         generator = torch.Generator().manual_seed(seed)
@@ -141,7 +141,7 @@ def kernel_shap(
     size = len(atoms)
     exact = 2**size - 2 <= samples
     if not exact and (samples % 2 or samples < 2 * size + 2):
-        raise UserError(f"kernel_shap: samples must be even and at least 2 A + 2 = {2 * size + 2}, got {samples}")
+        raise UserError(f"kernel_shap: samples={samples}: must be even and at least 2 A + 2 = {2 * size + 2}")
     at_least("kernel_shap", repeats=(repeats, 1))
     with undisturbed(model):
         fixed = hold(model, inputs, modality, target, atoms, batch, several=True)

@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[str, dict[int, str]]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("names"), dict):
         raise UserError(f"{path}: it is no export of the site (format {FORMAT!r})")
     if len(content["names"]) > NAMES:
-        raise UserError(f"{path}: {len(content['names']):,} names; allowed are {NAMES:,}")
+        raise UserError(f"{path}: {len(content['names']):,} names; must be at most {NAMES:,}")
     names = {}
     for unit, name in content["names"].items():
         if not re.fullmatch(r"[0-9]{1,9}", unit) or not isinstance(name, str):

@@ -86,7 +86,7 @@ def write_site(
     if not 1 <= len(analyses) <= 2:
         raise UserError(f"{len(analyses)} analyses; a site shows one, or two side by side")
     if len(roots) not in (0, 1, len(analyses)):
-        raise UserError(f"--root: {len(roots)} folders; allowed are one for all, or one for each of {len(analyses)}")
+        raise UserError(f"--root: {len(roots)} folders; must be one for all, or one for each of {len(analyses)}")
     if missing := [root for root in roots if not root.is_dir()]:
         raise UserError(f"--root: {missing[0]}: no such folder")
     each = [*roots] if len(roots) == len(analyses) else [roots[0] if roots else None] * len(analyses)

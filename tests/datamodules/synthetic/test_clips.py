@@ -68,12 +68,12 @@ def test_fit_from_nothing_and_read_as_a_listing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"classes": 1}, "data.classes is 1"), ({"clips": 20}, "data.clips is 20; it must be at least 30")],
+    [({"classes": 1}, "data.classes=1"), ({"clips": 20}, "data.clips=20: must be at least 30")],
 )
 def test_bad_knobs(tmp_path: Path, kwargs: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(tmp_path, **kwargs)
-    with pytest.raises(UserError, match=r"data.evidence.video is 1.5"):
+    with pytest.raises(UserError, match=r"data.evidence.video=1.5"):
         Evidence(video=1.5)
 
 

@@ -185,7 +185,7 @@ def test_folder_of_clips_without_a_task_is_what_it_was() -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.task is 'both'; allowed are audio_only"):
+    with pytest.raises(UserError, match="data.task='both': must be one of audio_only"):
         make(tmp_path, "both")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="data.evidence has no effect with data.task=redundant"):
         make(tmp_path, "redundant", evidence=Evidence(0.5, 0.5))

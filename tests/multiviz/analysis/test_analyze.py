@@ -457,8 +457,8 @@ def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clips", "1"], "--clips=1: at least 2 are needed"),
-        (["--classes", "0"], "--classes=0: at least 1 are needed"),
+        (["--clips", "1"], "--clips=1: must be at least 2"),
+        (["--classes", "0"], "--classes=0: must be at least 1"),
         (["--clips", "2"], "it holds an analysis of another clips; name another folder"),
         (["--seed", "1", "--split", "val"], "it holds an analysis of another split, seed; name another folder"),
         (["--data", "nowhere.yaml"], "nowhere.yaml: no such file"),

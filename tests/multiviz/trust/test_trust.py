@@ -643,19 +643,19 @@ def test_refusals() -> None:
             with pytest.raises(UserError, match=message):
                 function(model, inputs, "one", 1, importance)
     options: list[tuple[Callable[[], Any], str]] = [
-        (lambda: insertion(model, inputs, "one", 1, good, orders=0), "orders must be at least 1"),
-        (lambda: deletion(model, inputs, "one", 1, good, steps=0), "steps must be at least 1"),
-        (lambda: insertion(model, inputs, "four", 1, good), "'four'; allowed are one, two, three"),
-        (lambda: insertion(model, inputs, "one", 1, good, batch=0), "batch must be at least 1"),
-        (lambda: infidelity(model, inputs, "one", 1, good, samples=0), "samples must be at least 1"),
-        (lambda: sensitivity_n(model, inputs, "one", 1, good, sizes=[6]), "allowed are 1 to 5"),
-        (lambda: sensitivity_n(model, inputs, "one", 1, good, subsets=1), "subsets must be at least 2"),
-        (lambda: max_sensitivity(model, inputs, "four", edges), "'four'; allowed are one, two, three"),
-        (lambda: max_sensitivity(model, inputs, "one", edges, radius=0), "radius: must be positive"),
-        (lambda: max_sensitivity(model, inputs, "one", edges, draws=0), "draws must be at least 1"),
-        (lambda: cascading_randomisation(model, inputs, "four", edges), "'four'; allowed are one, two, three"),
-        (lambda: stability(model, inputs, edges, seeds=1), "seeds must be at least 2"),
-        (lambda: stability(model, inputs, edges, top=7), "allowed are 1 to 6"),
+        (lambda: insertion(model, inputs, "one", 1, good, orders=0), "orders=0: must be at least 1"),
+        (lambda: deletion(model, inputs, "one", 1, good, steps=0), "steps=0: must be at least 1"),
+        (lambda: insertion(model, inputs, "four", 1, good), "'four': must be one of one, two, three"),
+        (lambda: insertion(model, inputs, "one", 1, good, batch=0), "batch=0: must be at least 1"),
+        (lambda: infidelity(model, inputs, "one", 1, good, samples=0), "samples=0: must be at least 1"),
+        (lambda: sensitivity_n(model, inputs, "one", 1, good, sizes=[6]), "must be 1 to 5"),
+        (lambda: sensitivity_n(model, inputs, "one", 1, good, subsets=1), "subsets=1: must be at least 2"),
+        (lambda: max_sensitivity(model, inputs, "four", edges), "'four': must be one of one, two, three"),
+        (lambda: max_sensitivity(model, inputs, "one", edges, radius=0), "radius=0: must be positive"),
+        (lambda: max_sensitivity(model, inputs, "one", edges, draws=0), "draws=0: must be at least 1"),
+        (lambda: cascading_randomisation(model, inputs, "four", edges), "'four': must be one of one, two, three"),
+        (lambda: stability(model, inputs, edges, seeds=1), "seeds=1: must be at least 2"),
+        (lambda: stability(model, inputs, edges, top=7), "must be 1 to 6"),
         (lambda: interaction_sensitivity_n(model, inputs, 1, torch.ones(5, 6, 5), "one", "two"), "expected"),
         (
             lambda: interaction_sensitivity_n(model, inputs, 1, torch.ones(5, 6, 6) / 0, "one", "two"),
@@ -663,7 +663,7 @@ def test_refusals() -> None:
         ),
         (
             lambda: interaction_sensitivity_n(model, inputs, 1, torch.ones(5, 6, 6), "one", "two", sizes=[(0, 1)]),
-            "allowed are pairs of 1 to 6 and 1 to 6",
+            "must be pairs of 1 to 6 and 1 to 6",
         ),
     ]
     for call, message in options:

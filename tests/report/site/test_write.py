@@ -279,7 +279,7 @@ def test_a_root_that_nobody_confirmed_is_not_looked_into(
     assert _media(site)[0]["file"] == "media/clip00000.mp4"
     assert main(["site", str(analysis), "--out", str(site)]) == 0
     assert _media(site)[0]["file"] == "media/clip00000.mp4", "it was confirmed before"
-    for roots, message in (([tmp_path / "no"], "no such folder"), ([private] * 3, "3 folders; allowed are one")):
+    for roots, message in (([tmp_path / "no"], "no such folder"), ([private] * 3, "3 folders; must be one")):
         given = [part for root in roots for part in ("--root", str(root))]
         assert main(["site", str(analysis), "--out", str(site), *given]) == 2
         assert message in capsys.readouterr().err
