@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from amr.regularizers import Regularizer as Regularizer
     from amr.report import compare as compare
     from amr.report.site import write_site as write_site
+    from amr.utils.streams import progress as progress
 
 _METHODS = (
     "AGM",
@@ -70,6 +71,7 @@ _HOME = {
     "analyze": "multiviz.analysis.whole",
     "compare": "report",
     "write_site": "report.site",
+    "progress": "utils.streams",
     **dict.fromkeys(_METHODS, "regularizers"),
 }
 

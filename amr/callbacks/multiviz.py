@@ -16,6 +16,7 @@ from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
 from amr.model.encoded import Collected
 from amr.utils.errors import UserError
+from amr.utils.streams import note
 
 Stage = Literal["unimodal", "crossmodal", "prediction"]
 EMAP_CLIPS = 64  # 4,096 head rows
@@ -108,7 +109,7 @@ class MultiVizCallback(pl.Callback):
         for done, (_, piece) in enumerate(pieces):
             if done and self.clock() - started > allowed:
                 rest = ", ".join(dict.fromkeys(name for name, _ in pieces[done:]))
-                print(f"MultiViz: {allowed:.1f} s are used up; left out at epoch {trainer.current_epoch}: {rest}")
+                note(f"MultiViz: {allowed:.1f} s are used up; left out at epoch {trainer.current_epoch}: {rest}")
                 break
             piece()
         for logger in _wandb(trainer) if pictures else []:

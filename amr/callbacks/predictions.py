@@ -14,6 +14,7 @@ from amr.classifier import FusionClassifier
 from amr.model import complete_rows
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
+from amr.utils.streams import status
 
 
 class PredictionWriter(pl.Callback):
@@ -77,7 +78,7 @@ class PredictionWriter(pl.Callback):
             self._writer.close()
             self._writer = None
             self._file.close()
-            print(f"predictions: {self.out}")
+            status(f"predictions: {self.out}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves no half a file."""

@@ -20,6 +20,7 @@ from amr.model.encoded import Collected, Encoded
 from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
+from amr.utils.streams import status
 
 
 class Robustness(pl.Callback):
@@ -161,7 +162,7 @@ class Robustness(pl.Callback):
         if self.out is not None and parts is not None:
             write_rows(self.out, rows)
             remove(parts.iterdir() if parts.is_dir() else ())
-            print(f"robustness: {self.out}, {len(rows)} numbers")
+            status(f"robustness: {self.out}, {len(rows)} numbers")
 
     def _due(self, trainer: pl.Trainer) -> bool:
         return (

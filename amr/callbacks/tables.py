@@ -1,9 +1,10 @@
 """Tables in W&B."""
 
-import sys
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
+
+from amr.utils.streams import note
 
 
 def log_table(
@@ -24,4 +25,4 @@ def log_table(
     try:
         logger.log_table(name, columns=columns, data=rows, step=step)
     except (OSError, wandb.Error) as error:
-        print(f"amr: W&B's table {name} was not logged: {' '.join(str(error).split())}", file=sys.stderr)
+        note(f"amr: W&B's table {name} was not logged: {' '.join(str(error).split())}")

@@ -43,7 +43,7 @@ from amr.utils.files import locked, run_folder
 from amr.utils.parser import OneLineParser, dump_yaml
 from amr.utils.paths import differing, found_again, made_absolute
 from amr.utils.resume import settings_of
-from amr.utils.streams import problem_of_stdout
+from amr.utils.streams import problem_of_stdout, progress_shown
 from amr.utils.trust import check, only_trusted, take_trust, trusting
 from amr.utils.work import dask_cluster
 
@@ -233,6 +233,8 @@ class AmrCLI(LightningCLI):
             callbacks.append(WandbSetup(facts, resolved, folder / "config.yaml"))
         kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
         kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
+        if init.trainer.enable_progress_bar is None and not progress_shown():
+            kwargs["enable_progress_bar"] = False
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         trainer = super().instantiate_trainer(**kwargs)
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from amr.datamodules.store.report import PrepareReport, count_reasons, describe_
 from amr.datamodules.store.shards import ClipStore, shard_files
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
+from amr.utils.streams import note
 
 
 class ClipDataModule(pl.LightningDataModule, ExplainedClips):
@@ -193,7 +193,7 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
         self._skipped = count_reasons(absent[c.id] for c in self.clips if c.id in skipped)
         why = describe_reasons(self._skipped)
         if skipped and (self.trainer is None or self.trainer.is_global_zero):
-            print(f"{self.name}: skipped {len(skipped)} of {len(self.clips)} clips ({why})", file=sys.stderr)
+            note(f"{self.name}: skipped {len(skipped)} of {len(self.clips)} clips ({why})")
         usable = [clip for clip in self.clips if clip.id not in skipped]
         self._usable = {s: [c for c in usable if c.split in (s, "all")] for s in ("train", "val", "test")}
         if not self._usable["train"] and any(clip.split in ("train", "all") for clip in self.clips):

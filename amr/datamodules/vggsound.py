@@ -16,6 +16,7 @@ from amr.datamodules.listing import read_cells, read_lines, stable_order
 from amr.datamodules.store.media import MODALITIES, Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.utils.errors import UserError
+from amr.utils.streams import status
 
 _VIDEO = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv")  # in the order in which they are taken
 _SUFFIXES = {"audio": (".wav", *_VIDEO), "video": _VIDEO}
@@ -123,7 +124,7 @@ class VGGSound(ClipDataModule):
                 found[id] = best[0] if best[0] == best[1] else (best[0], best[1])
         listed, present = Counter(c.split for c in self.clips), Counter(c.split for c in self.clips if found[c.id])
         parts = ", ".join(f"{split} {present[split]} of {n}" for split, n in listed.items())
-        print(f"{self.name}: {present.total()} of {len(found)} clips are in {self.root} ({parts})", file=sys.stderr)
+        status(f"{self.name}: {present.total()} of {len(found)} clips are in {self.root} ({parts})")
         if not present:
             example = f"{self.clips[0].id}.mp4"
             other = found_elsewhere(self.root, [Path(f"{clip.id}.mp4") for clip in self.clips[:20]])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.names.version import __version__
 from amr.utils.readers import read_arrays
-from amr.utils.work import Progress
+from amr.utils.streams import Progress, note, status
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def corruption_rows(
     order = dict.fromkeys([*(w for which, members in joint.items() for w in (*members.items(), which)), *single])
     left = [which for which in order if which not in spoilt]
     if rank == 0 and len(left) < len(every):
-        print(f"corrupt {split}: {len(every) - len(left)} of {len(every)} corruptions were done", file=sys.stderr)
+        status(f"corrupt {split}: {len(every) - len(left)} of {len(every)} corruptions were done")
     mine = range(rank, len(clean.ids), world)
     ids = [clean.ids[i] for i in mine]
     runs = {member for which in left for member in every[which].items()}
@@ -164,9 +163,9 @@ def _read_parts(files: Mapping[tuple[str, str], Path], key: str) -> dict[tuple[s
             if str(arrays["key"]) == key:
                 found[which] = _Spoilt(*(torch.from_numpy(arrays[name]) for name in ("right", "shares")))
             else:
-                print(f"{path}: of another model, data or options; made again", file=sys.stderr)
+                note(f"{path}: of another model, data or options; made again")
         except Exception as error:  # zipfile and numpy raise whatever they stumble over
-            print(f"{path}: damaged ({error}); made again", file=sys.stderr)
+            note(f"{path}: damaged ({error}); made again")
     return found
 
 

@@ -1,6 +1,5 @@
 """What each encoder knows alone, and whether shares follow the evidence."""
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 
@@ -21,6 +20,7 @@ from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
 from amr.model.encoded import Encoded, Split, encode, logits_of
 from amr.utils.errors import UserError
+from amr.utils.streams import note
 
 
 def _difference(values: Tensor, inside: Tensor, outside: Tensor, weights: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def evidence_rows(
     try:
         evidence = data.evidence()
     except UserError as error:
-        print(f"robustness: left out, where each class is really there: {error}", file=sys.stderr)
+        note(f"robustness: left out, where each class is really there: {error}")
         return []
     names = frozenset(model.modalities)
     there = [names & evidence[id] if id in evidence else None for id in clean.ids]

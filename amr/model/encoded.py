@@ -4,7 +4,6 @@ Measures, analyses and callbacks take their clips from here: `encode` makes a pa
 pass of the Trainer's has encoded.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -24,7 +23,7 @@ from amr.model import FusionModel, complete_rows
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
-from amr.utils.work import Progress
+from amr.utils.streams import Progress, note
 
 Split = Literal["train", "val", "test"]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -199,7 +198,7 @@ def _read(cache: Path, model: FusionModel, listed: set[str] | None) -> Encoded |
         error: Any = "of other clips"
     except Exception as problem:  # torch and pickle raise whatever they stumble over
         error = f"damaged: {' '.join(str(problem).split())[:200]}"
-    print(f"{cache}: {error}; made again", file=sys.stderr)
+    note(f"{cache}: {error}; made again")
     return None
 
 

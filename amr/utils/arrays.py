@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from amr.utils import readers
 from amr.utils.errors import UserError
 from amr.utils.files import write_bytes
 from amr.utils.readers import read_arrays
+from amr.utils.streams import note
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -52,7 +52,7 @@ def is_whole(path: Path) -> bool:
         elif path.suffix == ".parquet":
             _read_through(path)
     except UserError as error:
-        print(f"{error}; made again", file=sys.stderr)
+        note(f"{error}; made again")
         path.unlink()
         return False
     return True

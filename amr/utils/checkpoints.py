@@ -5,7 +5,6 @@ make: nothing in it is executed, unpacked or grown.
 """
 
 import pickletools
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from amr.utils.errors import UserError
 from amr.utils.files import replacing, sweep
+from amr.utils.streams import note
 
 CHECKSUM = "checksum"
 """Key of a checkpoint's checksum, beside "state_dict"."""
@@ -99,7 +99,7 @@ def read_checkpoint(path: Path, where: str = "", *, verify: bool = True) -> dict
         raise UserError(f"{where}{path}: {error}; it is not as amr writes it") from error
     if verify:
         if CHECKSUM not in content:  # as amr once wrote them, and as a Trainer without our plugin does
-            print(f"{path}: it has no checksum of amr's; only its archive's are compared", file=sys.stderr)
+            note(f"{path}: it has no checksum of amr's; only its archive's are compared")
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise UserError(f"{where}{path} is damaged, at its entry {damaged}; use another checkpoint")

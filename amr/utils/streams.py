@@ -1,8 +1,42 @@
-"""The process's standard streams, whatever they are connected to."""
+"""The process's standard streams, whatever they are connected to; and the reporter, by which library code speaks.
+
+The reporter writes to stderr. `status` and `Progress` say how work is getting on; `AMR_PROGRESS=0` and
+`amr.progress(False)` turn them off. `note` says what a result must be read with, such as clips that were skipped, and
+is never turned off.
+"""
 
 import io
 import os
 import sys
+import time
+
+PROGRESS = "AMR_PROGRESS"
+"""The environment variable that turns progress off with 0; worker processes inherit it."""
+
+
+def progress(shown: bool) -> None:
+    """Turns progress and status lines on or off, in this process and those that it starts.
+
+    Args:
+        shown: Whether they are written to stderr.
+    """
+    os.environ[PROGRESS] = "1" if shown else "0"
+
+
+def progress_shown() -> bool:
+    """Whether progress is written; it is unless AMR_PROGRESS is 0."""
+    return os.environ.get(PROGRESS, "1") != "0"
+
+
+def note(text: str) -> None:
+    """Writes a line to stderr that the reader of a result needs, such as what was left out of it."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def status(text: str) -> None:
+    """Writes a line to stderr on how work is getting on, unless progress is off."""
+    if progress_shown():
+        print(text, file=sys.stderr, flush=True)
 
 
 def prepare_streams() -> None:
@@ -40,3 +74,40 @@ def problem_of_stdout(after: OSError | None = None) -> str | None:
 def discard_stdout() -> None:
     """Connects stdout to /dev/null: the interpreter would complain once more as it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class Progress:
+    """Done, rate and time left on stderr: one rewritten line on a terminal, else a line every half minute."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.started = self.printed = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self.started
+
+    def advance(self, count: int) -> None:
+        """Add to what is done."""
+        self.done += count
+        now, terminal, last = time.monotonic(), sys.stderr.isatty(), self.done >= self.total
+        if now - self.printed < (0.2 if terminal else 30) and not last:
+            return
+        if not progress_shown():
+            return
+        self.printed = now
+        rate = self.done / max(self.seconds, 1e-9)
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s"
+        line += "" if last or not rate else f", {span((self.total - self.done) / rate)} left"
+        print(f"\r\033[K{line}" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def span(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -6,9 +6,7 @@ import multiprocessing.resource_tracker
 import os
 import queue
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amr.utils.errors import UserError
+from amr.utils.streams import status
 
 T = TypeVar("T")
 Task = tuple[Any, ...]
@@ -212,41 +211,6 @@ def dask_cluster(scheduler: str | None) -> Iterator[Executor | None]:
         ) from error
     with client:
         threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
-        print(f"{scheduler}: {threads or 'no'} worker threads{'' if threads else ' yet, waiting'}", file=sys.stderr)
+        status(f"{scheduler}: {threads or 'no'} worker threads{'' if threads else ' yet, waiting'}")
         # pure: Dask would answer a repeated task with the first one's failure.
         yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
-
-
-class Progress:
-    """Done, rate and time left on stderr: one rewritten line on a terminal, else a line every half minute."""
-
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
-        self.done = 0
-        self.started = self.printed = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self.started
-
-    def advance(self, count: int) -> None:
-        """Add to what is done."""
-        self.done += count
-        now, terminal, last = time.monotonic(), sys.stderr.isatty(), self.done >= self.total
-        if now - self.printed < (0.2 if terminal else 30) and not last:
-            return
-        self.printed = now
-        rate = self.done / max(self.seconds, 1e-9)
-        line = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s"
-        line += "" if last or not rate else f", {span((self.total - self.done) / rate)} left"
-        print(f"\r\033[K{line}" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr)
-        sys.stderr.flush()
-
-
-def span(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

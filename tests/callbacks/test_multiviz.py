@@ -81,7 +81,7 @@ def test_time_is_kept(tiny: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     ticks = iter(range(0, 10**6, 10))  # ten seconds from one look at the clock to the next
     monkeypatch.setattr(MultiVizCallback, "clock", staticmethod(lambda: float(next(ticks))))
     run = fit(tiny, tmp_path, "hurried", *WITH)
-    assert "left out at epoch 1: prediction" in capsys.readouterr().out
+    assert "left out at epoch 1: prediction" in capsys.readouterr().err
     assert len(rows(run)) == 2  # the first piece is always logged
 
 

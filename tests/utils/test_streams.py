@@ -1,5 +1,6 @@
-"""Where output goes must not decide what becomes of a command; and places that are full or missing."""
+"""Where output goes must not decide what becomes of a command; and places that are full or missing; the reporter."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import amr
 from amr.cli import main
 from amr.cli.arguments import lacks_shared_memory
+from amr.utils.streams import Progress, note, status
 from tests.conftest import REPOSITORY
 from tests.faults import environment
 
@@ -114,3 +117,37 @@ def test_a_shared_memory_that_is_too_small(tiny: list[str], tmp_path: Path) -> N
     for size in ("4k", "64k"):  # too small for a queue, and for a batch
         status, line = ends([*space, size, *TRAIN, "fit", *tiny, *options, "--name", size], tmp_path)
         assert (status, line.partition(";")[0]) == (2, "amr: /dev/shm: the loader's processes need more room there")
+
+
+def prints(source: str) -> list[int]:
+    """The lines at which a source calls `print`."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_library_code_prints_through_the_reporter_alone() -> None:
+    package = REPOSITORY / "amr"
+    files = [path for path in package.rglob("*.py") if not path.is_relative_to(package / "cli")]
+    printing = {path.relative_to(package).as_posix() for path in files if prints(path.read_text(encoding="utf-8"))}
+    assert printing == {"utils/streams.py"}
+
+
+def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def lines() -> list[str]:
+        done = Progress("encode test", 2, "clips")
+        done.advance(2)
+        status("half way")
+        note("skipped 1 of 3 clips")
+        printed = capsys.readouterr()
+        assert not printed.out
+        return printed.err.splitlines()
+
+    monkeypatch.delenv("AMR_PROGRESS", raising=False)
+    assert [line.split(",")[0] for line in lines()] == ["encode test: 2/2 clips", "half way", "skipped 1 of 3 clips"]
+    monkeypatch.setenv("AMR_PROGRESS", "0")
+    assert lines() == ["skipped 1 of 3 clips"]
+    amr.progress(True)
+    assert len(lines()) == 3
+    amr.progress(False)
+    assert lines() == ["skipped 1 of 3 clips"]
+    monkeypatch.delenv("AMR_PROGRESS")  # so that monkeypatch puts back what was there

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,8 @@ from amr.datamodules.store.shards import (
 from amr.datamodules.store.summary import write_summary
 from amr.utils.errors import UserError
 from amr.utils.files import locked
-from amr.utils.work import Progress, Task, check_not_in_worker, run_tasks
+from amr.utils.streams import Progress, note, status
+from amr.utils.work import Task, check_not_in_worker, run_tasks
 
 MISSING = "file missing"
 POINTER = "a Git LFS pointer, not the file"
@@ -118,7 +118,7 @@ def prepare(
             f"{store}: the disk is full after {done} of {len(clips)} clips; finished shards are kept: make room and run"
             " the same command again, or name another folder as `store`"
         ) from error
-    print(f"{store}: {report}", file=sys.stderr)
+    status(f"{store}: {report}")
     return _checked(report, root)
 
 
@@ -156,7 +156,7 @@ def verify(clips: Sequence[Clip], store: Path, options: DecodeOptions, *, shard_
     stale = [group.path.name for group in plan if gaps(finished[group.path], len(group.clips))]
     if stale:
         raise UserError(f"{store}: {_shards_text(stale)} missing or of other clips or options; run prepare again")
-    print(f"{store}: {len(files)} shards with {len(clips)} clips are as they were written", file=sys.stderr)
+    status(f"{store}: {len(files)} shards with {len(clips)} clips are as they were written")
     return len(files)
 
 
@@ -361,9 +361,9 @@ class _Deaths:
         self._of[path] += 1
         unexplained = self._of[path] - _begun(path.with_suffix(".journal")).total()
         if unexplained >= _FUTILE:
-            print(f"{path.name}: {unexplained} worker processes died, and not at a clip", file=sys.stderr)
+            note(f"{path.name}: {unexplained} worker processes died, and not at a clip")
             return False
-        print(f"{path.name}: its worker process died; trying again", file=sys.stderr)
+        note(f"{path.name}: its worker process died; trying again")
         return True
 
 

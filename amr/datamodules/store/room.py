@@ -3,7 +3,6 @@
 import math
 import shutil
 import statistics
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from amr.datamodules.store.media import Clip, DecodeOptions, decode
 from amr.utils.errors import UserError
+from amr.utils.streams import status
 from amr.utils.work import run_tasks
 
 _SAMPLE = 16  # clips that are decoded
@@ -42,7 +42,7 @@ def check_room(
     text += f", {_size_text(free)} free"
     if need - 2 * error > free:
         raise UserError(f"{text}; name another folder as `store`, or keep less by decode.fps and decode.size")
-    print(text, file=sys.stderr)
+    status(text)
 
 
 def estimate(

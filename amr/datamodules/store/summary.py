@@ -9,7 +9,7 @@ from amr.datamodules.store.media import Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.utils.files import atomically
 from amr.utils.html import document
-from amr.utils.work import span
+from amr.utils.streams import span
 
 _ORDER = ("train", "val", "test", "all")
 _SHOWN = 20  # clips named for each reason; report.csv has all

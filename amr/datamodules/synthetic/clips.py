@@ -17,7 +17,8 @@ from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.synthetic.planted import FRAMES, Place, Planted, Task
 from amr.datamodules.synthetic.synthesis import SECONDS, SIDE, Evidence, Recipe, write_clips
 from amr.utils.errors import UserError
-from amr.utils.work import Progress, run_tasks
+from amr.utils.streams import Progress
+from amr.utils.work import run_tasks
 
 _BATCH = 20  # clips a task
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.errors import UserError
 from amr.utils.files import write_bytes, write_text
 from amr.utils.readers import read_arrays, read_object
-from amr.utils.work import Progress
+from amr.utils.streams import Progress, note
 
 PREDICTION_CLIPS = 2000  # training clips that the sparse classifiers are fitted to
 
@@ -148,7 +147,7 @@ class Analysis:
 
     def note(self, about: str, text: str) -> None:
         """Says what is left out, and keeps it for the summary."""
-        print(text, file=sys.stderr)
+        note(text)
         self.notes[about] = text
         write_text(self.out / "notes.json", json.dumps(self.notes, indent=1) + "\n")
 

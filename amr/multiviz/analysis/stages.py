@@ -1,7 +1,6 @@
 """The stages: each makes files that are not there yet, from the model, the cached encodings and earlier files."""
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ from amr.multiviz.unimodal import Importance
 from amr.utils.arrays import Row, is_whole, read_table, remove, write_arrays, write_table
 from amr.utils.errors import UserError
 from amr.utils.readers import read_arrays
+from amr.utils.streams import note
 
 __all__ = ["clips", "errors", "prediction", "representation", "selection", "simulation", "trust"]
 
@@ -154,7 +154,7 @@ def errors(analysis: Analysis) -> None:
 def clips(analysis: Analysis) -> None:
     """U, C, R and P of each chosen clip."""
     if len(analysis.model.modalities) < 2:
-        print("clips: one modality has nothing to interact with", file=sys.stderr)
+        note("clips: one modality has nothing to interact with")
     todo = {analysis.archive(position): partial(maps.explain, analysis, position) for position in analysis.chosen}
     analysis.each("clips", "clips", todo)
 

@@ -18,7 +18,7 @@ from amr.report.site.source import Source
 from amr.utils.errors import UserError
 from amr.utils.files import locked, sweep, write_bytes, write_text
 from amr.utils.readers import TEXT_BYTES, opened, printable, read_arrays, read_json, read_text, reading
-from amr.utils.work import Progress
+from amr.utils.streams import Progress
 
 STATIC = Path(__file__).parent / "static"
 FORMAT = 1  # of the data; another one is written anew

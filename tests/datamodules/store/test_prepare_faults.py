@@ -26,7 +26,8 @@ from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.store.shards import ClipStore, is_sound, read_key, read_rows, write_shard
 from amr.utils.errors import UserError
-from amr.utils.work import Processes, run_tasks, span
+from amr.utils.streams import span
+from amr.utils.work import Processes, run_tasks
 from tests.datamodules.conftest import write_clip, write_csv
 from tests.datamodules.store import deadly
 
