@@ -25,17 +25,24 @@ if TYPE_CHECKING:
     from amr.multiviz.analysis.whole import analyze as analyze
     from amr.regularizers import AGM as AGM
     from amr.regularizers import AMR as AMR
+    from amr.regularizers import DGL as DGL
+    from amr.regularizers import G2D as G2D
     from amr.regularizers import GGE as GGE
+    from amr.regularizers import MCR as MCR
+    from amr.regularizers import MLA as MLA
     from amr.regularizers import OGM as OGM
     from amr.regularizers import OGMGE as OGMGE
     from amr.regularizers import PMR as PMR
     from amr.regularizers import UMT as UMT
     from amr.regularizers import Dropout as Dropout
     from amr.regularizers import GradientBlending as GradientBlending
+    from amr.regularizers import InfoReg as InfoReg
     from amr.regularizers import MMCosine as MMCosine
     from amr.regularizers import MMPareto as MMPareto
     from amr.regularizers import ModalityDropout as ModalityDropout
+    from amr.regularizers import MultiLoss as MultiLoss
     from amr.regularizers import Regularizer as Regularizer
+    from amr.regularizers import TCMax as TCMax
     from amr.report import compare as compare
     from amr.report.site import write_site as write_site
     from amr.utils.streams import progress as progress
@@ -43,17 +50,24 @@ if TYPE_CHECKING:
 _METHODS = (
     "AGM",
     "AMR",
+    "DGL",
+    "G2D",
     "GGE",
+    "MCR",
+    "MLA",
     "OGM",
     "OGMGE",
     "PMR",
     "UMT",
     "Dropout",
     "GradientBlending",
+    "InfoReg",
     "MMCosine",
     "MMPareto",
     "ModalityDropout",
+    "MultiLoss",
     "Regularizer",
+    "TCMax",
 )
 _HOME = {
     "attribution_shares": "attribution",

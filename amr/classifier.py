@@ -97,6 +97,13 @@ class FusionClassifier(pl.LightningModule):
         agm: Adaptive gradient modulation.
         mmpareto: Pareto-combined gradients of unimodal and fused losses.
         mmcosine: Cosine logits.
+        multi_loss: Each modality's own cross-entropy beside the fused one: the control.
+        dgl: The fused loss trains the head alone, unimodal losses the encoders.
+        tcmax: A bound on the total correlation in place of the cross-entropy.
+        mcr: A game between the encoders about what the prediction depends on.
+        mla: The modalities take turns with one shared head.
+        g2d: Distillation from unimodal teachers; the encoder of the more certain one waits.
+        info_reg: The modality that is ahead is held near its epoch's start.
         amr: Attribution regularization.
         extra: Further methods, of the user's own.
 
@@ -126,6 +133,13 @@ class FusionClassifier(pl.LightningModule):
         agm: methods.AGM | None = None,
         mmpareto: methods.MMPareto | None = None,
         mmcosine: methods.MMCosine | None = None,
+        multi_loss: methods.MultiLoss | None = None,
+        dgl: methods.DGL | None = None,
+        tcmax: methods.TCMax | None = None,
+        mcr: methods.MCR | None = None,
+        mla: methods.MLA | None = None,
+        g2d: methods.G2D | None = None,
+        info_reg: methods.InfoReg | None = None,
         amr: methods.AMR | None = None,
         extra: list[Regularizer] | None = None,
     ) -> None:
@@ -246,6 +260,7 @@ class FusionClassifier(pl.LightningModule):
             loss_scale=scaler.get_scale() if scaler else 1.0,
             label_smoothing=self.label_smoothing,
             turn=self._turn,
+            done=batch_idx / float(self.trainer.num_training_batches),
         )
         loss, terms, step = self.regularizers.train_on(step, self._steps[-1].apart if self._steps else {})
         self.losses_of_step.append((loss.detach(), batch["id"]))

@@ -11,9 +11,9 @@ from captum.attr import InputXGradient, IntegratedGradients, ShapleyValues
 from torch import Tensor, nn
 
 from amr.attribution import _integrated_gradients, attribution_shares, ratio_penalty, shapley_shares
-from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
 
-FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
+FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, Shared]
 NAMES = ("a", "b", "c", "d")
 
 

@@ -30,7 +30,7 @@ from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders.base import Encoder
 from amr.exporting import export_model
 from amr.exporting.readme import FILES
-from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.utils.errors import UserError
@@ -40,7 +40,7 @@ from tests.toy import Linear, Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late]
+FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, Shared]
 
 
 def model_of(fusion: type[Fusion], video: type[Encoder] = Linear) -> FusionModel:

@@ -1,30 +1,40 @@
-"""Every method trains through the command line on real clips, and so does every pair of methods without it."""
+"""Every method trains through the command line on real clips, and every pair of methods without it, on vectors."""
 
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
 
 from amr.callbacks import Dominance
 from amr.classifier import FusionClassifier
 from amr.cli import main
-from amr.datamodules import ClipDataModule
-from amr.encoders import SmallCNN, SmallFrameCNN
-from amr.multiviz.analysis.analysis import datamodule
+from amr.fusion import Concat, Shared
 from amr.regularizers import Regularizer
 from amr.report import read_run
 from amr.utils.errors import UserError
+from amr.utils.trust import trusting
 from tests.conftest import REPOSITORY
+from tests.regularizers.probes import Convolution
+from tests.training import build, save_teachers
 from tests.training import fit as train
 
 METHODS = sorted(file.stem for file in (REPOSITORY / "configs/methods").glob("*.yaml"))
-CONFLICTS = {frozenset({"ogm", "ogm_ge"}), frozenset({"gge", "gradient_blending"})}
+CONFLICTS = {
+    frozenset(pair)
+    for pair in (
+        *(("ogm", "ogm_ge"), ("umt", "g2d"), ("info_reg", "mla"), ("mmcosine", "mla")),
+        *itertools.combinations(("gge", "gradient_blending", "tcmax", "mla"), 2),  # each replaces the main loss
+        *(("dgl", other) for other in ("gge", "gradient_blending", "tcmax", "mla")),
+        *itertools.product(("dropout", "modality_dropout"), ("tcmax", "mla")),
+    )
+}
+TAUGHT = ("umt", "g2d")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -43,7 +53,8 @@ def teachers(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
 def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more: str) -> int:
     """`amr fit` with the method's own file."""
     file = ["--config", str(REPOSITORY / f"configs/methods/{name}.yaml")]
-    given = ["--model.umt.teachers", json.dumps(teachers)] if name == "umt" else []
+    given = [f"--model.{name}.teachers", json.dumps(teachers)] if name in TAUGHT else []
+    given += ["--model.fusion", "amr.fusion.Shared"] if name == "mla" else []
     options = ["--runs_dir", str(runs), "--name", "run", "--wandb", "disabled"]
     return main(["fit", *tiny, *file, *given, *options, *more])
 
@@ -52,27 +63,26 @@ def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more:
 def test_every_method_trains_is_tested_and_goes_on(
     name: str, tiny: list[str], teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    assert fit(name, tiny, teachers, tmp_path, "--trainer.max_epochs", "3") == 0
+    assert fit(name, tiny, teachers, tmp_path, "--trainer.max_epochs", "2") == 0
     assert main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt")]) == 0
     run = read_run(tmp_path / "run")
     assert run.method == name
-    assert len(run.epochs) == 3
+    assert len(run.epochs) == 2
     assert all(math.isfinite(value) for row in run.epochs.values() for value in row.values())
     assert math.isclose(run.test["test/dominance/audio"] + run.test["test/dominance/video"], 1, abs_tol=1e-5)
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     half = tmp_path / "half"
     assert fit(name, tiny, teachers, half, "--trainer.max_epochs", "1") == 0
-    assert fit(name, tiny, teachers, half, "--trainer.max_epochs", "3", "--ckpt_path", "last") == 0
+    assert fit(name, tiny, teachers, half, "--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
     resumed = torch.load(half / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert resumed.keys() == whole.keys()
     assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
 
 
 @pytest.fixture(scope="module")
-def data(tiny: list[str]) -> ClipDataModule:
-    section = yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())["data"]
-    section["init_args"].update(root=tiny[3], store=tiny[5])
-    return datamodule(section)
+def toy_teachers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with trusting(["tests"]):  # the encoders are the tests' own
+        yield save_teachers(tmp_path_factory.mktemp("toy"), ("audio", "video"), Convolution)
 
 
 def made(name: str, teachers: dict[str, str]) -> Regularizer:
@@ -81,26 +91,25 @@ def made(name: str, teachers: dict[str, str]) -> Regularizer:
     options = content["model"][name]
     assert content == {"model": {name: options}}
     method: type[Regularizer] = get_args(get_type_hints(FusionClassifier.__init__)[name])[0]
-    return method(**{**options, **({"teachers": teachers} if name == "umt" else {})})
+    return method(**{**options, **({"teachers": teachers} if name in TAUGHT else {})})
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(METHODS, 2)), ids="+".join)
 def test_every_pair_trains_or_is_refused_by_name(
-    pair: tuple[str, str], data: ClipDataModule, teachers: dict[str, str], tmp_path: Path
+    pair: tuple[str, str], toy_teachers: dict[str, str], tmp_path: Path
 ) -> None:
     """Without the command line, which takes longer than they train; tests/cli/test_sweep.py gives it two files."""
-    pl.seed_everything(0)
-    encoders = {"audio": SmallCNN(width=4, out_dim=8), "video": SmallFrameCNN(frames=2, width=4, out_dim=8)}
-    methods: dict[str, Any] = {name: made(name, teachers) for name in pair}
+    methods: dict[str, Any] = {name: made(name, toy_teachers) for name in pair}
+    options = {"encoder": Convolution, "fusion": Shared if "mla" in pair else Concat, **methods}
     if frozenset(pair) in CONFLICTS:
         with pytest.raises(UserError, match="cannot be combined with") as caught:
-            FusionClassifier(encoders, num_classes=data.num_classes, **methods)
+            build(**options)
         assert all(name in str(caught.value) for name in pair)
         return
-    model = FusionClassifier(encoders, num_classes=data.num_classes, **methods)
+    model = build(**options)
     assert sorted(model.method.split("+")) == sorted(pair)
     # PMR's prototypes, and so its loss, begin with the second epoch.
-    trainer = train(model, data, max_epochs=2, limit_train_batches=3, callbacks=[Dominance()])
+    trainer = train(model, max_epochs=2, limit_train_batches=3, limit_val_batches=2, callbacks=[Dominance()])
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert {"train/loss", "val/loss", "val/dominance/audio"} <= trainer.callback_metrics.keys()
     for values in (trainer.callback_metrics, torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]):

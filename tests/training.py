@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amr.classifier import FusionClassifier
+from amr.encoders.base import Encoder
 from amr.fusion import Concat
 from amr.fusion.base import FusionFactory
 from tests.toy import Linear, Toy
@@ -42,3 +43,15 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) 
     assert a.keys() == b.keys()
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=key)
+
+
+def save_teachers(folder: Path, modalities: Sequence[str], encoder: type[Encoder] = Linear) -> dict[str, str]:
+    """A checkpoint of each modality's own model, as the command line writes one, trained for an epoch."""
+    paths = {}
+    for seed, name in enumerate(modalities, 10):
+        model = build(seed, encoder=encoder, modalities=[name])
+        named = {"class_path": f"{encoder.__module__}.{encoder.__name__}"}
+        model.config = {"encoders": {name: named}, "fusion": {"class_path": "amr.fusion.Concat"}}
+        paths[name] = str(folder / f"{name}.ckpt")
+        fit(model, Toy(modalities=tuple(modalities)), max_epochs=1).save_checkpoint(paths[name])
+    return paths

@@ -7,6 +7,7 @@ from amr.fusion.film import FiLM
 from amr.fusion.gated import Gated
 from amr.fusion.late import Late
 from amr.fusion.low_rank import LowRank
+from amr.fusion.shared import Shared
 from amr.fusion.sum import Sum
 
-__all__ = ["Attention", "Concat", "FiLM", "Fusion", "FusionFactory", "Gated", "Late", "LowRank", "Sum"]
+__all__ = ["Attention", "Concat", "FiLM", "Fusion", "FusionFactory", "Gated", "Late", "LowRank", "Shared", "Sum"]

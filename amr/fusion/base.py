@@ -81,6 +81,13 @@ class Fusion(nn.Module):
         bias = self.classifier.bias / len(self.dims)
         return {name: F.linear(e, weights[name], bias) for name, e in pool_all(encodings, self.dims).items()}
 
+    def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Parts of the logits, (B, C) per modality, each of that modality's encoding alone; their sum is the logits.
+
+        None where the head is no such sum.
+        """
+        return None if self.modality_weights() is None else self.unimodal_logits(encodings)
+
 
 def linear_classifier(size: int, num_classes: int, init: ClassifierInit) -> nn.Linear:
     """A classifier of (B, size), initialised as `Fusion` says.

@@ -57,6 +57,10 @@ class Late(Fusion):
         """Each modality's own logits W_m h_m + b_m, (B, C), whose mean is the head's."""
         return self._classify_each(self.fuse(encodings))
 
+    def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each modality's own logits over M, (B, C), with a hidden layer too."""
+        return {name: logits / len(self.dims) for name, logits in self.unimodal_logits(encodings).items()}
+
     def classify(self, fused: Tensor) -> Tensor:
         """Logits, shape (B, C), of penultimate features (B, D)."""
         return torch.stack([*self._classify_each(fused).values()]).mean(dim=0)

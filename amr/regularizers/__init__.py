@@ -7,6 +7,13 @@ from amr.regularizers.composite import Composite
 from amr.regularizers.dropout import Dropout
 from amr.regularizers.gge import GGE
 from amr.regularizers.gradient_blending import GradientBlending
+from amr.regularizers.gradients.g2d import G2D
+from amr.regularizers.gradients.info_reg import InfoReg
+from amr.regularizers.gradients.mla import MLA
+from amr.regularizers.losses.dgl import DGL
+from amr.regularizers.losses.mcr import MCR
+from amr.regularizers.losses.multi_loss import MultiLoss
+from amr.regularizers.losses.tcmax import TCMax
 from amr.regularizers.mmcosine import MMCosine
 from amr.regularizers.mmpareto import MMPareto
 from amr.regularizers.modality_dropout import ModalityDropout
@@ -18,7 +25,11 @@ from amr.regularizers.umt import UMT
 __all__ = [
     "AGM",
     "AMR",
+    "DGL",
+    "G2D",
     "GGE",
+    "MCR",
+    "MLA",
     "OGM",
     "OGMGE",
     "PMR",
@@ -28,11 +39,14 @@ __all__ = [
     "EpochMeans",
     "EpochState",
     "GradientBlending",
+    "InfoReg",
     "MMCosine",
     "MMPareto",
     "ModalityDropout",
+    "MultiLoss",
     "Regularizer",
     "Step",
+    "TCMax",
     "UnimodalHeads",
     "Window",
     "recombined",

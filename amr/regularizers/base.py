@@ -69,6 +69,7 @@ class Step:
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
         label_smoothing: Of the main cross-entropy.
         turn: Modalities whose encoders move in this turn; None unless a method alternates (`turns`).
+        done: Fraction of the epoch's batches that are over, in [0, 1).
         apart: By `<method>/<key>` of an objective and by modality, the objective's gradient by the encoder's trained
             parameters, flat, (P_m,): unscaled, summed over the micro-batches up to this one and, in `on_gradients`,
             averaged over ranks. An encoder that the objective does not reach, or that is frozen, is not in it.
@@ -89,6 +90,7 @@ class Step:
     loss_scale: float = 1.0
     label_smoothing: float = 0.0
     turn: tuple[str, ...] | None = None
+    done: float = 0.0
     apart: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def cross_entropy(self, logits: Tensor, reduction: str = "mean") -> Tensor:

@@ -89,6 +89,10 @@ class CosineHead(Fusion):
         """Each modality's s cos(W_m[c], e^m), (B, C); their sum is the head's logits."""
         return self._classify_each(self.fuse(encodings))
 
+    def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same as `unimodal_logits`."""
+        return self.unimodal_logits(encodings)
+
     def _classify_each(self, fused: Tensor) -> dict[str, Tensor]:
         with torch.autocast(fused.device.type, enabled=False):
             weights = self.linear.modality_weights()

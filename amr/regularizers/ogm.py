@@ -57,6 +57,24 @@ def gradient_noise(gradient: Tensor, generator: torch.Generator) -> Tensor:
     return noise * (std + 1e-8)
 
 
+def modulated_parameters(encoder: nn.Module, which: Modulated) -> list[nn.Parameter]:
+    """Weights of the encoder's convolutions, or all its parameters."""
+    if which == "all":
+        return list(encoder.parameters())
+    convolutions = [module for module in encoder.modules() if isinstance(module, _ConvNd)]
+    return [p for conv in convolutions for key, p in conv.named_parameters() if key != "bias"]
+
+
+def check_modulated(method: Regularizer, model: FusionModel, which: Modulated) -> None:
+    """Refuses, by name, an encoder without any parameter to modulate."""
+    for name, encoder in model.encoders.items():
+        if not modulated_parameters(encoder, which):
+            raise UserError(
+                f"model.{method.name}.parameters={which}: the encoder of {name!r} has no convolution; "
+                "set parameters: all"
+            )
+
+
 class EncoderModulation(Regularizer, abstract=True):
     """Multiplies each encoder's gradient by a coefficient; subclasses say by which.
 
@@ -160,19 +178,11 @@ class OGM(EncoderModulation):
     def setup(self, model: FusionModel) -> None:
         """Refuses, by name, an encoder of which nothing would be scaled."""
         super().setup(model)
-        for name, encoder in model.encoders.items():
-            if self.which == "conv" and not self.modulated(encoder):
-                raise UserError(
-                    f"model.{self.name}.parameters=conv: the encoder of {name!r} has no convolution; "
-                    "set parameters: all"
-                )
+        check_modulated(self, model, self.which)
 
     def modulated(self, encoder: nn.Module) -> list[nn.Parameter]:
         """Weights of the encoder's convolutions, or all its parameters."""
-        if self.which == "all":
-            return super().modulated(encoder)
-        convolutions = [module for module in encoder.modules() if isinstance(module, _ConvNd)]
-        return [p for conv in convolutions for key, p in conv.named_parameters() if key != "bias"]
+        return modulated_parameters(encoder, self.which)
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
         """k_m, (M,), of the global batch's scores: the mean, whose ratios are those of the sum."""

@@ -40,6 +40,27 @@ def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mappin
     return torch.stack(terms).sum()
 
 
+def teacher_divergences(
+    logits: Tensor, teacher_logits: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """KL(teacher's prediction ‖ student's) by teacher and clip, at temperature 1.
+
+    Args:
+        logits: The student's fused logits, (B, C).
+        teacher_logits: Logits of each teacher, (B, C), by modality; no gradient goes into them.
+        present: Boolean (B,) of the modalities that some clips lack; their teachers have nothing to say there.
+
+    Returns:
+        Divergences (M, B), in float32 or better and 0 where the clip lacks the modality, and boolean (M, B): where it
+        has it.
+    """
+    own = at_least_float32(logits).log_softmax(1)
+    masks = complete_masks(teacher_logits, present, logits)
+    targets = [at_least_float32(target.detach()).log_softmax(1) for target in teacher_logits.values()]
+    each = [F.kl_div(own, target, reduction="none", log_target=True).sum(1) for target in targets]
+    return torch.stack(each).masked_fill(~masks, 0.0), masks
+
+
 def prediction_loss(
     logits: Tensor, teacher_logits: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
 ) -> Tensor:
@@ -56,14 +77,8 @@ def prediction_loss(
     Returns:
         Scalar >= 0, in float32 or better; clips without any teacher add 0 to the mean over B.
     """
-    own = at_least_float32(logits).log_softmax(1)
-    total, teachers = own.new_zeros(len(own)), own.new_zeros(len(own))
-    masks = complete_masks(teacher_logits, present, logits)
-    for target, has in zip(teacher_logits.values(), masks, strict=True):
-        log_p = at_least_float32(target.detach()).log_softmax(1)
-        divergence = F.kl_div(own, log_p, reduction="none", log_target=True).sum(1)
-        total, teachers = total + divergence.masked_fill(~has, 0.0), teachers + has
-    return (total / teachers.clamp_min(1)).mean()
+    divergences, has = teacher_divergences(logits, teacher_logits, present)
+    return (divergences.sum(0) / has.sum(0).clamp_min(1)).mean()
 
 
 class UMT(Regularizer):
@@ -89,7 +104,7 @@ class UMT(Regularizer):
     def __init__(self, teachers: dict[str, str], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
         super().__init__()
         if not teachers:
-            raise UserError("model.umt.teachers={}: must have the path of a checkpoint for at least one modality")
+            raise UserError(f"model.{self.name}.teachers={{}}: must have the path of a checkpoint for at least one modality")
         for key, value in (("features_weight", features_weight), ("predictions_weight", predictions_weight)):
             self.check(key, value, value >= 0, "a finite number >= 0")
         self.teachers = teachers
@@ -101,14 +116,15 @@ class UMT(Regularizer):
         for name in self.teachers:
             if name not in model.modalities:
                 raise UserError(
-                    f"model.umt.teachers.{name}: no such modality; must be one of {listed(model.modalities)}"
+                    f"model.{self.name}.teachers.{name}: no such modality; must be one of {listed(model.modalities)}"
                 )
         self._models = {name: self._load(name, model) for name in self.teachers}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """`features` and `predictions`, those whose weight is positive."""
         terms: dict[str, Tensor] = {}
-        encodings, logits = self._teach(step) if self.features_weight or self.predictions_weight else ({}, {})
+        if self.features_weight > 0 or self.predictions_weight > 0:
+            encodings, logits = self.teach(step, predictions=self.predictions_weight > 0)
         if self.features_weight > 0:
             own = {name: step.encodings[name] for name in encodings}
             terms["features"] = self.features_weight * distillation_loss(own, encodings)
@@ -117,14 +133,14 @@ class UMT(Regularizer):
         return terms
 
     @torch.no_grad()
-    def _teach(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Each teacher's encoding, (B, ..., D_m) and zero where the modality is absent, and logits, (B, C)."""
+    def teach(self, step: Step, *, predictions: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each teacher's encoding, (B, ..., D_m) and zero where the modality is absent, and if asked logits, (B, C)."""
         like = next(step.model.parameters())
         encodings, logits = {}, {}
         for name, teacher in self._models.items():
             encoded = teacher.to(like.device, like.dtype).encode(step.inputs, step.present)
             encodings[name] = encoded[name]
-            if self.predictions_weight > 0:
+            if predictions:
                 logits[name] = teacher.head(encoded)
         return encodings, logits
 
@@ -132,7 +148,7 @@ class UMT(Regularizer):
         from amr.load import load_model  # which asks for the methods that there are
 
         path = Path(self.teachers[name]).expanduser()
-        where = f"model.umt.teachers.{name}={path}"
+        where = f"model.{self.name}.teachers.{name}={path}"
         if not path.is_file():
             raise UserError(f"{where} does not exist; must be a checkpoint of a run with {name!r} alone")
         try:

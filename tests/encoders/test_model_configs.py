@@ -74,6 +74,7 @@ def test_there_are_configs() -> None:
         ("LowRank", {"rank": 2}),
         ("Attention", {"heads": 8, "layers": 2}),
         ("Late", {"hidden": 7}),
+        ("Shared", {"hidden": 7}),
     ],
 )
 def test_fusion_by_option(fusion: str, options: dict[str, object]) -> None:

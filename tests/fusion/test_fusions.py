@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
 from amr.fusion.base import pool_tokens
 from amr.utils.errors import UserError
 
@@ -23,6 +23,7 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "low_rank": LowRank,
     "attention": lambda dims, classes, **kw: Attention(dims, classes, dim=8, heads=2, layers=2, **kw),
     "late": Late,
+    "shared": Shared,
 }
 every_fusion = pytest.mark.parametrize("name", FUSIONS)
 every_count = pytest.mark.parametrize("modalities", [1, 2, 3, 4])
@@ -32,6 +33,8 @@ every_hidden = pytest.mark.parametrize("hidden", [None, 7])
 def make(name: str, modalities: int = 2, hidden: int | None = None, seed: int = 0) -> Fusion:
     torch.manual_seed(seed)
     dims = dict(itertools.islice(SIZES.items(), modalities))
+    if name == "shared":
+        dims = dict.fromkeys(dims, 6)
     return FUSIONS[name](dims, CLASSES, hidden=hidden).eval()
 
 
@@ -66,7 +69,7 @@ def test_shapes_and_parts(name: str, modalities: int, hidden: int | None) -> Non
         assert fused.ndim == 2
         assert torch.equal(head.classify(fused), logits)
         if hidden is not None:
-            assert fused.shape[1] == hidden * (modalities if name == "late" else 1)
+            assert fused.shape[1] == hidden * (modalities if name in ("late", "shared") else 1)
 
 
 @every_fusion
@@ -312,10 +315,38 @@ def test_late_is_the_mean_of_unimodal_heads(hidden: int | None) -> None:
     torch.testing.assert_close(head(encodings), sum(logits, torch.zeros(())) / 3)
 
 
+@every_hidden
+def test_shared_adds_what_one_head_says_of_each(hidden: int | None) -> None:
+    head = make("shared", 3, hidden)
+    alone = Concat({"a": 6}, CLASSES, hidden=hidden)
+    alone.load_state_dict(head.state_dict())  # the very same parameters, whatever the number of modalities
+    encodings = encode(head)
+    logits = {m: alone({"a": e}) for m, e in encodings.items()}
+    torch.testing.assert_close(head(encodings), sum(logits.values(), torch.zeros(())))
+    torch.testing.assert_close(head.unimodal_logits(encodings), logits)
+
+
+@pytest.mark.parametrize("name", ["concat", "sum", "late", "shared"])
+@every_hidden
+def test_parts_of_an_additive_head_sum_to_its_logits(name: str, hidden: int | None) -> None:
+    """Each part depends on its modality alone, and only heads without such parts give None."""
+    head = make(name, 3, hidden)
+    encodings = encode(head)
+    parts = head.additive_logits(encodings)
+    assert (parts is None) == (hidden is not None and name in ("concat", "sum"))
+    if parts is None:
+        return
+    torch.testing.assert_close(head(encodings), sum(parts.values(), torch.zeros(())))
+    changed = head.additive_logits({m: e if m == "a" else -e for m, e in encodings.items()})
+    assert changed is not None
+    torch.testing.assert_close(changed["a"], parts["a"])
+    assert not torch.allclose(changed["b"], parts["b"])
+
+
 @every_fusion
 def test_the_classifier_starts_as_asked(name: str) -> None:
     """OGM-GE's weight_init: variance 2 / (inputs + classes), and no bias. Without the option all stays as it was."""
-    dims, classes = {"a": 400, "b": 600}, 30
+    dims, classes = ({"a": 500, "b": 500} if name == "shared" else {"a": 400, "b": 600}), 30
     torch.manual_seed(0)
     head = FUSIONS[name](dims, classes, classifier_init="xavier_normal")
     layers = [*head.classifiers.values()] if isinstance(head, Late) else [head.classifier]
@@ -346,8 +377,12 @@ def test_the_classifier_starts_as_asked(name: str) -> None:
         (lambda: Sum(SIZES, 3, dim=-1), r"dim=-1: must be at least 1"),
         (lambda: Gated(SIZES, 3, dim=0), r"dim=0: must be at least 1"),
         (lambda: Concat(SIZES, 3, hidden=0), r"hidden=0: must be at least 1"),
+        (
+            lambda: Shared({"a": 6, "b": 4}, 3),
+            r"model\.fusion=Shared: the encodings must be of one size; they are of a 6, b 4",
+        ),
         (lambda: Late(SIZES, 0), r"num_classes=0: must be at least 1"),
-        *((lambda f=f: f({}, 3), r"at least one modality") for f in (Concat, Sum, FiLM, Gated, LowRank, Late)),
+        *((lambda f=f: f({}, 3), r"at least one modality") for f in (Concat, Sum, FiLM, Gated, LowRank, Late, Shared)),
     ],
 )
 def test_mistakes(build: Callable[[], Fusion], message: str) -> None:

@@ -1,0 +1,1 @@
+"""Methods that change gradients, or take the steps in turn."""
