@@ -45,7 +45,8 @@ def updated_projection(projection: Tensor, mean: Tensor, alpha: float) -> Tensor
     """
     along = projection @ mean
     reduced = projection - torch.outer(along, along) / (alpha + mean @ along)
-    return reduced / torch.linalg.norm(reduced)
+    normed: Tensor = reduced / torch.linalg.norm(reduced)
+    return normed
 
 
 class MixedHead(Fusion):
