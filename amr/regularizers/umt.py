@@ -104,7 +104,9 @@ class UMT(Regularizer):
     def __init__(self, teachers: dict[str, str], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
         super().__init__()
         if not teachers:
-            raise UserError(f"model.{self.name}.teachers={{}}: must have the path of a checkpoint for at least one modality")
+            raise UserError(
+                f"model.{self.name}.teachers={{}}: must have the path of a checkpoint for at least one modality"
+            )
         for key, value in (("features_weight", features_weight), ("predictions_weight", predictions_weight)):
             self.check(key, value, value >= 0, "a finite number >= 0")
         self.teachers = teachers

@@ -118,7 +118,8 @@ class MCR(Regularizer):
         if self.contrast_weight > 0 and len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise UserError(
-                f"model.mcr.contrast_weight={self.contrast_weight}: must be 0 where the encodings differ in size; they have {listed}"
+                f"model.mcr.contrast_weight={self.contrast_weight}: must be 0 where the encodings differ in size; "
+                f"they have {listed}"
             )
         total = sum(sizes.values())
         self.heads = UnimodalHeads(model)

@@ -89,5 +89,5 @@ def test_other_fusions_are_refused(fusion: Any, name: str) -> None:
 
 
 def test_accumulation_is_refused() -> None:
-    with pytest.raises(UserError, match="accumulate_grad_batches=2: allowed is 1 with mla"):
+    with pytest.raises(UserError, match="accumulate_grad_batches=2: must be 1 with mla"):
         fit(build(fusion=Shared, mla=MLA()), accumulate_grad_batches=2)
