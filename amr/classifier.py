@@ -25,6 +25,7 @@ from amr.fusion.concat import Concat
 from amr.model import FusionModel
 from amr.regularizers import Composite, EpochState, Regularizer, Step
 from amr.regularizers.composite import backward_loss
+from amr.regularizers.epochs.clips import EpochClips, encode_split
 from amr.utils.checkpoints import check_same_architecture
 from amr.utils.distributed import close_at_exit
 from amr.utils.errors import UserError
@@ -179,6 +180,7 @@ class FusionClassifier(pl.LightningModule):
         self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
         self._started: int | None = None  # epoch whose start the methods have been told
+        self._clips = EpochClips()
 
     @property
     def method(self) -> str:
@@ -217,6 +219,12 @@ class FusionClassifier(pl.LightningModule):
         self.losses_of_step.clear()
         self._turn, self._last_turn = None, True
         self._started = self._started if self.trainer.ckpt_path else None  # a fit that starts again
+        self._clips.restart(resumed=bool(self.trainer.ckpt_path))
+        self._clips.choose(self, self.model, self.regularizers, self._seed)
+
+    def on_train_epoch_start(self) -> None:
+        """Puts the clips in place that a method chooses for the epoch."""
+        self._clips.choose(self, self.model, self.regularizers, self._seed)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's randomness a function of (seed, epoch, batch, rank); an epoch's first starts the epoch."""
@@ -232,7 +240,11 @@ class FusionClassifier(pl.LightningModule):
                 f"trainer.accumulate_grad_batches={accumulated}: must be 1 with {alternating[0].name}, which takes "
                 "several optimizer steps per batch"
             )
-        self.regularizers.on_epoch_start(EpochState(self.trainer.callback_metrics, self.model, self.current_epoch))
+        self.regularizers.on_epoch_start(self._epoch_state())
+
+    def _epoch_state(self) -> EpochState:
+        encode = functools.partial(encode_split, self, self.model)
+        return EpochState(self.trainer.callback_metrics, self.model, self.current_epoch, encode)
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Cross-entropy plus the methods' losses on a batch."""
@@ -322,7 +334,7 @@ class FusionClassifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Hands the epoch's metrics, validation's included, to the methods, and logs what they report."""
-        self.regularizers.on_epoch_end(EpochState(self.trainer.callback_metrics, self.model, self.current_epoch))
+        self.regularizers.on_epoch_end(self._epoch_state())
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 
     def _optimizer_and_scheduler(self) -> tuple[Optimizer, Any]:
@@ -401,6 +413,7 @@ class FusionClassifier(pl.LightningModule):
             "model": self.config,
             "seed": self._seed,
             "started": self._started,
+            "clips": self._clips.state(),
             "methods": self.regularizers.checkpoint_state(),
             "recipe": self._recipe,
             "settings": self.settings,
@@ -434,6 +447,7 @@ class FusionClassifier(pl.LightningModule):
             self._seed, self._started = state["seed"], state.get("started")
             if training:
                 self.regularizers.restore_state(state["methods"])
+                self._clips.restore(state.get("clips"))
                 if "optimizer_states" in checkpoint:
                     optimizer, scheduler = self._optimizer_and_scheduler()
                     adopt(checkpoint, optimizer, scheduler, self._make_recipe(optimizer, scheduler))

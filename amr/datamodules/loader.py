@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy as copy_of
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
 
-Key = tuple[int, int]  # (epoch, index)
+Key = tuple[int | tuple[int, int], int]  # (epoch, index); the epoch of a clip's k-th copy, k > 0, is (epoch, k)
 
 
 @contextmanager
@@ -91,11 +92,21 @@ class ClipDataset(Dataset[dict[str, Any]]):
         finally:
             torch.set_num_threads(threads)
 
-    def _draw(self, epoch: int) -> tuple[object, ...]:
+    def key(self, epoch: int, clip: int, copy: int) -> Key:
+        """What to ask for to get a clip in an epoch, or a further copy of it, which is augmented by itself."""
+        return ((epoch, copy) if copy else epoch), clip
+
+    def plain(self) -> "ClipDataset":
+        """The same clips without augmentation."""
+        plain = copy_of(self)
+        plain.train = False
+        return plain
+
+    def _draw(self, epoch: object) -> tuple[object, ...]:
         """What a clip's random choices depend on, besides the clip and the modality."""
         return ("train", self.seed, epoch) if self.train else ("eval",)
 
-    def _read(self, clip: Clip, epoch: int) -> dict[str, Any]:
+    def _read(self, clip: Clip, epoch: object) -> dict[str, Any]:
         data = self.store.get(clip.id)
         draw = self._draw(epoch)
         inputs = {}
@@ -271,11 +282,16 @@ class ClipLoader(DataLoader[dict[str, Any]]):
         self._batches = done
         if done >= len(self):
             return
-        try:
+        with plain_errors():
             for batch in super().__iter__():
                 self._batches += 1
                 yield batch
-        except UserError as error:  # from a worker, torch hands on the text of the whole traceback
-            raise UserError(
-                str(error).rsplit(f"{UserError.__module__}.{UserError.__name__}: ", 1)[-1].strip()
-            ) from None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Makes a `UserError` from a worker, of which torch hands on the text of the whole traceback, one line again."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rsplit(f"{UserError.__module__}.{UserError.__name__}: ", 1)[-1].strip()) from None

@@ -9,7 +9,11 @@ which they are called:
 | `wrap_head(head)` | once, when the run is built | the head | the head, in evaluation too | MMCosine |
 | `setup(model)` | once, after `wrap_head` | the model | own parameters and buffers; refuses what does not fit | all |
 | `restore_state(state)` | on resuming | what `checkpoint_state` gave | own state | AMR, G-Blend |
-| `on_epoch_start(state)` | once per epoch, also if resumed within | model, epoch, metrics | own state, parameters | |
+| `select(epoch, scores)` | once per epoch, before its first batch is loaded | per-clip scores of an eval-mode pass \
+over the training clips | the epoch's clips: weights, numbers of copies, or copies with masked modalities; only one \
+method may | Data Remixing, SMV |
+| `on_epoch_start(state)` | once per epoch, also if resumed within | model, epoch, metrics, `state.encodings(split)` \
+| own state, parameters | |
 | `turns(epoch)` | before each step of the main optimizer | the epoch | which encoders move, one step per turn | |
 | `on_encodings(encodings, present)` | each step | encodings with graph | what the head sees | modality dropout |
 | `on_fused(fused)` | each step | penultimate features | what the classifier sees | dropout |
@@ -21,7 +25,8 @@ by the encoders are handed to `on_gradients` | MMPareto |
 `steps[-1].apart` | `.grad` of any parameter | OGM, AGM, MMPareto, AMR |
 | `after_step(steps)` | after the main optimizer's step | clean, detached encodings | head parameters, by an optimizer \
 of its own | AMR |
-| `on_epoch_end(state)` | end of an epoch, after validation | model, epoch, metrics | own state, parameters | G-Blend |
+| `on_epoch_end(state)` | end of an epoch, after validation | model, epoch, metrics, `state.encodings(split)` \
+| own state, parameters | G-Blend, Re-learning |
 | `report()` | after `on_epoch_end` | | scalars to log as `train/<method>/<key>` | all |
 | `checkpoint_state()` | when a checkpoint is written | | state beyond parameters and buffers | AMR, G-Blend |
 
@@ -32,19 +37,29 @@ gradient, so neither momentum nor weight decay moves them). Clipping and `on_gra
 once, after the last. The trainer's `global_step`, schedules, metrics and logs count the batch once. The cost is a
 forward pass of every encoder per turn, and batch norm's running statistics see the batch that often. Accumulated
 micro-batches are refused.
+
+**Passes between batches.** What `select` and the hooks of an epoch ask of the clips (`scores`, `state.encodings`) is
+computed by one pass in eval mode, when it is first asked, without augmentation where the data set has it off, and
+costs a forward pass of the encoders over the split. A pass changes neither random states nor running statistics; its
+values are equal on all ranks, and the same for any number of them. The clips that `select` chose are in the checkpoint,
+so a run that is resumed within the epoch trains on the same. An epoch of other clips may have another number of
+batches: `global_step` counts those that there are, and a schedule per step was made for those without a choice.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
+from amr.datamodules.selected import Copies
 from amr.fusion.base import Fusion
 from amr.model import FusionModel, complete_rows
+from amr.model.encoded import Encoded
+from amr.model.passes import Scores
 from amr.regularizers.shared import EpochMeans, complete_masks, listed
 from amr.utils.errors import UserError
 
@@ -120,11 +135,37 @@ class EpochState(dict[str, Tensor]):
         metrics: The metrics; at an epoch's end with those of its validation.
         model: The model in training.
         epoch: Epoch, from 0.
+        encode: Encodes a split; None where there is no data.
     """
 
-    def __init__(self, metrics: Mapping[str, Tensor], model: FusionModel, epoch: int) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Tensor],
+        model: FusionModel,
+        epoch: int,
+        encode: Callable[[str], Encoded] | None = None,
+    ) -> None:
         super().__init__(metrics)
         self.model, self.epoch = model, epoch
+        self._encode, self._encodings = encode, dict[str, Encoded]()
+
+    def encodings(self, split: Literal["train", "val"]) -> Encoded:
+        """Encodings and labels of the split's clips that have every modality, on the CPU, without augmentation.
+
+        They are computed when they are first asked for, by one pass in eval mode, and then kept for all methods that
+        ask in the same hook. They are equal on all ranks.
+
+        Args:
+            split: `train` or `val`.
+
+        Raises:
+            UserError: If the run has no such clips, or a loader whose clips cannot be asked for one by one.
+        """
+        if self._encode is None:
+            raise UserError(f"model: no {split} clips can be encoded outside of training")
+        if split not in self._encodings:
+            self._encodings[split] = self._encode(split)
+        return self._encodings[split]
 
 
 class Regularizer(nn.Module):
@@ -193,6 +234,19 @@ class Regularizer(nn.Module):
         Raises:
             UserError: If the method cannot work with this model.
         """
+
+    def select(self, epoch: int, scores: Scores) -> Tensor | Copies | None:
+        """The clips that an epoch trains on; it must be equal on all ranks.
+
+        Args:
+            epoch: Epoch, from 0.
+            scores: What a pass over the training clips says of them; no pass is made unless something is asked.
+
+        Returns:
+            Weights (N,), float, of which N clips are drawn with replacement; or how often each clip is trained, (N,)
+            int64; or `Copies`; None for every clip once, as without the method.
+        """
+        return None
 
     def on_epoch_start(self, state: EpochState) -> None:
         """Acts before an epoch's first step; gradients are off."""

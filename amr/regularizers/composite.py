@@ -7,8 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from amr.datamodules.selected import Copies, copies_of
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
+from amr.model.passes import Scores
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.shared import EpochMeans, trained
 from amr.utils.distributed import all_reduce_sum, rank_and_world
@@ -16,7 +18,11 @@ from amr.utils.errors import UserError
 
 Apart = dict[str, dict[str, Tensor]]
 """Gradients of objectives by encoders; see `Step.apart`."""
-SINGLE = {"main_loss": "replace the main loss", "turns": "alternate the optimizer's steps"}
+SINGLE = {
+    "main_loss": "replace the main loss",
+    "turns": "alternate the optimizer's steps",
+    "select": "choose the clips of an epoch",
+}
 """Hooks of which a run can have one, and what the methods do that override them."""
 
 
@@ -100,6 +106,21 @@ class Composite(nn.Module):
                 module.reset()
         for method in self:
             method.on_epoch_start(state)
+
+    @torch.no_grad()
+    def select(self, epoch: int, scores: Scores) -> Copies | None:
+        """The clips of an epoch; None for every clip once.
+
+        Raises:
+            UserError: If what the method chose is no choice of these clips.
+        """
+        for method in self.overriding("select"):
+            chosen = method.select(epoch, scores)
+            try:
+                return None if chosen is None else copies_of(chosen, len(scores), scores.generator.initial_seed())
+            except ValueError as error:
+                raise UserError(f"model.{method.name}: select of epoch {epoch}: {error}") from error
+        return None
 
     def turns(self, epoch: int) -> list[tuple[str, ...] | None]:
         """The turns of a batch; a single None where no method alternates."""
