@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from amr.report import compare as compare
     from amr.report.site import write_site as write_site
     from amr.utils.streams import progress as progress
+    from amr.utils.optimizers.schedules import Cosine as Cosine
+    from amr.utils.optimizers.schedules import Schedule as Schedule
+    from amr.utils.optimizers.schedules import Steps as Steps
 
 _METHODS = (
     "AGM",
@@ -87,6 +90,7 @@ _HOME = {
     "write_site": "report.site",
     "progress": "utils.streams",
     **dict.fromkeys(_METHODS, "regularizers"),
+    **dict.fromkeys(("Cosine", "Schedule", "Steps"), "utils.optimizers.schedules"),
 }
 
 __all__ = ["__version__", *_HOME]

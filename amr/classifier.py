@@ -1,7 +1,6 @@
 """The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, get_args, get_type_hints
 
@@ -13,7 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr import regularizers as methods
@@ -30,10 +29,11 @@ from amr.utils.checkpoints import check_same_architecture
 from amr.utils.distributed import close_at_exit
 from amr.utils.errors import UserError
 from amr.utils.metrics import split_metrics
-from amr.utils.resume import adopt, recipe, starts
+from amr.utils.optimizers.groups import ParameterGroups
+from amr.utils.optimizers.main import MainOptimizer, follow_run, trained_parameters
+from amr.utils.resume import adopt, starts
 
 SPLITS = ("train", "val", "test")
-ADAPTIVE = (Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -81,12 +81,15 @@ class FusionClassifier(pl.LightningModule):
         encoders: Encoder of each modality, by name; the order is the order of shares.
         fusion: A fusion class with its options.
         num_classes: Number of classes C.
-        optimizer: Main optimizer, given all parameters.
-        lr_scheduler: Main schedule, stepped once every `scheduler_interval`; None for a constant rate.
+        optimizer: Main optimizer, given all parameters that are not frozen.
+        lr_scheduler: Main schedule, stepped once every `scheduler_interval`: `amr.Cosine` or `amr.Steps`, which follow
+            the run's length, or one of torch's; None for a constant rate.
         scheduler_interval: Whether the schedule counts epochs or steps.
         label_smoothing: Of the main cross-entropy, in [0, 1).
         compile_encoders: Whether, or in which mode, to compile the encoders; checkpoints are those of any other run.
         channels_last: Whether the encoders' convolutions work on the channels-last layout.
+        param_groups: Settings of the optimizer for the parameters of the model whose names match a regular expression,
+            such as `{"encoders.video": {"lr": 1e-4}}`. The first that matches wins. `lr: 0` freezes.
         dropout: Dropout of the fused features.
         modality_dropout: Dropout of whole encodings.
         umt: Distillation from unimodal teachers.
@@ -123,6 +126,7 @@ class FusionClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         compile_encoders: bool | CompileMode = False,
         channels_last: bool = False,
+        param_groups: dict[str, dict[str, Any]] | None = None,
         dropout: methods.Dropout | None = None,
         modality_dropout: methods.ModalityDropout | None = None,
         umt: methods.UMT | None = None,
@@ -157,14 +161,16 @@ class FusionClassifier(pl.LightningModule):
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
+        groups = ParameterGroups(param_groups)
+        self.model.frozen = groups.apply(self.model)
         self.regularizers.setup(self.model)
         for encoder in self.model.encoders.values():
             if channels_last:
                 to_channels_last(encoder)
             if compile_encoders:
                 compile_in_place(encoder, "default" if compile_encoders is True else compile_encoders)
-        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
-        self.scheduler_interval, self.label_smoothing = scheduler_interval, label_smoothing
+        self.main_optimizer = MainOptimizer(optimizer, lr_scheduler, scheduler_interval, groups)
+        self.label_smoothing = label_smoothing
         # ModuleDict keys end in "/" because "train" is a method of every module.
         self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
@@ -177,7 +183,6 @@ class FusionClassifier(pl.LightningModule):
         self._steps: list[Step] = []
         self._turn: tuple[str, ...] | None = None
         self._last_turn = True
-        self._base_lr = 0.0
         self._seed = torch.initial_seed()  # a checkpoint brings its own
         self._started: int | None = None  # epoch whose start the methods have been told
         self._clips = EpochClips()
@@ -214,7 +219,8 @@ class FusionClassifier(pl.LightningModule):
             close_at_exit()
 
     def on_train_start(self) -> None:
-        """Drops steps that an interrupted fit left."""
+        """Drops steps that an interrupted fit left, and tells the schedule how long the run is."""
+        follow_run(self.trainer)
         self._steps.clear()
         self.losses_of_step.clear()
         self._turn, self._last_turn = None, True
@@ -266,7 +272,7 @@ class FusionClassifier(pl.LightningModule):
             label=batch["label"],
             present=present,
             epoch=self.current_epoch,
-            lr_factor=self._schedule_factor(),
+            lr_factor=self.main_optimizer.factor(self.trainer.optimizers[0]),
             seed=hash((self._seed, self.current_epoch, batch_idx)) & (2**63 - 1),
             micro_batches=self.trainer.accumulate_grad_batches,
             loss_scale=scaler.get_scale() if scaler else 1.0,
@@ -316,60 +322,22 @@ class FusionClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The main optimizer over all parameters, the methods' own included, that are not frozen, and its schedule."""
-        optimizer, scheduler = self._optimizer_and_scheduler()
-        self._recipe = self._make_recipe(optimizer, scheduler)
-        if self.regularizers.scaling and isinstance(optimizer, ADAPTIVE):
-            warnings.warn(
-                f"model.optimizer={type(optimizer).__name__}: it divides gradients by their size, which undoes most of "
-                f"what {', '.join(self.regularizers.scaling)} does by scaling them; torch.optim.SGD is recommended",
-                stacklevel=2,
-            )
-        self._base_lr = float(
-            optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])
-        )  # before a schedule changes it
-        if scheduler is None:
-            return optimizer
-        schedule: Any = {"scheduler": scheduler, "interval": self.scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": getattr(scheduler, "monitor", None)}}
+        optimizer, scheduler, self._recipe = self.main_optimizer.make(self.trained_parameters())
+        self.main_optimizer.warn(optimizer, self.regularizers.scaling, self.regularizers.needing_decay)
+        return self.main_optimizer.lightning(optimizer, scheduler, self.trainer)
 
     def on_train_epoch_end(self) -> None:
         """Hands the epoch's metrics, validation's included, to the methods, and logs what they report."""
         self.regularizers.on_epoch_end(self._epoch_state())
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 
-    def _optimizer_and_scheduler(self) -> tuple[Optimizer, Any]:
-        """Fresh ones."""
-        try:
-            optimizer = self.make_optimizer(list(self._trained_parameters().values()))
-        except ValueError as error:
-            raise UserError(f"model.optimizer: {error}") from error
-        try:
-            return optimizer, None if self.make_scheduler is None else self.make_scheduler(optimizer)
-        except ValueError as error:
-            raise UserError(f"model.lr_scheduler: {error}") from error
-
-    def _make_recipe(self, optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
-        return recipe(optimizer, scheduler, self.scheduler_interval, list(self._trained_parameters()))
-
-    def _trained_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """By name, the model's first."""
-        parts = {"model": self.model, "regularizers": self.regularizers}
-        return {
-            f"{part}.{name}": parameter
-            for part, module in parts.items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+    def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What the main optimizer trains, by name, the model's first."""
+        return trained_parameters(model=self.model, regularizers=self.regularizers)
 
     def _scaler(self) -> Any:
         """16-mixed's scaler of the loss; None elsewhere."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
-
-    def _schedule_factor(self) -> float:
-        """Main learning rate over what it was configured to be: the peak of a cycle, or the rate given."""
-        group = self.trainer.optimizers[0].param_groups[0]
-        reference = float(group.get("max_lr", self._base_lr))
-        return float(group["lr"]) / reference if reference else 1.0
 
     # -------------------------------------------------------------- evaluation
 
@@ -449,8 +417,7 @@ class FusionClassifier(pl.LightningModule):
                 self.regularizers.restore_state(state["methods"])
                 self._clips.restore(state.get("clips"))
                 if "optimizer_states" in checkpoint:
-                    optimizer, scheduler = self._optimizer_and_scheduler()
-                    adopt(checkpoint, optimizer, scheduler, self._make_recipe(optimizer, scheduler))
+                    adopt(checkpoint, *self.main_optimizer.make(self.trained_parameters()))
                 self.resumed = starts(checkpoint, self.settings)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"checkpoint: its state is not as amr writes it ({error!r})") from error

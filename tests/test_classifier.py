@@ -249,7 +249,7 @@ def test_the_target_moves_linearly_to_the_ratio() -> None:
     data = Toy()
     encodings = model.model.encode(data.collate(next(iter(data.train_dataloader().batch_sampler)))["inputs"])  # type: ignore[arg-type]
     optimizer = lambda p: SGD(p, lr=0.0)  # noqa: E731  # the first AMR step still sees the first weights
-    model.make_optimizer = optimizer
+    model.main_optimizer.optimizer = optimizer
     start = attribution_shares(model.model.head, encodings).mean(0)[0].item()
     fit(model, data, max_epochs=3, callbacks=[measured])
     audio = [value["amr/target/audio"] for value in measured.values]

@@ -46,7 +46,7 @@ def demo(out: Path, picture: Path | None = None) -> str:
     prepare(data)
     training = [
         *("--model.encoders", json.dumps(ENCODERS), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"),
-        *("--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", str(EPOCHS)),
+        *("--model.lr_scheduler", "amr.Cosine"),
         *(
             "--trainer.max_epochs",
             str(EPOCHS),

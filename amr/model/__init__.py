@@ -1,6 +1,7 @@
 """The model: encoders that see one modality each, and a head that sees only their encodings."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,15 @@ class FusionModel(nn.Module):
                 raise UserError(f"model.encoders: {name!r} cannot name a modality; use letters, digits and _")
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
+        self.frozen: list[nn.Module] = []
+        """Parts that stay in eval mode, since none of their parameters is trained."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all parts but the frozen ones."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -168,6 +168,10 @@ class AMR(Regularizer):
             self._accuracies = {m: unimodal_accuracy(Path(path), m, classes, f"{where}.{m}=") for m, path in paths}
         self.means = EpochMeans(f"target/{name}" for name in model.modalities)
 
+    def needs_decay(self) -> bool:
+        """The penalty's gradient is sign-like: its steps get smaller by their rate alone, unless an epoch ends them."""
+        return self.weight > 0 and self.window.end is None
+
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
         return self.weight > 0 and epoch in self.window

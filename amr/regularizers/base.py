@@ -224,6 +224,10 @@ class Regularizer(nn.Module):
         if given is not None and set(given) != set(needed):
             raise UserError(f"model.{self.name}.{key}: names {listed(given)}; must be exactly {what}{listed(needed)}")
 
+    def needs_decay(self) -> bool:
+        """Whether the method disturbs the model for as long as the main rate has not decayed."""
+        return False
+
     def wrap_head(self, head: Fusion) -> Fusion:
         """The head to use in place of `head`, in training and evaluation."""
         return head

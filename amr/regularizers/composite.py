@@ -78,6 +78,11 @@ class Composite(nn.Module):
         return [method.name for method in self if method.scales_gradients]
 
     @property
+    def needing_decay(self) -> list[str]:
+        """Names of the methods that disturb the model until the rate has decayed."""
+        return [method.name for method in self if method.needs_decay()]
+
+    @property
     def needs_steps(self) -> bool:
         """Whether detached steps must be kept until the optimizer's."""
         return bool(self.overriding("objectives", "on_gradients", "after_step"))

@@ -5,19 +5,22 @@ those that were asked for, and the state (momentum, averages, the place in the s
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from amr.utils.errors import UserError
 
 if TYPE_CHECKING:  # readers of a run's record need no torch
+    from torch.nn import Parameter
     from torch.optim import Optimizer
 
 TRAINER = (  # what of the Trainer's settings changes weights; how long training lasts is no other training
     *("accumulate_grad_batches", "callbacks", "devices", "gradient_clip_algorithm", "gradient_clip_val"),
     *("limit_train_batches", "num_nodes", "overfit_batches", "precision", "sync_batchnorm"),
 )
+LENGTH = ("max_epochs", "max_steps")  # which do change weights where the schedule follows the run's length
 WITHOUT_EFFECT = {
     "model": ("channels_last", "compile_encoders", "num_classes"),
     "data": ("decode_on", "in_memory", "num_workers", "predict_split", "prepare_workers", "root", "store"),
@@ -25,30 +28,35 @@ WITHOUT_EFFECT = {
 PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what a plateau's schedule has met so far
 
 
-def recipe(optimizer: "Optimizer", scheduler: Any, interval: str, parameters: Sequence[str]) -> dict[str, Any]:
+def recipe(
+    optimizer: "Optimizer", scheduler: Any, interval: str, parameters: Mapping[str, "Parameter"]
+) -> dict[str, Any]:
     """What a checkpoint says of the main optimizer as it was asked for, in plain types.
 
     Args:
         optimizer: Fresh.
         scheduler: Fresh; None for a constant rate.
         interval: What the schedule counts, `epoch` or `step`.
-        parameters: Names of the trained parameters, in the optimizer's order.
+        parameters: Trained parameters by name.
     """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    groups = optimizer.param_groups
     return {
         "optimizer": _path(optimizer),
         "defaults": _plain(optimizer.defaults),
         "scheduler": None if scheduler is None else _path(scheduler),
         "schedule": None if scheduler is None else _plain(scheduler.state_dict()),
         "interval": interval,
-        "parameters": list(parameters),
+        "parameters": [names.get(id(parameter), "") for group in groups for parameter in group["params"]],
+        "groups": [{"size": len(group["params"]), "settings": _plain(_settings(group))} for group in groups],
     }
 
 
 def adopt(checkpoint: dict[str, Any], optimizer: "Optimizer", scheduler: Any, now: Mapping[str, Any]) -> None:
     """Puts the settings of this run's optimizer and schedule into a checkpoint that training resumes from.
 
-    State stays with its parameter, by name; the schedule is where it would be had it been this one from the start. A
-    checkpoint of the same settings is left as it is, so that training resumes bit for bit.
+    State stays with its parameter, by name, whatever group it is in; the schedule is where it would be had it been this
+    one from the start. A checkpoint of the same settings is left as it is, so that training resumes bit for bit.
 
     Args:
         checkpoint: With `optimizer_states`, `lr_schedulers`, `loops` and `amr`; changed in place.
@@ -62,10 +70,8 @@ def adopt(checkpoint: dict[str, Any], optimizer: "Optimizer", scheduler: Any, no
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
     states = checkpoint.get("optimizer_states") or []
-    if len(states) != 1 or len(states[0]["param_groups"]) != len(optimizer.param_groups):
-        raise UserError(
-            "checkpoint: its optimizer has other groups of parameters; training cannot resume with this one"
-        )
+    if len(states) != 1:
+        raise UserError("checkpoint: it has not one main optimizer; training cannot resume with this one")
     (state,) = states
     before = _recipe_of(checkpoint, state, now)
     for key, name in (("optimizer", "optimizer"), ("scheduler", "lr_scheduler")):
@@ -75,15 +81,16 @@ def adopt(checkpoint: dict[str, Any], optimizer: "Optimizer", scheduler: Any, no
                 f"model.{name}={ours}: the checkpoint's is {theirs}; training can resume with {theirs} alone, whose "
                 "state the checkpoint holds"
             )
-    if before["parameters"] != now["parameters"]:
-        _match(state, before["parameters"], now["parameters"])
-    if all(before[key] == now[key] for key in ("defaults", "schedule", "interval")):
+    rate = state["param_groups"][0]["lr"]
+    _match(state, before, now)
+    same = _settings_of(before) == _settings_of(now)
+    if same and all(before[key] == now[key] for key in ("defaults", "schedule", "interval")):
         return
     if scheduler is not None and checkpoint["lr_schedulers"]:
         fit = checkpoint["loops"]["fit_loop"]
         if isinstance(scheduler, ReduceLROnPlateau):
             met = checkpoint["lr_schedulers"][0]
-            factor = state["param_groups"][0]["lr"] / before["defaults"]["lr"]
+            factor = rate / (before["groups"][0]["settings"] or before["defaults"])["lr"]
             for group in optimizer.param_groups:
                 group["lr"] *= factor
             reached = {key: met[key] for key in PLATEAU} | {"_last_lr": [g["lr"] for g in optimizer.param_groups]}
@@ -96,18 +103,25 @@ def adopt(checkpoint: dict[str, Any], optimizer: "Optimizer", scheduler: Any, no
             _replay(scheduler, steps)
             checkpoint["lr_schedulers"] = [scheduler.state_dict()]
     for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        group.update({key: value for key, value in own.items() if key != "params"})
+        group.update(_settings(own))
 
 
 def _recipe_of(checkpoint: Mapping[str, Any], state: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
     """The checkpoint's recipe; of one that was written without, as far as its state tells."""
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    alike = len(sizes) == len(now["groups"])
+    earlier = [now["groups"][i]["settings"] if alike else None for i in range(len(sizes))]
+    groups = [{"size": size, "settings": settings} for size, settings in zip(sizes, earlier, strict=True)]
     written = checkpoint["amr"].get("recipe")
     if written is not None:
-        if not isinstance(written, Mapping) or written.keys() != now.keys():
+        if not isinstance(written, Mapping) or {*written, "groups"} != {*now}:
             raise UserError("checkpoint: what it says of its optimizer is not whole; it was damaged, or is not amr's")
-        return written
-    trained = sum(len(group["params"]) for group in state["param_groups"])
-    if trained != len(now["parameters"]):
+        if "groups" not in written and len(sizes) > 1 and not alike:
+            raise _other_groups()
+        return {"groups": groups, **written}
+    if not alike or len(sizes) > 1:
+        raise _other_groups()
+    if sum(sizes) != len(now["parameters"]):
         raise UserError("checkpoint: its method trains other parameters; training cannot resume with this one")
     group = state["param_groups"][0]
     model = checkpoint["amr"].get("model") or {}
@@ -129,14 +143,32 @@ def _recipe_of(checkpoint: Mapping[str, Any], state: Mapping[str, Any], now: Map
     }
 
 
-def _match(state: dict[str, Any], before: Sequence[str], now: Sequence[str]) -> None:
-    """Gives each parameter the state that it had; those that a method has added have none yet."""
-    if len(state["param_groups"]) != 1:
-        raise UserError("checkpoint: its method trains other parameters; training cannot resume with this one")
-    place = {name: index for index, name in enumerate(before)}
-    kept = {index: state["state"].get(place.get(name)) for index, name in enumerate(now)}
+def _other_groups() -> UserError:
+    return UserError("checkpoint: its optimizer has other groups of parameters; training cannot resume with this one")
+
+
+def _match(state: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Gives each parameter the state that it had, and each group its parameters; a new parameter has no state yet."""
+    sizes = [group["size"] for group in now["groups"]]
+    if before["parameters"] == now["parameters"] and sizes == [group["size"] for group in before["groups"]]:
+        return
+    place = {name: index for index, name in enumerate(before["parameters"])}
+    kept = {index: state["state"].get(place.get(name)) for index, name in enumerate(now["parameters"])}
     state["state"] = {index: value for index, value in kept.items() if value is not None}
-    state["param_groups"][0]["params"] = list(range(len(now)))
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    theirs = state["param_groups"] if len(state["param_groups"]) == len(sizes) else [{} for _ in sizes]
+    state["param_groups"] = [
+        {**group, "params": list(range(end - size, end))} for group, size, end in zip(theirs, sizes, ends, strict=True)
+    ]
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _settings_of(one: Mapping[str, Any]) -> list[Any]:
+    """Settings of each group of a recipe."""
+    return [group["settings"] for group in one["groups"]]
 
 
 def _replay(scheduler: Any, steps: int) -> None:
@@ -160,12 +192,20 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         config: With `seed_everything`, `trainer`, `model` and `data`.
     """
     kept: dict[str, Any] = {"seed_everything": config.get("seed_everything")}
-    kept["trainer"] = {key: config["trainer"].get(key) for key in TRAINER}
+    length = LENGTH if _follows_length(config["model"].get("lr_scheduler")) else ()
+    kept["trainer"] = {key: config["trainer"].get(key) for key in (*TRAINER, *length)}
     kept["model"] = {key: value for key, value in config["model"].items() if key not in WITHOUT_EFFECT["model"]}
     data = dict(config["data"])
     if isinstance(data.get("init_args"), Mapping):
         data["init_args"] = {k: v for k, v in data["init_args"].items() if k not in WITHOUT_EFFECT["data"]}
     return {**kept, "data": data}
+
+
+def _follows_length(section: Any) -> bool:
+    """Whether a configuration's schedule, which has been built, is an `amr.Schedule`."""
+    path = section.get("class_path") if isinstance(section, Mapping) else section
+    module, _, name = str(path).rpartition(".")
+    return hasattr(getattr(sys.modules.get(module), name, None), "follow")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

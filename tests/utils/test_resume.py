@@ -49,7 +49,7 @@ def test_the_rate_is_the_one_that_is_asked_for(checkpoint: Callable[..., Path]) 
     after = trainer.optimizers[0].state_dict()["state"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[i]["momentum_buffer"], after[i]["momentum_buffer"]) for i in before)
-    assert model._schedule_factor() == 1
+    assert model.main_optimizer.factor(trainer.optimizers[0]) == 1
 
 
 SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
@@ -190,14 +190,14 @@ def test_methods_come_and_go_and_each_parameter_keeps_its_state(checkpoint: Call
 
     def buffers(trainer: Any, model: Any) -> dict[str, torch.Tensor]:
         state = trainer.optimizers[0].state
-        return {n: state[p]["momentum_buffer"] for n, p in model._trained_parameters().items() if p in state}
+        return {n: state[p]["momentum_buffer"] for n, p in model.trained_parameters().items() if p in state}
 
     plain = build(optimizer=sgd())
     path = checkpoint()
     kept = buffers(fit(plain, ckpt=path), plain)
     added = build(optimizer=sgd(), gge=GGE())
     with_gge = buffers(fit(added, ckpt=path), added)
-    assert with_gge.keys() == kept.keys() < added._trained_parameters().keys()
+    assert with_gge.keys() == kept.keys() < added.trained_parameters().keys()
     assert all(torch.equal(kept[name], with_gge[name]) for name in kept)
     trainer = fit(build(optimizer=sgd(), gge=GGE(), ogm=OGM(parameters="all")), ckpt=path, max_epochs=3)
     trainer.save_checkpoint(path)
