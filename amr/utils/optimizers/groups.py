@@ -62,10 +62,10 @@ class ParameterGroups:
         for parameter in named.values():
             if id(parameter) in frozen:
                 parameter.requires_grad_(False)
-        parts = _wholly(model, frozen)
-        for part in parts:
+        still = _wholly(model, frozen)
+        for part in still:
             part.eval()
-        return parts
+        return still
 
     def split(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
         """What an optimizer is given.
