@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from amr.regularizers import TCMax as TCMax
     from amr.report import compare as compare
     from amr.report.site import write_site as write_site
-    from amr.utils.streams import progress as progress
     from amr.utils.optimizers.schedules import Cosine as Cosine
     from amr.utils.optimizers.schedules import Schedule as Schedule
     from amr.utils.optimizers.schedules import Steps as Steps
+    from amr.utils.streams import progress as progress
 
 _METHODS = (
     "AGM",

@@ -89,7 +89,11 @@ class MainOptimizer:
             return optimizer
         if isinstance(scheduler, Schedule):
             check_end(trainer)
-        schedule: Any = {"scheduler": scheduler, "interval": self.interval, "monitor": getattr(scheduler, "monitor", None)}
+        schedule: Any = {
+            "scheduler": scheduler,
+            "interval": self.interval,
+            "monitor": getattr(scheduler, "monitor", None),
+        }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def warn(self, optimizer: Optimizer, scaling: Sequence[str], needing_decay: Sequence[str]) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
-from amr.fusion import Gated
-from amr.regularizers import AGM, AMR, GGE, OGM, OGMGE, PMR, GradientBlending, MMCosine, MMPareto, ModalityDropout
+from amr import regularizers
+from amr.fusion import Concat, Gated, Shared
+from amr.regularizers import AMR, GGE, MLA, MMCosine, Regularizer
 from amr.utils.errors import UserError
 from amr.utils.optimizers.schedules import Cosine
 from tests.toy import Linear
@@ -88,18 +89,28 @@ def test_it_equals_sgd_by_hand() -> None:
         assert size == pytest.approx(float(whole[name]) * (0.01 if name.startswith("encoders") else 1.0), rel=1e-3)
 
 
+FILES = {  # methods that need files of teachers
+    "UMT",
+    "G2D",
+}
 METHODS = [
-    *(None, AMR, AGM, GGE, partial(OGM, parameters="all"), partial(OGMGE, parameters="all"), PMR, GradientBlending),
-    *(MMPareto, ModalityDropout),
+    getattr(regularizers, name)
+    for name in regularizers.__all__
+    if name not in FILES and isinstance(kind := getattr(regularizers, name), type) and issubclass(kind, Regularizer)
 ]
+OPTIONS: dict[str, dict[str, Any]] = {"ogm": {"parameters": "all"}, "ogm_ge": {"parameters": "all"}}
 FROZEN = {"encoders.audio": {"lr": 0}, r"encoders.video.first": {"lr": 0.0}}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [None, *(kind for kind in METHODS if kind is not Regularizer)])
 def test_frozen_parts_do_not_move_whatever_the_method(method: Any) -> None:
     """Neither by weight decay nor by momentum; nor do their batch norms' statistics. Their dropout is off."""
     model = build(
-        encoder=Normed, param_groups=FROZEN, optimizer=sgd(weight_decay=0.1), extra=[method()] if method else []
+        encoder=Normed,
+        param_groups=FROZEN,
+        optimizer=sgd(weight_decay=0.1),
+        fusion=Shared if method is MLA else Concat,
+        extra=[method(**OPTIONS.get(method.name, {}))] if method else [],
     )
     before = weights(model)
     trainer = fit(model, max_epochs=2, gradient_clip_val=1.0)
