@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from amr.regularizers import OGM as OGM
     from amr.regularizers import OGMGE as OGMGE
     from amr.regularizers import PMR as PMR
+    from amr.regularizers import SMV as SMV
     from amr.regularizers import UMT as UMT
+    from amr.regularizers import DataRemixing as DataRemixing
     from amr.regularizers import Dropout as Dropout
     from amr.regularizers import GradientBlending as GradientBlending
     from amr.regularizers import InfoReg as InfoReg
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from amr.regularizers import ModalityDropout as ModalityDropout
     from amr.regularizers import MultiLoss as MultiLoss
     from amr.regularizers import Regularizer as Regularizer
+    from amr.regularizers import Relearning as Relearning
     from amr.regularizers import TCMax as TCMax
     from amr.report import compare as compare
     from amr.report.site import write_site as write_site
@@ -64,7 +67,10 @@ _METHODS = (
     "UMT",
     "Dropout",
     "GradientBlending",
+    "DataRemixing",
     "InfoReg",
+    "Relearning",
+    "SMV",
     "MMCosine",
     "MMPareto",
     "ModalityDropout",

@@ -108,6 +108,9 @@ class FusionClassifier(pl.LightningModule):
         mla: The modalities take turns with one shared head.
         g2d: Distillation from unimodal teachers; the encoder of the more certain one waits.
         info_reg: The modality that is ahead is held near its epoch's start.
+        data_remixing: Each clip trains the modality that is least certain of it.
+        smv: Clips are trained again by the modality that contributes too little.
+        relearning: Encoders go part of the way back to their initial weights.
         amr: Attribution regularization.
         extra: Further methods, of the user's own.
 
@@ -145,6 +148,9 @@ class FusionClassifier(pl.LightningModule):
         mla: methods.MLA | None = None,
         g2d: methods.G2D | None = None,
         info_reg: methods.InfoReg | None = None,
+        data_remixing: methods.DataRemixing | None = None,
+        smv: methods.SMV | None = None,
+        relearning: methods.Relearning | None = None,
         amr: methods.AMR | None = None,
         extra: list[Regularizer] | None = None,
     ) -> None:

@@ -29,6 +29,7 @@ CONFLICTS = {
     frozenset(pair)
     for pair in (
         *(("ogm", "ogm_ge"), ("umt", "g2d"), ("info_reg", "mla"), ("mmcosine", "mla")),
+        *(("data_remixing", "mla"), ("data_remixing", "smv")),
         *itertools.combinations(("gge", "gradient_blending", "tcmax", "mla"), 2),  # each replaces the main loss
         *(("dgl", other) for other in ("gge", "gradient_blending", "tcmax", "mla")),
         *itertools.product(("dropout", "modality_dropout"), ("tcmax", "mla")),

@@ -1,10 +1,15 @@
 """Training methods: each is one file, a pure function and a thin class of hooks."""
 
+from amr.datamodules.selected import Copies
+from amr.model.passes import Scores
 from amr.regularizers.agm import AGM
 from amr.regularizers.amr import AMR
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.composite import Composite
 from amr.regularizers.dropout import Dropout
+from amr.regularizers.epochs.data_remixing import DataRemixing
+from amr.regularizers.epochs.relearning import Relearning
+from amr.regularizers.epochs.smv import SMV
 from amr.regularizers.gge import GGE
 from amr.regularizers.gradient_blending import GradientBlending
 from amr.regularizers.gradients.g2d import G2D
@@ -33,8 +38,11 @@ __all__ = [
     "OGM",
     "OGMGE",
     "PMR",
+    "SMV",
     "UMT",
     "Composite",
+    "Copies",
+    "DataRemixing",
     "Dropout",
     "EpochMeans",
     "EpochState",
@@ -45,6 +53,8 @@ __all__ = [
     "ModalityDropout",
     "MultiLoss",
     "Regularizer",
+    "Relearning",
+    "Scores",
     "Step",
     "TCMax",
     "UnimodalHeads",

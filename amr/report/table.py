@@ -18,6 +18,7 @@ SPLIT_NAMES: dict[Source, str] = {"test": "test", "val": "validation"}
 ORDER = (
     *("naive", "multi_loss", "dropout", "modality_dropout", "umt", "ogm", "ogm_ge", "gradient_blending"),
     *("gge", "pmr", "agm", "mmpareto", "mmcosine", "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"),
+    *("data_remixing", "smv", "relearning"),
 )
 TOLERANCE = 0.05  # of a share, from its target
 DIFFERENCES = {"mAP": "mAP vs naive", "acc": "Accuracy vs naive"}

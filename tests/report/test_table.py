@@ -19,6 +19,7 @@ DASH = "\N{EN DASH}"
 BASES = ["naive", "dropout", "modality_dropout", "umt", "ogm", "ogm_ge", "gradient_blending", "gge", "pmr", "agm"]
 BASES += ["mmpareto", "mmcosine"]
 WITH_NEWER = ["naive", "multi_loss", *BASES[1:], "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"]
+WITH_NEWER += ["data_remixing", "smv", "relearning"]
 
 
 def with_amr(method: str) -> str:
