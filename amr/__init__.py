@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amr.exporting import export as export
     from amr.fusion import Fusion as Fusion
     from amr.load import load_model as load_model
+    from amr.load import save_model as save_model
     from amr.model import FusionModel as FusionModel
     from amr.multiviz.analysis.whole import analyze as analyze
     from amr.regularizers import AGM as AGM
@@ -90,6 +91,7 @@ _HOME = {
     "export": "exporting",
     "Fusion": "fusion",
     "load_model": "load",
+    "save_model": "load",
     "FusionModel": "model",
     "analyze": "multiviz.analysis.whole",
     "compare": "report",

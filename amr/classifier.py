@@ -21,9 +21,9 @@ from amr.encoders.base import Encoder
 from amr.encoders.speed import CompileMode, compile_in_place, to_channels_last
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
-from amr.model import FusionModel
+from amr.model import FusionModel, model_section
 from amr.regularizers import Composite, EpochState, Regularizer, Step
-from amr.regularizers.composite import backward_loss
+from amr.regularizers.composite import backward_loss, wrapping_section
 from amr.regularizers.epochs.clips import EpochClips, encode_split
 from amr.utils.checkpoints import check_same_architecture
 from amr.utils.distributed import close_at_exit
@@ -166,7 +166,9 @@ class FusionClassifier(pl.LightningModule):
         self.regularizers = Composite([*given, *(extra or [])])
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
+        section = model_section(encoders, head)
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
+        self.model.section = section | wrapping_section(arguments)
         groups = ParameterGroups(param_groups)
         self.model.frozen = groups.apply(self.model)
         self.regularizers.setup(self.model)
@@ -382,8 +384,7 @@ class FusionClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the methods' state (AMR's optimizer) and the seed of the steps' randomness."""
         checkpoint["amr"] = {
-            "modalities": list(self.model.modalities),
-            "num_classes": self.model.head.num_classes,
+            **self.model.facts(),
             "model": self.config,
             "seed": self._seed,
             "started": self._started,

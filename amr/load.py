@@ -1,5 +1,6 @@
-"""A model back from its checkpoint alone, and the description of its data."""
+"""Models to files and back, and the description of a checkpoint's data."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
@@ -16,10 +17,10 @@ from torch.nn.modules.module import (
 from amr.encoders.base import Encoder
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
-from amr.model import FusionModel
+from amr.model import FusionModel, HasModel, bare_model, layers_of
 from amr.regularizers.base import Regularizer
 from amr.regularizers.composite import Composite, wrapping_methods
-from amr.utils.checkpoints import check_same_architecture, read_checkpoint
+from amr.utils.checkpoints import AtomicCheckpointIO, check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder
 from amr.utils.parser import OneLineParser
@@ -35,34 +36,69 @@ LONGEST = 4096
 """The longest text in it, such as a file's path."""
 
 
-def load_model(path: str | Path, trust: Sequence[str] = ()) -> FusionModel:
+def load_model(
+    path: str | Path, trust: Sequence[str] = (), *, model: FusionModel | HasModel | None = None
+) -> FusionModel:
     """Rebuilds the model that a checkpoint holds, in eval mode, on the CPU.
 
     Args:
-        path: A checkpoint of a run made by the command line: its `model` section is in the file. Nothing in the file is
-            executed. Classes that the section names are imported and built only if they are `amr`'s.
+        path: A checkpoint of a run, one that a `pl.Trainer` saved in Python, or a file of `save_model`. Nothing in it
+            is executed. Its classes are imported and built only if they are `amr`'s.
         trust: Import paths whose classes may be built, too, such as `("mypackage",)`.
+        model: The same model, or a classifier of it, with any weights: it gets the file's. None: the model is built as
+            the file says. One is needed where the file cannot say it: for classes of a notebook, or modules that were
+            made elsewhere and passed on.
 
     Returns:
-        The model with the checkpoint's weights. No random state is touched, so a load does not change what follows it.
+        The model with the checkpoint's weights: `model` itself, or its `model`, if it is given. No random
+        state is touched.
 
     Raises:
-        UserError: If the file is not such a checkpoint, or names another class.
+        UserError: If the file is not such a checkpoint, names another class, cannot say how its model is built, or is
+            of another model than the given one.
     """
     checkpoint = read_checkpoint(Path(path))
     facts: dict[str, Any] = checkpoint["amr"]
-    if not facts.get("model"):
-        raise UserError(f"{path}: no model section in it; only the command line (amr fit) writes one")
     weights = {
         key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
     }
     try:
-        with trusting(trust):
-            model = _build(facts, weights)
+        if model is None:
+            with trusting(trust):
+                filled = _build(facts, weights)
+        else:
+            filled = bare_model(model)
+            _check_skeleton(filled, facts)
+            check_same_architecture(filled.state_dict(), weights)
     except UserError as error:
-        raise UserError(f"{path}: {str(error)[:1000]}") from error
-    model.load_state_dict(weights)
-    return model.eval()
+        hint = (
+            ""
+            if facts.get("model") or model is not None
+            else "; or build the model, and pass it: load_model(path, model=...)"
+        )
+        raise UserError(f"{path}: {str(error)[:1000]}{hint}") from error
+    filled.load_state_dict(weights)
+    return filled.eval()
+
+
+def save_model(model: FusionModel | HasModel, path: str | Path) -> Path:
+    """Writes a model's weights and how it is built to a file that `load_model` reads; nothing of its training.
+
+    Args:
+        model: The model. Where it has parts that a file cannot describe, `load_model` needs a model to fill.
+        path: The file; one that is there is replaced, whole or not at all.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    bare, section = bare_model(model), getattr(model, "config", None)
+    weights = {f"model.{key}": value.detach().cpu() for key, value in bare.state_dict().items()}
+    content = {"state_dict": weights, "amr": {**bare.facts(), "model": section}}
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    return Path(path)
 
 
 def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
@@ -108,12 +144,18 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
     It is built on the meta device first, where it takes no memory, for its sizes are only numbers in a file: what does
     not have the weights' shapes is never built.
     """
-    section = {key: facts["model"][key] for key in ARCHITECTURE if facts["model"].get(key) is not None}
+    written = facts.get("model") or facts.get("built")
+    if not isinstance(written, Mapping) or not written:
+        raise UserError("checkpoint: no model section in it, so it does not say how its model is built")
+    section = {key: written[key] for key in ARCHITECTURE if written.get(key) is not None}
     if not isinstance(section.get("encoders"), dict) or not section["encoders"]:
         raise UserError("checkpoint: model.encoders names no encoder")
+    if written is facts.get("built"):
+        _check_described(written)
     if list(section["encoders"]) != facts["modalities"]:
         raise UserError("checkpoint: model.encoders and its list of modalities differ")
     _check_values(section)
+    described = copy.deepcopy(section)  # the parser changes what it is given
     check({"model": section}, "checkpoint")
     classes = facts["num_classes"]
     if not any(key.startswith("head.") and classes in value.shape for key, value in weights.items()):
@@ -134,7 +176,11 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint: its model cannot be built: {type(error).__name__}: {reason}") from error
         check_same_architecture(empty.state_dict(), weights)
-        return _assembled(parser.instantiate_classes(config).model)
+        if written is facts.get("built"):
+            _check_layers(empty, facts.get("layers"))
+        model = _assembled(parser.instantiate_classes(config).model)
+    model.section = described
+    return model
 
 
 def _architecture() -> type:
@@ -160,6 +206,45 @@ def _assembled(parts: Any) -> FusionModel:
     methods = [value for value in vars(parts).values() if isinstance(value, Regularizer)]
     head = parts.fusion({name: encoder.out_dim for name, encoder in parts.encoders.items()}, parts.num_classes)
     return FusionModel(parts.encoders, Composite([*methods, *(parts.extra or [])]).wrap_head(head))
+
+
+def _check_skeleton(model: FusionModel, facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless a model has a checkpoint's modalities, in its order, and classes."""
+    if list(model.modalities) != facts["modalities"]:
+        raise UserError(
+            f"model={type(model).__name__}: its modalities are {', '.join(model.modalities)}; needed are the file's, "
+            f"{', '.join(facts['modalities'])}, in this order"
+        )
+    if model.head.num_classes != facts["num_classes"]:
+        raise UserError(
+            f"model={type(model).__name__}: it has {model.head.num_classes} classes; needed are the file's "
+            f"{facts['num_classes']}"
+        )
+
+
+def _check_described(section: Mapping[str, Any]) -> None:
+    """Raises `UserError` if the file does not say how a part of its model was made."""
+    parts = {f"encoders.{name}": part for name, part in section["encoders"].items()}
+    parts |= {key: section.get(key) for key in ("fusion", *section) if key not in ("encoders", "extra")}
+    extra = section.get("extra")
+    parts |= {f"extra.{i}": part for i, part in enumerate(extra if isinstance(extra, list) else [])}
+    if lacking := [key for key, part in parts.items() if part is None]:
+        raise UserError(
+            f"checkpoint: it does not say how model.{lacking[0]} was made: its class is one that cannot be imported, "
+            "or an argument was no plain value, such as a module"
+        )
+
+
+def _check_layers(model: FusionModel, layers: Any) -> None:
+    """Raises `UserError` unless a model has the layers that the saved one had, whatever it was made as."""
+    mine = layers_of(model)
+    if not isinstance(layers, Mapping) or dict(layers) != mine:
+        theirs = dict(layers) if isinstance(layers, Mapping) else {}
+        name = next((n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n)), "")
+        raise UserError(
+            f"checkpoint: the model was changed after it was made: model.{name[:200]} is a "
+            f"{str(theirs.get(name))[:100]}, as described it is a {mine.get(name)}"
+        )
 
 
 def _check_values(section: Any) -> None:

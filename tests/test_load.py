@@ -1,5 +1,7 @@
 """A model back from its checkpoint alone."""
 
+import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from torch import Tensor, nn
 from amr import fusion as fusions
 from amr.classifier import FusionClassifier
 from amr.cli import main
-from amr.encoders import ResNetEncoder, SmallCNN, SmallFrameCNN
+from amr.encoders import Encoder, ResNetEncoder, SmallCNN, SmallFrameCNN, as_encoder
 from amr.fusion import Fusion, Gated
-from amr.load import load_model
-from amr.regularizers import AMR, Regularizer
+from amr.load import load_model, save_model
+from amr.model import FusionModel
+from amr.regularizers import AMR, MMCosine, Regularizer
 from amr.utils.errors import UserError
 from tests.toy import Linear, Tokens, Toy
 from tests.training import assert_equal, build, fit, weights
@@ -116,6 +119,167 @@ def test_a_method_of_the_users_that_wraps_the_head_comes_back(tmp_path: Path) ->
     assert "head.scale" in loaded.state_dict()
 
 
+# ------------------------------------------------------------------------------------------- made in Python, not by amr
+
+
+class Options(Encoder):
+    """Arguments of every plain kind, and some that it does not annotate."""
+
+    def __init__(self, sizes: list[int], names: dict[str, float], path: Path | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.out_dim = sizes[-1]
+        self.net = nn.Linear(sizes[0], self.out_dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class Around(Encoder):
+    """An encoder of an encoder."""
+
+    def __init__(self, inner: Encoder) -> None:
+        super().__init__()
+        self.inner, self.out_dim = inner, inner.out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def trained(path: Path, *, encoder: Any = Linear, lightning: bool = True, **options: Any) -> FusionClassifier:
+    """A model from Python alone, saved by a plain trainer or by `save_model`."""
+    model = build(encoder=encoder, **options)
+    if lightning:
+        fit(model, Toy(), max_epochs=1).save_checkpoint(path)
+    else:
+        save_model(model, path)
+    return model
+
+
+def partial(dims: dict[str, int], classes: int) -> Fusion:
+    return Gated(dims, classes, hidden=5)
+
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "the class": {"fusion": Gated},
+    "a partial": {"fusion": functools.partial(Gated, hidden=5)},
+    "a lambda": {"fusion": lambda dims, classes: fusions.LowRank(dims, num_classes=classes, rank=3)},
+    "a factory": {"fusion": partial},
+    "all kinds of arguments": {
+        "encoder": lambda: Options([6, 8], names={"a": 1.5}, path=Path("somewhere"), bias=False)
+    },
+    "an encoder of an encoder": {"encoder": lambda: Around(Around(Linear(6, 4)))},
+    "a method that wraps the head": {"mmcosine": MMCosine(scale=4.0), "amr": AMR()},
+    "an own method that wraps the head": {"extra": [Wrapping()]},
+}
+
+
+@pytest.mark.parametrize("lightning", [True, False])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_model_from_python_comes_back(name: str, lightning: bool, tmp_path: Path) -> None:
+    model = trained(tmp_path / "a.ckpt", lightning=lightning, **PLAIN[name])
+    loaded = load_model(tmp_path / "a.ckpt", trust=("tests",))
+    assert_same_model(loaded, model)
+    save_model(loaded, tmp_path / "b.pt")
+    assert_same_model(load_model(tmp_path / "b.pt", trust=("tests",)), model)
+
+
+def test_a_bare_model_comes_back_without_trust(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoders = {"audio": SmallCNN(width=4, out_dim=8), "video": SmallFrameCNN(frames=2, width=4, out_dim=8)}
+    model = FusionModel(encoders, Gated({name: e.out_dim for name, e in encoders.items()}, 4))
+    loaded = load_model(save_model(model, tmp_path / "deep/a.pt"))
+    inputs = {"audio": torch.randn(3, 1, 16, 44), "video": torch.randn(3, 2, 1, 16, 16)}
+    assert torch.equal(loaded(inputs), model.eval()(inputs))
+
+
+def as_module() -> Encoder:
+    return as_encoder(nn.Sequential(nn.Linear(6, 8), nn.Tanh()))
+
+
+@pytest.mark.parametrize("lightning", [True, False])
+def test_a_module_of_the_users_needs_a_skeleton(lightning: bool, tmp_path: Path) -> None:
+    model = trained(tmp_path / "a.ckpt", encoder=as_module, lightning=lightning)
+    with pytest.raises(UserError, match=r"a\.ckpt: .*how model\.encoders\.audio was made.*load_model\(path, model="):
+        load_model(tmp_path / "a.ckpt", trust=("tests",))
+    skeleton = build(seed=5, encoder=as_module)
+    assert_same_model(load_model(tmp_path / "a.ckpt", model=skeleton), model)
+    assert_same_model(load_model(tmp_path / "a.ckpt", model=build(seed=6, encoder=as_module).model), model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": Gated}, "of another architecture, it lacks head."),
+        ({"modalities": ("video", "audio")}, "its modalities are video, audio; needed are the file's, audio, video"),
+        ({"modalities": ("audio",)}, "its modalities are audio; needed"),
+        ({"encoder": lambda: Linear(6, 4)}, "of another architecture, "),
+    ],
+)
+def test_another_skeleton_is_refused_and_keeps_its_weights(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    trained(tmp_path / "a.ckpt", lightning=False)
+    other = build(seed=3, **options)
+    before = weights(other)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_model(tmp_path / "a.ckpt", model=other)
+    assert "\n" not in str(caught.value)
+    assert_equal(before, weights(other))
+
+
+def test_classes_that_are_not_trusted_or_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.ckpt"
+    main_class = type("Net", (Linear,), {"__module__": "__main__", "__qualname__": "Net"})
+    model = trained(path, encoder=main_class, lightning=False)
+    with pytest.raises(UserError, match=r"__main__\.Net may not be built.*trust=\('__main__',\).*model=\.\.\.\)"):
+        load_model(path)
+    with pytest.raises(UserError, match=r"there is no __main__\.Net"):
+        load_model(path, trust=("__main__",))
+    monkeypatch.setattr("__main__.Net", main_class, raising=False)
+    assert_same_model(load_model(path, trust=("__main__",)), model)
+    trained(path, lightning=False)
+    with pytest.raises(UserError, match=r"tests\.toy\.Linear may not be built.*trust=\('tests',\).*model="):
+        load_model(path)
+
+    class Local(Linear):
+        pass
+
+    model = trained(path, encoder=Local, lightning=False)
+    with pytest.raises(UserError, match=r"cannot be imported.*model="):
+        load_model(path, trust=("tests",))
+    assert_same_model(load_model(path, model=build(encoder=Local)), model)
+
+
+def test_a_layer_that_was_put_in_later_is_found(tmp_path: Path) -> None:
+    model = build()
+    model.model.encoders["audio"].net[1] = nn.GELU()  # without parameters: shapes do not tell
+    save_model(model, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"changed after it was made: model\.encoders\.audio\.net\.1 is a GELU.*Tanh"):
+        load_model(tmp_path / "a.pt", trust=("tests",))
+
+
+def test_a_fusion_of_other_sizes_than_the_factory_got_is_not_described() -> None:
+    def factory(dims: dict[str, int], classes: int) -> Fusion:
+        return Gated(dict(reversed(dims.items())), classes)
+
+    assert build(fusion=factory).model.section["fusion"] is None
+    assert build(fusion=lambda dims, classes: Gated(dims, classes + 1)).model.section["fusion"] is not None
+
+
+@pytest.mark.parametrize("built", [3, {"encoders": 3}, {"encoders": {"audio": 3}, "extra": 7}, {"fusion": None}])
+def test_a_description_of_another_kind_is_refused(built: Any, tmp_path: Path) -> None:
+    path = save_model(build(), tmp_path / "a.pt")
+    content = torch.load(path, weights_only=True)
+    content["amr"]["built"] = built
+    del content["checksum"]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"a\.pt: ") as caught:
+        load_model(path, trust=("tests",))
+    assert "\n" not in str(caught.value)
+
+
 def test_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
 
@@ -130,8 +294,12 @@ def test_refused_in_one_line(tmp_path: Path) -> None:
     refused(f"{path} is not a checkpoint")
     torch.save({"state_dict": {}}, path)
     refused(f"{path} was not written by amr")
-    save(build(), None, path)
-    refused(f"{path}: no model section in it; only the command line")
+    older = build()
+    save(older, None, path)
+    content = torch.load(path, weights_only=True)
+    del content["amr"]["built"]
+    torch.save(content, path)
+    refused(f"{path}: checkpoint: no model section in it")
     save(build(), architecture(fusion="amr.fusion.Gated"), path)
     refused(f"{path}: checkpoint: of another architecture, it lacks head.")
     section = architecture()

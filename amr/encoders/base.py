@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from amr.utils.errors import UserError
+from amr.utils.names.recorded import Recorded
 
 
-class Encoder(nn.Module):
+class Encoder(Recorded, nn.Module):
     """Maps one modality's input to its encoding; never sees another modality.
 
     Subclasses set `out_dim` and implement `forward`.

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.utils.errors import UserError
+from amr.utils.names.recorded import Recorded
 
 ClassifierInit = Literal["torch", "xavier_normal"]
 
 
-class Fusion(nn.Module):
+class Fusion(Recorded, nn.Module):
     """The head: fuses the encodings and classifies what comes out.
 
     A subclass implements `combine` (or, where logits are formed per modality, `fuse` and `classify`). Everything

@@ -1,7 +1,8 @@
 """The model: encoders that see one modality each, and a head that sees only their encodings."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,14 @@ class FusionModel(nn.Module):
         encoders: Encoder of each modality; the order is the order of shares.
         head: Fusion and classifier over those encodings.
 
+    Attributes:
+        section: How the model is built, as a configuration's `model` section; see `model_section`.
+
     Raises:
         UserError: If a modality's name is not an identifier.
     """
+
+    section: dict[str, Any]
 
     def __init__(self, encoders: Mapping[str, Encoder], head: Fusion) -> None:
         super().__init__()
@@ -32,6 +38,7 @@ class FusionModel(nn.Module):
                 raise UserError(f"model.encoders: {name!r} cannot name a modality; use letters, digits and _")
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
+        self.section = model_section(encoders, head)
         self.frozen: list[nn.Module] = []
         """Parts that stay in eval mode, since none of their parameters is trained."""
 
@@ -88,6 +95,58 @@ class FusionModel(nn.Module):
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the encoders."""
         return self.encoders.parameters()
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of its model, from which `amr.load_model` builds it."""
+        return {
+            "modalities": list(self.modalities),
+            "num_classes": self.head.num_classes,
+            "built": self.section,
+            "layers": layers_of(self),
+        }
+
+
+class HasModel(Protocol):
+    """What trains a model, as `FusionClassifier` does."""
+
+    model: FusionModel
+
+
+def bare_model(model: object) -> FusionModel:
+    """The model itself, of a model or of what trains it.
+
+    Raises:
+        UserError: It is neither.
+    """
+    bare = getattr(model, "model", model)
+    if not isinstance(bare, FusionModel):
+        raise UserError(f"model={type(model).__name__}: must be a FusionModel or a FusionClassifier")
+    return bare
+
+
+def model_section(encoders: Mapping[str, nn.Module], head: nn.Module) -> dict[str, Any]:
+    """How encoders and a fusion were made, as a configuration's `model` section.
+
+    What a configuration cannot say is None: a module that is no `Encoder` or `Fusion`, or with an argument that is no
+    plain value, such as another module.
+    """
+    fusion = getattr(head, "description", None)
+    if fusion is not None:
+        arguments = dict(fusion["init_args"])
+        dims, classes, *_ = [*list(inspect.signature(type(head).__init__).parameters)[1:], "", ""]
+        sizes, number = arguments.pop(dims, None), arguments.pop(classes, None)
+        asked = [(name, getattr(encoder, "out_dim", None)) for name, encoder in encoders.items()]  # in this order
+        same = isinstance(sizes, dict) and list(sizes.items()) == asked and number == head.num_classes
+        fusion = {**fusion, "init_args": arguments} if same else None
+    return {
+        "encoders": {name: getattr(encoder, "description", None) for name, encoder in encoders.items()},
+        "fusion": fusion,
+    }
+
+
+def layers_of(model: nn.Module) -> dict[str, str]:
+    """Name of each layer's class: a layer that was put in another's place is found by it."""
+    return {name: type(module).__name__ for name, module in model.named_modules()}
 
 
 def complete_rows(names: Iterable[str], present: Mapping[str, Tensor] | None) -> Tensor | None:

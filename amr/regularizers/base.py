@@ -62,6 +62,7 @@ from amr.model.encoded import Encoded
 from amr.model.passes import Scores
 from amr.regularizers.shared import EpochMeans, complete_masks, listed
 from amr.utils.errors import UserError
+from amr.utils.names.recorded import Recorded
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class EpochState(dict[str, Tensor]):
         return self._encodings[split]
 
 
-class Regularizer(nn.Module):
+class Regularizer(Recorded, nn.Module):
     """A training method; the module's table says when each hook is called and what it may change.
 
     A method keeps no reference to the model and never logs; what it wants logged, it gives in `report`. Its own

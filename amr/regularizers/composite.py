@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,6 +249,21 @@ def wrapping_methods() -> dict[str, type[Regularizer]]:
         if kind.__module__.startswith("amr.") and kind.overrides("wrap_head"):
             kinds.append(kind)
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name) if "name" in vars(kind)}
+
+
+def wrapping_section(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How the methods that wrap the head were made, as a configuration's `model` section.
+
+    Args:
+        arguments: The classifier's, by name: methods, the list `extra`, and others.
+
+    Returns:
+        A description per name; None in place of one that a configuration cannot give.
+    """
+    given = {name: value for name, value in arguments.items() if isinstance(value, Regularizer)}
+    section: dict[str, Any] = {name: m.description for name, m in given.items() if m.overrides("wrap_head")}
+    extra = [method.description for method in arguments.get("extra") or () if method.overrides("wrap_head")]
+    return section | ({"extra": extra} if extra else {})
 
 
 def backward_loss(loss: Tensor, step: Step) -> Tensor:

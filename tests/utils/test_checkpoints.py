@@ -159,7 +159,7 @@ def test_files_that_are_larger_than_they_are(tmp_path: Path, good: Path) -> None
         ({"modalities": []}, "`amr.modalities`"),
         ({"modalities": ["audio", "video"]}, "its list of modalities differ"),
         ({"model": [1]}, "`amr.model` is of type list"),
-        ({"model": {}}, "no model section"),
+        ({"model": {}, "built": {}}, "no model section"),
         ({"model": {"encoders": [1]}}, "model.encoders names no encoder"),
         ({"model": {"encoders": {"audio": 1}}}, "model.encoders"),
         ({"methods": 1}, "`amr.methods`"),
