@@ -11,6 +11,7 @@ from amr.cli.fit import run as run_command
 from amr.multiviz.analysis.whole import analyze
 from amr.report import compare
 from amr.report.site import write_site
+from amr.utils.errors import UserError
 
 AUDIO = {"seconds": 0.96, "kind": "log_mel", "n_fft": 512, "hop_length": 256, "n_mels": 48, "time_shift_ms": 100}
 VIDEO = {"frames": 3, "size": 48, "augment": "shift", "shift": 3, "grayscale": True}
@@ -18,13 +19,15 @@ ENCODERS = {
     "audio": {"class_path": "amr.encoders.SmallCNN"},
     "video": {"class_path": "amr.encoders.SmallFrameCNN"},
 }
-EPOCHS = 10
+CLIPS, EPOCHS, EXPLAINED = 1200, 10, 8
 # Few, and the stages that the site cannot do without.
-ANALYSIS: dict[str, Any] = {"clips": 8, "samples": 64, "units": 4, "classes": 2}
+ANALYSIS: dict[str, Any] = {"samples": 64, "units": 4, "classes": 2}
 STAGES = ("prediction", "representation", "errors", "clips", "trust")
 
 
-def demo(out: Path, picture: Path | None = None) -> str:
+def demo(
+    out: Path, picture: Path | None = None, *, clips: int = CLIPS, epochs: int = EPOCHS, explained: int = EXPLAINED
+) -> str:
     """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, compares and explains the two.
 
     In the clips, sound tells the class 95 times in 100 and the picture 60 times, so naive fusion leans on sound. What
@@ -33,13 +36,25 @@ def demo(out: Path, picture: Path | None = None) -> str:
     Args:
         out: Folder for everything.
         picture: PNG for the curves, besides the page.
+        clips: Clips to make, at least 60: ten a class.
+        epochs: Epochs of each training, at least 1.
+        explained: Test clips to explain, at least 2, or 0 for no explanation and no site.
 
     Returns:
         The table, as text.
+
+    Raises:
+        UserError: Too few clips or epochs.
     """
+    if epochs < 1:
+        raise UserError(f"--epochs={epochs}: must be at least 1")
+    if explained < 2 and explained != 0:
+        raise UserError(f"--explained={explained}: must be at least 2, or 0 for no site")
+    if clips < 60:
+        raise UserError(f"--clips={clips}: must be at least 60, ten for each class")
     data = [
         *("--data", "amr.datamodules.Synthetic", "--data.root", str(out / "clips"), "--data.store", str(out / "store")),
-        *("--data.clips", "1200", "--data.evidence", json.dumps({"audio": 0.95, "video": 0.6})),
+        *("--data.clips", str(clips), "--data.evidence", json.dumps({"audio": 0.95, "video": 0.6})),
         *("--data.audio_snr_db", "-22", "--data.video_noise", "50", "--data.batch_size", "32"),
         *("--data.audio", json.dumps(AUDIO), "--data.video", json.dumps(VIDEO), "--data.num_workers", "1"),
     ]
@@ -49,7 +64,7 @@ def demo(out: Path, picture: Path | None = None) -> str:
         *("--model.lr_scheduler", "amr.Cosine"),
         *(
             "--trainer.max_epochs",
-            str(EPOCHS),
+            str(epochs),
             "--trainer.accelerator",
             "cpu",
             "--trainer.enable_progress_bar",
@@ -58,20 +73,21 @@ def demo(out: Path, picture: Path | None = None) -> str:
         *("--runs_dir", str(out / "runs")),
     ]
     for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):
-        print(f"\n{name}: {EPOCHS} epochs", flush=True)
+        print(f"\n{name}: {epochs} epochs", flush=True)
         resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
         run_command(["fit", *data, *training, *method, "--name", name, *resume])
     table = compare([out / "runs"], out / "report.html", picture)
-    analyses = [_analyze(out, name) for name in ("naive", "amr")]
-    write_site(analyses, out / "site", [out / "clips"])
+    if explained:
+        analyses = [_analyze(out, name, explained) for name in ("naive", "amr")]
+        write_site(analyses, out / "site", [out / "clips"])
     return table
 
 
-def _analyze(out: Path, name: str) -> Path:
+def _analyze(out: Path, name: str, clips: int) -> Path:
     """Explains a run's best checkpoint; returns the folder."""
     folder = out / "analyses" / name
     print(f"\n{name}: what its decisions rest on", flush=True)
-    analyze(out / "runs" / name / "checkpoints" / "best.ckpt", folder, **ANALYSIS, stages=STAGES)
+    analyze(out / "runs" / name / "checkpoints" / "best.ckpt", folder, clips=clips, **ANALYSIS, stages=STAGES)
     add_site(folder)
     return folder
 
@@ -80,10 +96,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
     parser.add_argument("--picture", type=Path, help="also write the curves to this PNG")
+    parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips to make ({CLIPS})")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of each training ({EPOCHS})")
+    about = f"test clips to explain; 0 for no site ({EXPLAINED})"
+    parser.add_argument("--explained", type=int, default=EXPLAINED, help=about)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    table = demo(options.out, options.picture)
-    print(f"\n{table}\n\nPage: {options.out / 'report.html'}\nSite: {options.out / 'site' / 'index.html'}")
+    sizes = {"clips": options.clips, "epochs": options.epochs, "explained": options.explained}
+    table = demo(options.out, options.picture, **sizes)
+    site = f"\nSite: {options.out / 'site' / 'index.html'}" if options.explained else ""
+    print(f"\n{table}\n\nPage: {options.out / 'report.html'}{site}")
     return 0
