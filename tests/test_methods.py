@@ -36,6 +36,11 @@ CONFLICTS = {
     )
 }
 TAUGHT = ("umt", "g2d")
+EARLY = {  # these begin after epochs that a test does not have
+    "data_remixing": ["--model.data_remixing.start_epoch", "1"],
+    "smv": ["--model.smv.start_epoch", "0"],
+    "relearning": ["--model.relearning.epochs", "[1]"],
+}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -56,6 +61,7 @@ def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more:
     file = ["--config", str(REPOSITORY / f"configs/methods/{name}.yaml")]
     given = [f"--model.{name}.teachers", json.dumps(teachers)] if name in TAUGHT else []
     given += ["--model.fusion", "amr.fusion.Shared"] if name == "mla" else []
+    given += EARLY.get(name, [])
     options = ["--runs_dir", str(runs), "--name", "run", "--wandb", "disabled"]
     return main(["fit", *tiny, *file, *given, *options, *more])
 

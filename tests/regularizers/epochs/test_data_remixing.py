@@ -52,7 +52,7 @@ class Watcher(Regularizer):
         self.states: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def on_epoch_start(self, state: Any) -> None:
-        copies = [{k: v.clone() for k, v in m.state_dict().items()} for m in (state.model, self.method)]  # type: ignore[attr-defined]
+        copies = [{k: v.clone() for k, v in m.state_dict().items()} for m in (state.model, self.__dict__["method"])]
         self.states.append((copies[0], copies[1]))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def test_each_epoch_trains_every_clip_on_one_modality(modalities: tuple[str, ...
         divergence = []
         for name in modalities:  # log C − H, with the classifiers as they were
             p = F.linear(encodings[name], own[f"heads.heads.{name}.weight"], own[f"heads.heads.{name}.bias"]).softmax(1)
-            divergence.append(math.log(3) - torch.distributions.Categorical(p).entropy())
+            divergence.append(math.log(3) + (p * p.log()).sum(1))
         for i in range(32):
             values = {m: float(d[i]) for m, d in zip(modalities, divergence, strict=True) if m != "video" or there[i]}
             least = min(values, key=lambda m: values[m])

@@ -67,8 +67,11 @@ def test_two_modalities_as_in_the_paper() -> None:
 
 def test_the_weakest_modality_and_its_gap() -> None:
     phi = torch.tensor([[1.0, 0.5, 0.0], [1.5, 0.5, 1.0]])
-    assert weakest(phi, torch.ones(2, 3, dtype=torch.bool)) == (1, pytest.approx((1.25 + 0.5) / 2 - 0.5))
-    assert weakest(phi, torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()) == (2, pytest.approx((1.25 + 0.5) / 2))
+    every, few = torch.ones(2, 3, dtype=torch.bool), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    for present, least, gap in ((every, 1, (1.25 + 0.5) / 2 - 0.5), (few, 2, (1.25 + 0.5) / 2)):
+        index, got = weakest(phi, present)
+        assert index == least
+        assert got == pytest.approx(gap)
     assert weakest(torch.ones(4, 2), torch.ones(4, 2, dtype=torch.bool))[1] == 0
 
 
