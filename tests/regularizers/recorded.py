@@ -34,7 +34,7 @@ def steps(
 
             return super().step(then_record)
 
-    model.make_optimizer = lambda parameters: Recording(parameters, lr=lr)
+    model.main_optimizer.optimizer = lambda parameters: Recording(parameters, lr=lr)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

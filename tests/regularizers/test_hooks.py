@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def test_the_table_has_every_hook_and_no_other() -> None:
     table = re.findall(r"^\| `(\w+)\(", base.__doc__ or "", re.MULTILINE)
-    helpers = {"check", "check_choice", "check_names", "overrides"}
+    helpers = {"check", "check_choice", "check_names", "overrides", "needs_decay"}
     public = {key for key, value in vars(Regularizer).items() if callable(value) or isinstance(value, classmethod)}
     assert set(table) == {key for key in public if not key.startswith("_")} - helpers
     assert len(table) == len(set(table))
