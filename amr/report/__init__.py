@@ -17,7 +17,8 @@ from amr.report.page import check_target, write_report
 from amr.report.results import read_results, write_results
 from amr.report.sources import find_runs, read_run, read_runs
 from amr.report.style import Plot, image
-from amr.report.table import Row, Stat, choose_source, incomplete, summarise, table_markdown, table_text
+from amr.report.table import Row, Stat, choose_source, incomplete, summarise
+from amr.report.text import table_markdown, table_text
 from amr.utils.files import sweep, write_bytes
 
 __all__ = [

@@ -25,7 +25,7 @@ from amr.report.style import (
     shorten,
     small_figure,
 )
-from amr.report.table import Row, naive_of, row_names, summarise, union_of_modalities
+from amr.report.table import Row, leading, naive_of, row_names, summarise, union_of_modalities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def plot_curves(runs: Iterable[Run]) -> list[Plot]:
     """Each dataset's curves over epochs, accuracy-dominance scatter, differences to naive: those with data."""
-    rows = summarise(runs)
+    rows, _ = leading(summarise(runs))
     plots = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         plots += _plots([row for row in rows if row.dataset == dataset])
@@ -44,7 +44,7 @@ def plot_curves(runs: Iterable[Run]) -> list[Plot]:
 
 def plot_summary(runs: Iterable[Run]) -> Figure:
     """Validation accuracy and the first modality's dominance over epochs, side by side; a row for each dataset."""
-    rows = summarise(runs)
+    rows, _ = leading(summarise(runs))
     with drawing():
         from matplotlib.figure import Figure
 

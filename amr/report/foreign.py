@@ -29,22 +29,37 @@ def csv_file(path: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def starts(folder: Path) -> list[Path]:
-    """The folders of all starts of a W&B run, oldest first: going on with a run makes another beside the first."""
+Beside = dict[Path, dict[str, list[Path]]]
+"""By folder that holds W&B's runs, and by record file's name: the runs' folders that have it."""
+
+
+def starts(folder: Path, beside: Beside | None = None) -> list[Path]:
+    """The folders of all starts of a W&B run, oldest first: resuming a run makes another beside the first.
+
+    Args:
+        folder: One of them.
+        beside: What is known already; added to, so that no folder is listed twice.
+    """
     folder = folder.resolve() if folder.is_symlink() else folder  # W&B's latest-run
     file = wandb_file(folder)
     assert file is not None
-    beside = [path for path in folder.parent.iterdir() if (path / file.name).is_file() and not path.is_symlink()]
-    return sorted(beside, key=lambda path: path.name.removeprefix("offline-"))  # the rest begins with the time
+    beside = {} if beside is None else beside
+    if folder.parent not in beside:
+        known = beside[folder.parent] = defaultdict(list)
+        for path in folder.parent.iterdir():
+            for other in () if path.is_symlink() or not path.is_dir() else path.glob("run-*.wandb"):
+                known[other.name].append(path)
+    same = beside[folder.parent][file.name]
+    return sorted(same, key=lambda path: path.name.removeprefix("offline-"))  # the rest begins with the time
 
 
-def read_wandb(folder: Path) -> Run:
+def read_wandb(folder: Path, beside: Beside | None = None) -> Run:
     """Read a W&B run: amr's, whose config says what it is, or any other that logs `val/acc` and `epoch`.
 
     Raises:
         UserError: A record file is damaged; the message names it.
     """
-    folders = starts(folder)
+    folders = starts(folder, beside)
     records = in_order([read_record(file) for path in folders if (file := wandb_file(path))])
     config = {key: value for record in records for key, value in record.config.items()}
     final = next((record for record in reversed(records) if record.run_id), records[-1])

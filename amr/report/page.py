@@ -24,15 +24,15 @@ from amr.report.table import (
     Stat,
     amr_cells,
     cells,
-    differing_settings,
     explanation,
-    notes_on,
+    leading,
     row_names,
     show,
     statement,
     summarise,
     union_of_modalities,
 )
+from amr.report.text import differing_settings, notes_on
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
 from amr.utils.html import document
@@ -61,6 +61,7 @@ def write_report(runs: Sequence[Run], out: str | Path, command: str | None = Non
 
 def _page(runs: Sequence[Run], command: str) -> str:
     rows = summarise(runs)
+    shown_rows, further = leading(rows)
     datasets = sorted({run.dataset for run in runs})
     methods = len({row.method for row in rows})
     shown = sum(len(row.runs) for row in rows)
@@ -72,8 +73,11 @@ def _page(runs: Sequence[Run], command: str) -> str:
         fusions = {row.fusion for row in rows}
         about = "" if len(fusions) > 1 else f"Fusion: {fusions.pop()}. "
         caption = f"{about}All in %, {SPLIT_NAMES[rows[0].source]} split; mean ± standard deviation over seeds."
-        parts.append(_table(f"{caption} {explanation(rows)}".strip(), *cells(rows)))
-        if effects := amr_cells(rows):
+        parts.append(_table(f"{caption} {explanation(rows)}".strip(), *cells(shown_rows, rows)))
+        if further:
+            lines = _table("The further rows, by accuracy.", *cells(further, rows))
+            parts.append(f"<details><summary>{len(further)} further rows</summary>{lines}</details>")
+        if effects := amr_cells(shown_rows, rows):
             parts += ["<h2>What AMR changes</h2>", _table(AMR_CAPTION, *effects)]
     else:
         parts.append("<p>No run has a validated epoch yet: there is nothing to compare.</p>")
@@ -91,7 +95,13 @@ def _page(runs: Sequence[Run], command: str) -> str:
         parts.append(f"Band: lowest to highest seed.{small}</p>")
         figures = "".join(_figure(plot) for plot in plots if plot.dataset == dataset)
         parts.append(f'<div class="plots">{figures}</div>')
-    parts += [*_robustness(rows), *_class_tables(rows), *_settings_table(rows), *_run_table(rows), _definitions()]
+    parts += [
+        *_robustness(shown_rows),
+        *_class_tables(shown_rows),
+        *_settings_table(rows),
+        *_run_table(rows),
+        _definitions(),
+    ]
     parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
     return document(title, "\n".join(parts))
 
@@ -195,10 +205,10 @@ def _class_tables(rows: Sequence[Row]) -> list[str]:
 def _settings_table(rows: Sequence[Row]) -> list[str]:
     """Which settings differ and who has which value, one line for each value: narrow enough for a phone."""
     keys = differing_settings(run for row in rows for run in row.runs)
-    body = []
+    body, titles = [], row_names(rows)
     for key in keys:
         values: defaultdict[str, list[str]] = defaultdict(list)
-        for name, row in zip(row_names(rows), rows, strict=True):
+        for name, row in zip(titles, rows, strict=True):
             for value in dict.fromkeys(run.settings[key] for run in row.runs if key in run.settings):
                 having = [run for run in row.runs if run.settings.get(key) == value]
                 only = "" if len(having) == len(row.runs) else f" (seed {', '.join(str(run.seed) for run in having)})"

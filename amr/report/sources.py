@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from amr.evaluation.runs import Run, read_folder
-from amr.report.foreign import csv_file, read_csv, read_wandb, starts, wandb_file
+from amr.report.foreign import Beside, csv_file, read_csv, read_wandb, starts, wandb_file
 from amr.report.results import read_results
 from amr.utils.readers import bad
 
@@ -16,26 +17,36 @@ ALLOWED = (
 )
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+def find_runs(paths: Iterable[str | Path], beside: Beside | None = None) -> list[Path]:
     """What `paths` name: each a run, a results.parquet, a folder of runs, or a glob of these; doubles are dropped.
 
     What lies in an amr run's folder (its wandb/, its metrics/) is that run.
 
+    Args:
+        paths: Files, folders and globs.
+        beside: What is known of folders that hold W&B's runs; added to.
+
     Raises:
         UserError: A path leads to no run.
     """
+    beside = {} if beside is None else beside
     found: dict[Path, Path] = {}
     for given in map(Path, paths):
         matches = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
-        runs = [run for match in matches for run in ([match] if match.suffix == ".parquet" else _runs(match))]
+        runs = [run for match in matches for run in ([match] if match.suffix == ".parquet" else _runs(match, beside))]
         if not runs:
             raise bad(given, f"no run here; must be {ALLOWED}")
-        found |= {run.resolve(): run for run in reversed(runs) if run.resolve() not in found}
+        for run in runs:
+            found.setdefault(run.resolve(), run)
     return [found[key] for key in sorted(found)]
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, beside: Beside | None = None) -> Run:
     """Read one run: amr's folder, a W&B run's, or what Lightning's CSVLogger left.
+
+    Args:
+        path: The run.
+        beside: What is known of folders that hold W&B's runs; added to.
 
     Raises:
         UserError: It is no run, or one of its files cannot be read; the message names the file.
@@ -44,7 +55,7 @@ def read_run(path: str | Path) -> Run:
     if (path / "run.json").is_file():
         return read_folder(path)
     if wandb_file(path):
-        return read_wandb(path)
+        return read_wandb(path, beside)
     if csv_file(path):
         return read_csv(path)
     raise bad(path, f"not a run; must be {ALLOWED}")
@@ -56,22 +67,25 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     Raises:
         UserError: A path leads to no run, or a file cannot be read.
     """
-    runs: list[Run] = []
-    for path in find_runs(paths):
-        read = read_results(path) if path.suffix == ".parquet" else [read_run(path)]
-        runs += [run for run in read if run not in runs]
-    return runs
+    beside: Beside = {}
+    runs: defaultdict[Path, list[Run]] = defaultdict(list)  # equal runs have one path
+    for path in find_runs(paths, beside):
+        read = read_results(path) if path.suffix == ".parquet" else [read_run(path, beside)]
+        for run in read:
+            if run not in runs[run.path]:
+                runs[run.path].append(run)
+    return [run for equal in runs.values() for run in equal]
 
 
-def _runs(path: Path) -> list[Path]:
+def _runs(path: Path, beside: Beside) -> list[Path]:
     """The run that `path` is or lies in, or else the runs in it, in its runs/ and in its wandb/."""
-    if own := _run(path):
+    if own := _run(path, beside):
         return [own]
     inside = [child for folder in (path, path / "runs", path / "wandb") for child in _children(folder)]
-    return [run for child in inside if (run := _run(child))]
+    return [run for child in inside if (run := _run(child, beside))]
 
 
-def _run(path: Path) -> Path | None:
+def _run(path: Path, beside: Beside) -> Path | None:
     if (path / "run.json").is_file():
         return path
     if not (wandb_file(path) or csv_file(path)):
@@ -79,7 +93,7 @@ def _run(path: Path) -> Path | None:
     for above in path.resolve().parents[:3]:  # metrics/version_0/metrics.csv
         if (above / "run.json").is_file():
             return above
-    return starts(path)[0] if wandb_file(path) else path.parent if path.is_file() else path
+    return starts(path, beside)[0] if wandb_file(path) else path.parent if path.is_file() else path
 
 
 def _children(path: Path) -> list[Path]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ ORDER = (
     *("gge", "pmr", "agm", "mmpareto", "mmcosine", "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"),
     *("data_remixing", "smv", "relearning"),
 )
-TOLERANCE = 0.05  # of a share, from its target
+TOP = 60  # rows of a dataset that are shown in full: the grid of all methods, without and with AMR, has fewer
 DIFFERENCES = {"mAP": "mAP vs naive", "acc": "Accuracy vs naive"}
 
 
@@ -147,37 +146,20 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     return sorted(rows, key=_order)
 
 
-def table_markdown(rows: Sequence[Row]) -> str:
-    """The table as Markdown with padded columns: reads well in a terminal and in a README."""
-    return _markdown(*cells(rows))
+def leading(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows to show first, and the others.
 
-
-def table_text(runs: Sequence[Run]) -> str:
-    """What `compare` prints: what the numbers are, the tables in Markdown, and what to know before trusting them."""
-    rows = summarise(runs)
-    parts = [statement(rows[0].source), table_markdown(rows)] if rows else ["No run has a validated epoch yet."]
-    parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
-    if effects := amr_cells(rows):
-        parts += [f"What AMR changes. {AMR_CAPTION}", _markdown(*effects)]
-    parts.append("\n".join(f"- {note}" for note in notes_on(runs, rows)))
-    return "\n\n".join(part for part in parts if part)
-
-
-def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [[_markdown_cell(cell) for cell in line] for line in [head, *body]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = [cell in ("Dataset", "Fusion", "Method", "Seeds") for cell in head]
-    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for width, is_left in zip(widths, left, strict=True)]
-    padded = [
-        [f"{cell:{'<' if is_left else '>'}{w}}" for cell, w, is_left in zip(line, widths, left, strict=True)]
-        for line in [lines[0], rule, *lines[1:]]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def _markdown_cell(cell: str) -> str:
-    text = re.sub(r"([\\|<`*])", r"\\\1", cell)
-    return f"**{text}**" if isinstance(cell, Bold) else text
+    Up to `TOP` rows of a dataset keep their order. Of more, the ones with the highest mean accuracy come first, with
+    naive fusion at its place among them or at their end; the others follow by accuracy.
+    """
+    shown, further = [], []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        members = [row for row in rows if row.dataset == dataset]
+        if len(members) > TOP:
+            members.sort(key=lambda row: -row.accuracy.mean if row.accuracy and row.accuracy.mean >= 0 else 1.0)
+        shown += [row for place, row in enumerate(members) if place < TOP or row.method == "naive"]
+        further += [row for place, row in enumerate(members) if place >= TOP and row.method != "naive"]
+    return shown, further
 
 
 def _order(row: Row) -> tuple[str | int, ...]:
@@ -221,29 +203,44 @@ def union_of_modalities(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(m for run in runs for m in run.modalities if run.modalities != (ALL,)))
 
 
-def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The table's header and lines as text; Dataset and Fusion only where they differ."""
+def cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[list[str], list[list[str]]]:
+    """The table's header and lines as text; Dataset and Fusion only where they differ.
+
+    Args:
+        shown: The rows of the table.
+        rows: All rows, which they are compared with; None if these are all.
+    """
+    rows = shown if rows is None else rows
     modalities = union_of_modalities(rows)
-    named = _named(rows, rows)
-    to_naive = {m: [difference(row, naive_of(row, rows), m) for row in rows] for m in DIFFERENCES}
+    named = _named(shown, rows)
+    naive = [row for row in rows if row.method == "naive"]
+    best = {metric: _best_means(rows, metric) for metric in DIFFERENCES}
+    to_naive = {m: [difference(row, naive_of(row, naive), m) for row in shown] for m in DIFFERENCES}
     to_naive = {metric: column for metric, column in to_naive.items() if any(column)}
     shares = [f"{m} dominance" for m in modalities]
     head = [*named, "mAP", "Accuracy", *shares, *(DIFFERENCES[metric] for metric in to_naive), "Seeds"]
     body = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(shown):
         stats = [row.mean_ap, row.accuracy, *(row.dominance.get(m) for m in modalities)]
         seeds = ", ".join(BLANK if seed is None else str(seed) for seed in row.seeds)
         values = [show(stat, len(row.runs)) for stat in [*stats, *(column[index] for column in to_naive.values())]]
         for place, metric in enumerate(DIFFERENCES):
-            if _is_best(row, rows, metric):
+            gain, stat = difference(row, naive_of(row, naive), metric), _stat(row, metric)
+            if gain is not None and gain.low > 0 and stat and stat.mean == best[metric][row.dataset]:
                 values[place] = Bold(values[place])
         body.append([*(column[index] for column in named.values()), *values, f"{seeds} (n={len(row.runs)})"])
     return head, body
 
 
-def amr_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
-    """The table of what AMR changes in each method that is there without it, too; None if there is no such pair."""
-    pairs = [(row, plain) for row in rows if (plain := plain_of(row, rows))]
+def amr_cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[list[str], list[list[str]]] | None:
+    """The table of what AMR changes in each method that is there without it, too; None if there is no such pair.
+
+    Args:
+        shown: Rows, of which those with AMR are in the table.
+        rows: All rows, which they are compared with; None if these are all.
+    """
+    rows = shown if rows is None else rows
+    pairs = [(row, plain) for row in shown if (plain := plain_of(row, rows))]
     if not pairs:
         return None
     modalities = union_of_modalities([row for row, _ in pairs])
@@ -269,7 +266,8 @@ AMR_CAPTION = (
 
 def explanation(rows: Sequence[Row]) -> str:
     """How the differences and the bold cells are to be read; empty if there are no differences."""
-    if not any(difference(row, naive_of(row, rows), metric) for row in rows for metric in DIFFERENCES):
+    naive = [row for row in rows if row.method == "naive"]
+    if not any(difference(row, naive_of(row, naive), metric) for row in rows for metric in DIFFERENCES):
         return ""
     return (
         "vs naive: mean of the paired differences to naive fusion over the seeds that both have, in percentage points, "
@@ -278,10 +276,13 @@ def explanation(rows: Sequence[Row]) -> str:
     )
 
 
-def _is_best(row: Row, rows: Sequence[Row], metric: str) -> bool:
-    means = {id(other): stat.mean for other in rows if other.dataset == row.dataset and (stat := _stat(other, metric))}
-    gain = difference(row, naive_of(row, rows), metric)
-    return gain is not None and gain.low > 0 and means.get(id(row)) == max(means.values())
+def _best_means(rows: Iterable[Row], metric: str) -> dict[str, float]:
+    """The highest mean of each dataset."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if stat := _stat(row, metric):
+            best[row.dataset] = max(best.get(row.dataset, stat.mean), stat.mean)
+    return best
 
 
 def _stat(row: Row, metric: str) -> Stat | None:
@@ -334,54 +335,3 @@ def statement(source: Source) -> str:
         "epoch); not every compared run has test results. The epoch is picked on the split that is reported, so "
         "expect less on test."
     )
-
-
-def notes_on(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before trusting the table."""
-    notes = [f"Incomplete, not in the table: {run.where}: {reason}." for run, reason in incomplete(runs)]
-    notes += [f"{run.where}: {note}." for run in runs for note in run.notes]
-    tested = [run for row in rows for run in row.runs if "test/acc" in run.test]
-    if rows and rows[0].source == "val" and tested:
-        total = sum(len(row.runs) for row in rows)
-        notes.append(f"{len(tested)} of {total} runs have test results; they are not shown, to compare like with like.")
-    for name, row in zip(row_names(rows), rows, strict=True):
-        doubles = [str(seed) for seed, count in Counter(row.seeds).items() if count > 1 and seed is not None]
-        if doubles:
-            notes.append(
-                f"{name}: seed {', '.join(doubles)} is there more than once; its ± is not over independent runs."
-            )
-        if keys := differing_settings(row.runs):
-            shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-            notes.append(f"{name}: its runs differ in more than the seed: {shown}.")
-        for run in row.runs:
-            done, planned = max(run.epochs, default=-1) + 1, run.settings.get("trainer.max_epochs", "")
-            if planned.isdecimal() and 0 < done < int(planned):
-                notes.append(f"{run.where}: {done} of {planned} epochs so far (still running, or stopped early).")
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        if len({run.labels for row in rows if row.dataset == dataset for run in row.runs}) > 1:
-            notes.append(f"{dataset}: the runs' class lists differ, so their numbers are not comparable.")
-    return notes + _balance_notes(rows)
-
-
-def _balance_notes(rows: Sequence[Row]) -> list[str]:
-    """Which rows with AMR have a share that is not near its target, on the split that the table shows."""
-    notes, measured = [], False
-    for name, row in zip(row_names(rows), rows, strict=True):
-        if row.with_amr and row.dominance:
-            measured = True
-            away = [
-                f"{m} {100 * share.mean:.1f} for {100 * row.target[m]:.1f} %"
-                for m, share in row.dominance.items()
-                if not abs(share.mean - row.target[m]) <= TOLERANCE + 1e-9  # NaN, too, is not near
-            ]
-            if away:
-                notes.append(f"{name}: dominance farther than {TOLERANCE} from its target: {', '.join(away)}.")
-    if measured and not notes:
-        return [f"Every AMR row's dominance is within {TOLERANCE} of its target."]
-    return notes
-
-
-def differing_settings(runs: Iterable[Run]) -> list[str]:
-    """Settings in which the runs differ; runs without config.yaml are not asked."""
-    known = [run.settings for run in runs if run.settings]
-    return sorted(key for key in {k for s in known for k in s} if len({s.get(key) for s in known}) > 1)

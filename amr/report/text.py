@@ -1,0 +1,122 @@
+"""What `compare` prints: the tables in Markdown, and what to know before trusting them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from amr.evaluation.runs import Run
+from amr.report.table import (
+    AMR_CAPTION,
+    Bold,
+    Row,
+    amr_cells,
+    cells,
+    explanation,
+    incomplete,
+    leading,
+    row_names,
+    statement,
+    summarise,
+)
+
+TOLERANCE = 0.05  # of a share, from its target
+NOTES = 100  # that are printed
+
+
+def table_markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown with padded columns: reads well in a terminal and in a README."""
+    return _markdown(*cells(rows))
+
+
+def table_text(runs: Sequence[Run]) -> str:
+    """What `compare` prints: what the numbers are, the tables in Markdown, and what to know before trusting them."""
+    rows = summarise(runs)
+    shown, further = leading(rows)
+    parts = (
+        [statement(rows[0].source), _markdown(*cells(shown, rows))] if rows else ["No run has a validated epoch yet."]
+    )
+    parts += [further_text(shown, further)] if further else []
+    parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
+    if effects := amr_cells(shown, rows):
+        parts += [f"What AMR changes. {AMR_CAPTION}", _markdown(*effects)]
+    notes = notes_on(runs, rows)
+    parts.append("\n".join(f"- {note}" for note in notes[:NOTES]))
+    parts += [f"{len(notes) - NOTES} further notes are on the page."] if len(notes) > NOTES else []
+    return "\n\n".join(part for part in parts if part)
+
+
+def further_text(shown: Sequence[Row], further: Sequence[Row]) -> str:
+    """That there are more rows than are shown."""
+    return f"The {len(shown)} rows with the highest accuracy and naive fusion; {len(further)} more are on the page."
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [[_markdown_cell(cell) for cell in line] for line in [head, *body]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = [cell in ("Dataset", "Fusion", "Method", "Seeds") for cell in head]
+    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for width, is_left in zip(widths, left, strict=True)]
+    padded = [
+        [f"{cell:{'<' if is_left else '>'}{w}}" for cell, w, is_left in zip(line, widths, left, strict=True)]
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _markdown_cell(cell: str) -> str:
+    text = re.sub(r"([\\|<`*])", r"\\\1", cell)
+    return f"**{text}**" if isinstance(cell, Bold) else text
+
+
+def notes_on(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before trusting the table."""
+    notes = [f"Incomplete, not in the table: {run.where}: {reason}." for run, reason in incomplete(runs)]
+    notes += [f"{run.where}: {note}." for run in runs for note in run.notes]
+    tested = [run for row in rows for run in row.runs if "test/acc" in run.test]
+    if rows and rows[0].source == "val" and tested:
+        total = sum(len(row.runs) for row in rows)
+        notes.append(f"{len(tested)} of {total} runs have test results; they are not shown, to compare like with like.")
+    for name, row in zip(row_names(rows), rows, strict=True):
+        doubles = [str(seed) for seed, count in Counter(row.seeds).items() if count > 1 and seed is not None]
+        if doubles:
+            notes.append(
+                f"{name}: seed {', '.join(doubles)} is there more than once; its ± is not over independent runs."
+            )
+        if keys := differing_settings(row.runs):
+            shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+            notes.append(f"{name}: its runs differ in more than the seed: {shown}.")
+        for run in row.runs:
+            done, planned = max(run.epochs, default=-1) + 1, run.settings.get("trainer.max_epochs", "")
+            if planned.isdecimal() and 0 < done < int(planned):
+                notes.append(f"{run.where}: {done} of {planned} epochs so far (still running, or stopped early).")
+    labels: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for row in rows:
+        labels[row.dataset].update(run.labels for run in row.runs)
+    different = [dataset for dataset, lists in labels.items() if len(lists) > 1]
+    notes += [f"{dataset}: the runs' class lists differ, so their numbers are not comparable." for dataset in different]
+    return notes + _balance_notes(rows)
+
+
+def _balance_notes(rows: Sequence[Row]) -> list[str]:
+    """Which rows with AMR have a share that is not near its target, on the split that the table shows."""
+    notes, measured = [], False
+    for name, row in zip(row_names(rows), rows, strict=True):
+        if row.with_amr and row.dominance:
+            measured = True
+            away = [
+                f"{m} {100 * share.mean:.1f} for {100 * row.target[m]:.1f} %"
+                for m, share in row.dominance.items()
+                if not abs(share.mean - row.target[m]) <= TOLERANCE + 1e-9  # NaN, too, is not near
+            ]
+            if away:
+                notes.append(f"{name}: dominance farther than {TOLERANCE} from its target: {', '.join(away)}.")
+    if measured and not notes:
+        return [f"Every AMR row's dominance is within {TOLERANCE} of its target."]
+    return notes
+
+
+def differing_settings(runs: Iterable[Run]) -> list[str]:
+    """Settings in which the runs differ; runs without config.yaml are not asked."""
+    known = [run.settings for run in runs if run.settings]
+    return sorted(key for key in {k for s in known for k in s} if len({s.get(key) for s in known}) > 1)
