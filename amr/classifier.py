@@ -2,12 +2,11 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -16,17 +15,18 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr import regularizers as methods
-from amr.attribution import attribution_shares
+from amr.attribution import Score, attribution_shares
 from amr.encoders.base import Encoder
 from amr.encoders.speed import CompileMode, compile_in_place, to_channels_last
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.model import FusionModel, model_section
+from amr.model.batches import Batch, StepOutput, about, as_batch, step_output
 from amr.regularizers import Composite, EpochState, Regularizer, Step
 from amr.regularizers.composite import backward_loss, wrapping_section
 from amr.regularizers.epochs.clips import EpochClips, encode_split
-from amr.utils.checkpoints import check_same_architecture
-from amr.utils.distributed import close_at_exit
+from amr.utils.checkpoints import restore_weights
+from amr.utils.distributed import check_trainer
 from amr.utils.errors import UserError
 from amr.utils.metrics import split_metrics
 from amr.utils.optimizers.groups import ParameterGroups
@@ -34,38 +34,6 @@ from amr.utils.optimizers.main import MainOptimizer, follow_run, trained_paramet
 from amr.utils.resume import adopt, starts
 
 SPLITS = ("train", "val", "test")
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-
-
-class Batch(TypedDict):
-    """Clips, as a datamodule gives them: `inputs` (B, ...) a modality, `label` (B,), `id`, and who lacks what."""
-
-    inputs: dict[str, Tensor]
-    label: Tensor
-    id: list[str]
-    present: NotRequired[dict[str, Tensor]]
-
-
-class StepOutput(TypedDict):
-    """What callbacks get of a step: the loss and, detached, encodings (B, ...), logits (B, C), labels (B,), ids."""
-
-    loss: Tensor
-    encodings: dict[str, Tensor]
-    logits: Tensor
-    label: Tensor
-    id: list[str]
-    present: Mapping[str, Tensor] | None
-
-
-def _output(batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]) -> StepOutput:
-    return {
-        "loss": loss,
-        "encodings": encodings,
-        "logits": logits,
-        "label": batch["label"],
-        "id": batch["id"],
-        "present": batch.get("present"),
-    }
 
 
 class FusionClassifier(pl.LightningModule):
@@ -214,17 +182,19 @@ class FusionClassifier(pl.LightningModule):
         logits: Tensor = self.model(inputs, present)
         return logits
 
+    def shares(self, batch: Any, *, score: Score = "probability", ig_steps: int | None = None) -> Tensor:
+        """Share of each modality in the predictions, (B, M); see `FusionModel.shares`."""
+        return self.model.shares(batch, score=score, ig_steps=ig_steps)
+
+    def _batch(self, batch: Any, batch_idx: int) -> Batch:
+        place = self.global_rank, batch_idx
+        return as_batch(batch, self.model.modalities, place, self.model.head.num_classes)
+
     # ---------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
         """Refuses, by name, what the methods would be wrong under."""
-        strategy, precision = self.trainer.strategy, self.trainer.precision
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError(f"trainer.strategy={type(strategy).__name__}: must be a single device or ddp")
-        if precision not in PRECISIONS:
-            raise UserError(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
-        if self.trainer.world_size > 1:
-            close_at_exit()
+        check_trainer(self.trainer)
 
     def on_train_start(self) -> None:
         """Drops steps that an interrupted fit left, and tells the schedule how long the run is."""
@@ -260,8 +230,9 @@ class FusionClassifier(pl.LightningModule):
         encode = functools.partial(encode_split, self, self.model)
         return EpochState(self.trainer.callback_metrics, self.model, self.current_epoch, encode)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """Cross-entropy plus the methods' losses on a batch."""
+    def training_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        """Cross-entropy plus the methods' losses on a batch, in any of the forms of `as_batch`."""
+        batch = self._batch(batch, batch_idx)
         present = batch.get("present")
         clean = self.model.encode(batch["inputs"], present)
         if self._turn is not None:
@@ -292,7 +263,7 @@ class FusionClassifier(pl.LightningModule):
         self.losses_of_step.append((loss.detach(), batch["id"]))
         if self.regularizers.needs_steps:
             self._steps.append(step)
-        output = _output(batch, loss, step.logits, step.encodings)
+        output = step_output(batch, loss, step.logits, step.encodings)
         if self._last_turn:
             self._record("train", output)
             for name, term in terms.items():
@@ -349,24 +320,25 @@ class FusionClassifier(pl.LightningModule):
 
     # -------------------------------------------------------------- evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+    def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
         """Loss and metrics of the bare model."""
-        return self._evaluate("val", batch)
+        return self._evaluate("val", self._batch(batch, batch_idx))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+    def test_step(self, batch: Any, batch_idx: int) -> StepOutput:
         """Loss and metrics of the bare model."""
-        return self._evaluate("test", batch)
+        return self._evaluate("test", self._batch(batch, batch_idx))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Ids, labels (B,), logits (B, C) and shares (B, M)."""
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Ids, labels (B,), logits (B, C), shares (B, M), and who lacks what."""
+        batch = self._batch(batch, batch_idx)
         encodings = self.model.encode(batch["inputs"], batch.get("present"))
         shares = attribution_shares(self.model.head, encodings)
-        return {"id": batch["id"], "label": batch["label"], "logits": self.model.head(encodings), "shares": shares}
+        return {**about(batch), "logits": self.model.head(encodings), "shares": shares}
 
     def _evaluate(self, split: str, batch: Batch) -> StepOutput:
         encodings = self.model.encode(batch["inputs"], batch.get("present"))
         logits = self.model.head(encodings)
-        return self._record(split, _output(batch, F.cross_entropy(logits, batch["label"]), logits, encodings))
+        return self._record(split, step_output(batch, F.cross_entropy(logits, batch["label"]), logits, encodings))
 
     def _record(self, split: str, output: StepOutput) -> StepOutput:
         metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
@@ -404,19 +376,7 @@ class FusionClassifier(pl.LightningModule):
             UserError: If a parameter of the model is missing, unknown or of another shape, or if training is to resume
                 with another optimizer or schedule.
         """
-        saved: dict[str, Tensor] = checkpoint["state_dict"]
-        own = self.state_dict()
-        check_same_architecture(
-            {key: value for key, value in own.items() if key.startswith("model.")},
-            {key: value for key, value in saved.items() if key.startswith("model.")},
-        )
-        state = checkpoint.get("amr")
-        if state is None:
-            raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
-        # State of methods that only one of the two has does not bind: training may resume with another method.
-        both = {key: saved[key] for key in own if key in saved}
-        check_same_architecture({key: own[key] for key in both}, both)
-        checkpoint["state_dict"] = {**own, **both}
+        state = restore_weights(checkpoint, self.state_dict())
         training = self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
         try:
             self._seed, self._started = state["seed"], state.get("started")

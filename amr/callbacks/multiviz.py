@@ -14,6 +14,7 @@ from torch import Tensor
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
 from amr.datamodules import ClipDataModule
+from amr.model.batches import as_batch
 from amr.model.encoded import Collected
 from amr.utils.errors import UserError
 from amr.utils.streams import note
@@ -94,8 +95,9 @@ class MultiVizCallback(pl.Callback):
         missing = self.clips - sum(len(next(iter(part.values()))) for part in self._inputs)
         if missing > 0 and len(rows):
             few = rows[:missing]
-            names = outputs["encodings"]
-            self._inputs.append({m: batch["inputs"][m][few.to(batch["inputs"][m].device)].clone() for m in names})
+            names = list(outputs["encodings"])
+            inputs = as_batch(batch, names)["inputs"]
+            self._inputs.append({m: inputs[m][few.to(inputs[m].device)].clone() for m in names})
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Explains and logs, as long as there is time."""

@@ -60,7 +60,7 @@ class PredictionWriter(pl.Callback):
         }
         modalities, shares = pl_module.model.modalities, outputs["shares"].float()
         shared = attributed_rows(shares)
-        if (complete := complete_rows(modalities, batch.get("present"))) is not None:
+        if (complete := complete_rows(modalities, outputs["present"])) is not None:
             shared = shared & complete
         without = (~shared).cpu().numpy()
         for name, column in zip(modalities, shares.cpu().numpy().T, strict=True):

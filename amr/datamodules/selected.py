@@ -129,7 +129,7 @@ class SelectedLoader:
         if not self.copies.present:
             return batch
         if not isinstance(batch, dict):
-            batch = {"inputs": batch[0], "label": batch[1]}
+            batch = {"inputs": batch[0] if len(batch) == 2 else batch[:-1], "label": batch[-1]}
         present = dict(batch.get("present") or {})
         for name, kept in self.copies.present.items():
             rows = kept[places]

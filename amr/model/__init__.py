@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
 import torch
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from amr.attribution import evaluating
+from amr.attribution import Score, attribution_shares, evaluating, undisturbed
 from amr.encoders.base import Encoder
 from amr.fusion.base import Fusion
+from amr.model.batches import inputs_of
 from amr.utils.errors import UserError
 
 
@@ -87,6 +89,29 @@ class FusionModel(nn.Module):
         """Logits, (B, C)."""
         logits: Tensor = self.head(self.encode(inputs, present))
         return logits
+
+    def shares(self, batch: Any, *, score: Score = "probability", ig_steps: int | None = None) -> Tensor:
+        """Share of each modality in the predictions, in eval mode: `amr.attribution_shares` of a batch.
+
+        Args:
+            batch: A batch as loaders give them, with or without label, or the inputs alone; it may be on any device.
+            score: What is attributed, `probability` (log-odds) or `logit`.
+            ig_steps: Number of points of integrated gradients; None for gradient times input.
+
+        Returns:
+            Shares (B, M), in the order of `modalities`; a row sums to 1, or is zeros for a clip that lacks a
+            modality or has no attribution.
+
+        Raises:
+            UserError: It is no batch of this model.
+        """
+        inputs, present = inputs_of(batch, self.modalities)
+        inputs, present = move_data_to_device((inputs, present), next(self.parameters()).device)
+        with undisturbed(self), torch.no_grad():
+            encodings = self.encode(inputs, present)
+        shares = attribution_shares(self.head, encodings, score=score, ig_steps=ig_steps)
+        rows = complete_rows(self.modalities, present)
+        return shares if rows is None else shares * rows.unsqueeze(1)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of fusion and classifier: all that AMR may change."""

@@ -20,6 +20,7 @@ from amr.datamodules import ClipDataModule
 from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
 from amr.model import FusionModel, complete_rows
+from amr.model.batches import as_batch
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
@@ -222,8 +223,9 @@ def _batches(
     if not isinstance(data, ClipDataModule):
         loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
         done = 0
-        for batch in loader:
-            yield _moved(data, batch, model)
+        for number, given in enumerate(loader):
+            batch = as_batch(_moved(data, given, model), model.modalities, (rank_and_world()[0], number))
+            yield batch
             done += len(batch["id"])
             if most is not None and done >= most:
                 return

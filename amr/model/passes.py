@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules.selected import same_loader
 from amr.model import FusionModel, complete_rows
+from amr.model.batches import as_batch, made_up
 from amr.model.encoded import Encoded
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
@@ -94,12 +95,13 @@ class ClipPass:
         ids: list[str] = []
         with _traceless(self.model):
             batches = same_loader(self.loader, self.dataset, [[order[k] for k in block] for block in blocks])
-            for block, batch in zip(blocks, map(self.move, batches), strict=True):
+            for block, moved in zip(blocks, map(self.move, batches), strict=True):
+                batch = as_batch(moved, self.model.modalities)
                 encoded = self.model.encode(batch["inputs"], batch.get("present"))
                 encodings = {m: at_least_float32(e) for m, e in encoded.items()}
                 seen = Seen(self.model, encodings, batch["label"], batch.get("present"))
                 values.append({key: value.detach().cpu() for key, value in function(seen).items()})
-                ids += batch.get("id") or [f"{order[k]:09d}" for k in block]
+                ids += [f"{order[k]:09d}" for k in block] if made_up(batch["id"]) else batch["id"]
         parts = gather_objects(([k for block in blocks for k in block], values, ids))
         places = torch.tensor([place for part in parts for place in part[0]], dtype=torch.int64)
         back = torch.argsort(places)

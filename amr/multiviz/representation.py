@@ -3,7 +3,7 @@
 What in one clip moves it (local) is U and C with a `Unit` for a target.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.model import FusionModel, complete_rows
+from amr.model.batches import as_batch
 from amr.utils.errors import UserError
 
 
@@ -52,7 +53,7 @@ class ExtremeClips:
 
 
 def extreme_clips(
-    batches: Iterable[Mapping[str, Any]], model: FusionModel, units: Sequence[int] | None = None, k: int = 10
+    batches: Iterable[Any], model: FusionModel, units: Sequence[int] | None = None, k: int = 10
 ) -> ExtremeClips:
     """The k clips that most and least activate each penultimate unit (Liang et al. 2023, global representations).
 
@@ -62,7 +63,7 @@ def extreme_clips(
     depends on the batch size, does not decide between equal clips; one that comes twice counts once in a ranking.
 
     Args:
-        batches: Batches of a datamodule: `inputs`, `label`, `id` and, where clips lack a modality, `present`.
+        batches: Batches, as for `amr.model.batches.as_batch`.
         model: The model.
         units: Columns of `model.penultimate`, from 0; None for all.
         k: Clips a unit and end, at least 1.
@@ -78,7 +79,8 @@ def extreme_clips(
     device = next(model.parameters()).device
     chosen = None if units is None else list(units)
     ranking, clips, lacking = None, 0, 0
-    for batch in batches:
+    for number, given in enumerate(batches):
+        batch = as_batch(given, model.modalities, (0, number))
         labels, ids = batch["label"], np.array(batch["id"], dtype=object)
         present = batch.get("present")
         complete = complete_rows(model.modalities, present)

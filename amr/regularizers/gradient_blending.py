@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amr.attribution import at_least_float32
 from amr.model import FusionModel
+from amr.model.batches import made_up
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import UnimodalHeads, global_means
 from amr.utils.errors import UserError
@@ -122,6 +123,10 @@ class GradientBlending(Regularizer):
         each = torch.stack([step.cross_entropy(at_least_float32(logits[name]), "none") for name in self.names])
         has, held = step.has(self.names), torch.zeros_like(step.label, dtype=torch.bool)
         if self.measuring:
+            if made_up(step.id):  # another clip has the name in the next epoch
+                raise UserError(
+                    "batch: it has no 'id', by which model.gradient_blending holds the same clips out always"
+                )
             held = torch.tensor(held_out_rows(step.id, self.held_out), device=each.device)
         terms, sums, counts = global_means(torch.cat([each, each]), torch.cat([has & ~held, has & held]))
         if self.measuring:

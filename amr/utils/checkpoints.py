@@ -174,6 +174,32 @@ def check_same_architecture(own: Mapping[str, Tensor], saved: Mapping[str, Tenso
             )
 
 
+def restore_weights(checkpoint: dict[str, Any], now: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """Completes a checkpoint's weights for a classifier that is to take them, and returns its `amr` entry.
+
+    State of methods that only one of the two has does not bind: training may resume with another method.
+
+    Args:
+        checkpoint: The checkpoint, whose `state_dict` is replaced.
+        now: The classifier's state, which stays where the checkpoint has none.
+
+    Raises:
+        UserError: A parameter of the model is missing, unknown or of another shape, or amr did not write it.
+    """
+    saved: dict[str, Tensor] = checkpoint["state_dict"]
+    check_same_architecture(
+        {key: value for key, value in now.items() if key.startswith("model.")},
+        {key: value for key, value in saved.items() if key.startswith("model.")},
+    )
+    if checkpoint.get("amr") is None:
+        raise UserError("checkpoint: it was not written by amr (no 'amr' entry)")
+    both = {key: saved[key] for key in now if key in saved}
+    check_same_architecture({key: now[key] for key in both}, both)
+    checkpoint["state_dict"] = {**now, **both}
+    state: Mapping[str, Any] = checkpoint["amr"]
+    return state
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 

@@ -5,11 +5,16 @@ import functools
 import os
 from typing import Any, TypeVar
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch import distributed as dist
 
+from amr.utils.errors import UserError
+
 T = TypeVar("T")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -71,6 +76,21 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuses, by name, what training would be wrong under; with several ranks, they end cleanly.
+
+    Raises:
+        UserError: The strategy or the precision is not one of those allowed.
+    """
+    strategy, precision = trainer.strategy, trainer.precision
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UserError(f"trainer.strategy={type(strategy).__name__}: must be a single device or ddp")
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: must be one of {', '.join(PRECISIONS)}")
+    if trainer.world_size > 1:
+        close_at_exit()
 
 
 class AgreedMaximum:
