@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amr.attribution import shapley_shares as shapley_shares
     from amr.callbacks import Dominance as Dominance
     from amr.classifier import FusionClassifier as FusionClassifier
+    from amr.cli.benchmark.ensemble import ensemble as ensemble
     from amr.encoders import Encoder as Encoder
     from amr.encoders import as_encoder as as_encoder
     from amr.evaluation import measure as measure
@@ -85,6 +86,7 @@ _HOME = {
     "shapley_shares": "attribution",
     "Dominance": "callbacks",
     "FusionClassifier": "classifier",
+    "ensemble": "cli.benchmark.ensemble",
     "Encoder": "encoders",
     "as_encoder": "encoders",
     "measure": "evaluation",

@@ -48,6 +48,7 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
         " --model.compile_encoders false --data.init_args.num_workers 0 --data.init_args.batch_size 2",
     ),
     (r"(fit|test) (?!.*--wandb).*", "--wandb disabled"),
+    (r"ensemble (?!.*--wandb).*", "--wandb disabled"),
     (r"fit .*resnet18.*", f"--data.init_args.video.size 32 --data.init_args.audio.seconds 0.3 {SMALL_ENCODERS}"),
     (r"(fit|benchmark) .*configs/data/synthetic.*", "--data.init_args.clips 60"),
     (r"(fit|prepare) .*--config configs/data.*", "--data.init_args.prepare_workers 0"),

@@ -32,7 +32,7 @@ from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, Pred
 from amr.classifier import FusionClassifier
 from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.cli.run_files import RunRecord, config_of_checkpoint, last_checkpoint
-from amr.cli.wandb_run import finish_wandb, wandb_error, wandb_id, wandb_stages_in
+from amr.cli.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
 from amr.load import read_config
 from amr.report.card import write_card
@@ -210,7 +210,9 @@ class AmrCLI(LightningCLI):
         facts = self._facts()
         folder = self.run_folder = self._folder(options, facts)
         if (folder / "run.json").is_file():  # W&B's run goes on, too
-            facts["wandb_id"] = wandb_id(folder / "run.json")
+            facts |= {"wandb_id": wandb_id(folder / "run.json")}
+            if self.subcommand != "fit":
+                facts |= names_before(folder / "run.json")
         facts["wandb_id"] = os.environ.get("WANDB_RUN_ID", facts["wandb_id"])  # a sweep's agent brings its own
         if options.get("ckpt_path") == "last":
             init.ckpt_path = last_checkpoint(folder)

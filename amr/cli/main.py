@@ -42,6 +42,7 @@ COMMANDS = {
     "benchmark": Command(
         "train and test methods x seeds, plain and with AMR; resumes", "amr.cli.benchmark.command", arguments=""
     ),
+    "ensemble": Command("a run out of unimodal runs, without training, and its test", "amr.cli.benchmark.ensemble"),
     "compare": Command("a table and a page from finished runs", "amr.cli.compare"),
     "analyze": Command("explain a checkpoint: the four MultiViz stages, to a folder; resumes", "amr.cli.analyze"),
     "export": Command("a checkpoint's model as ONNX and as a torch.export program", "amr.cli.export"),

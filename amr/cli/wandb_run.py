@@ -20,6 +20,12 @@ def wandb_id(file: Path) -> str:
     return known
 
 
+def names_before(file: Path) -> dict[str, str]:
+    """What a run's record calls its method: an ensemble's model alone does not tell that it is one."""
+    known = read_object(file)
+    return {key: known[key] for key in ("method", "title") if isinstance(known.get(key), str)}
+
+
 def wandb_error() -> type[Exception] | tuple[()]:
     """What W&B raises; nothing where it is not in use."""
     if "wandb" not in sys.modules:

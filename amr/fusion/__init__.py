@@ -3,6 +3,7 @@
 from amr.fusion.attention import Attention
 from amr.fusion.base import Fusion, FusionFactory
 from amr.fusion.concat import Concat
+from amr.fusion.ensemble import Ensemble
 from amr.fusion.film import FiLM
 from amr.fusion.gated import Gated
 from amr.fusion.late import Late
@@ -10,4 +11,16 @@ from amr.fusion.low_rank import LowRank
 from amr.fusion.shared import Shared
 from amr.fusion.sum import Sum
 
-__all__ = ["Attention", "Concat", "FiLM", "Fusion", "FusionFactory", "Gated", "Late", "LowRank", "Shared", "Sum"]
+__all__ = [
+    "Attention",
+    "Concat",
+    "Ensemble",
+    "FiLM",
+    "Fusion",
+    "FusionFactory",
+    "Gated",
+    "Late",
+    "LowRank",
+    "Shared",
+    "Sum",
+]

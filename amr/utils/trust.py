@@ -67,6 +67,7 @@ PLACES: dict[tuple[str, ...], Place] = {
     ("data",): DATA,
     ("model", "encoders", "*"): ENCODER,
     ("model", "fusion"): FUSION,
+    ("model", "fusion", "init_args", "heads", "*"): FUSION,
     ("model", "optimizer"): OPTIMIZER,
     ("model", "lr_scheduler"): SCHEDULER,
     ("model", "extra", "*"): METHOD,

@@ -26,6 +26,7 @@ from amr.cli.benchmark.cell import cell_process
 from amr.cli.benchmark.grid import Grid
 from amr.cli.benchmark.plan import Cell, Row, fingerprint, make_cells, read_grid
 from amr.cli.benchmark.times import busy_seconds, time_left
+from amr.cli.benchmark.tuning import read_tuning, tuned
 from amr.regularizers import AMR
 from amr.report import read_run, table_text
 from amr.utils.errors import UserError
@@ -55,7 +56,9 @@ def fake_run(act: str, task: dict[str, Any]) -> int:
     facts = {"method": task["facts"]["row"], "dataset": "d", "fusion": "f", "seed": task["facts"]["seed"]}
     (folder / "run.json").write_text(json.dumps({**facts, "modalities": ["a", "v"], "labels": []}))
     (folder / "metrics/version_0").mkdir(parents=True)
-    (folder / "metrics/version_0/metrics.csv").write_text("epoch,step,test/acc\n1,2,0.5\n")
+    # Of a row's trials, the last but one is the best on validation; the test split would choose the first.
+    trial = {"0": 0.3, "1": 0.6, "2": 0.2}.get(task["facts"]["row"].rpartition(".")[2], 0.5)
+    (folder / "metrics/version_0/metrics.csv").write_text(f"epoch,step,val/acc,test/acc\n1,2,{trial},{1 - trial}\n")
     (folder / "checkpoints/best.ckpt").write_text("best")
     times = {"seconds": 10.0, "resumed": False, "finished": "2026-01-01T00:00:10+00:00"}
     Path(task["record"]).write_text(json.dumps({**task["facts"], **times, "versions": {}}))
@@ -68,6 +71,19 @@ def fake_process(process: Any, act: str) -> ForkServerProcess:
         target=fake_cell, args=(*process._args, act)
     )
     return fake
+
+
+class Here:
+    """Stands in for a cell's process: what it does happens here, when it is started."""
+
+    def __init__(self, task: dict[str, Any], act: str = "work") -> None:
+        self.task, self.act, self.exitcode = task, act, 0
+
+    def start(self) -> None:
+        try:
+            fake_run(self.act, self.task)
+        except MemoryError:
+            self.exitcode = 1
 
 
 class FakeGrid(Grid):
@@ -162,7 +178,7 @@ def write_grid(folder: Path, **keys: Any) -> Path:
 
 
 BAD_GRIDS: list[tuple[dict[str, Any], str]] = [
-    ({}, "methods: missing; must be among base, unimodal, methods, amr, teachers"),
+    ({}, "methods: missing; must be among base, unimodal, ensembles, methods, amr, teachers, tuning"),
     ({"methods": {"naive": []}, "method": {}}, "method: unknown key; must be among base"),
     (
         {"methods": {"naive": "x.yaml"}},
@@ -190,9 +206,112 @@ def test_every_benchmark_file_lists_its_rows(monkeypatch: pytest.MonkeyPatch) ->
     assert files
     for file in files:
         _, rows = read_grid(file)
-        fused = [row.name for row in rows if not row.unimodal]
+        fused = [row.name for row in rows if not row.unimodal and not row.ensemble]
         assert fused[:2] == ["naive", "naive+amr"]
         assert fused[1::2] == [f"{name}+amr" for name in fused[::2]]
+
+
+# --------------------------------------------------------------------------------------------- ensembles and tuning
+
+
+def test_an_ensemble_is_made_of_the_unimodal_runs_of_its_seed(tmp_path: Path) -> None:
+    rows = [ROWS[0], Row("video", ("--video",), unimodal=True), Row("both", (), ensemble="probabilities"), ROWS[1]]
+    cells = cells_of(rows, only=["both"])
+    assert names(cells) == ["audio-s0", "video-s0", "audio-s1", "video-s1", "both-s0", "both-s1"]
+    cell, other = cells[4:]
+    assert names([*cell.teachers.values()]) == ["audio-s0", "video-s0"]
+    assert (cell.kind, cell.hash != other.hash) == ("ensemble", True)
+    grid = Grid(cells, tmp_path)
+    best = [str(grid.best(member)) for member in cells[:2]]
+    assert grid.task(cell)["fit"][:3] == ["ensemble", *best]
+    grid.folder(cell).mkdir(parents=True)
+    (grid.folder(cell) / "run.json").write_text("{}")
+    assert grid.task(cell)["fit"] == []  # whole, but perhaps not yet tested
+    logits = cells_of([*rows[:2], Row("both", (), ensemble="logits")], only=["both"])
+    assert logits[4].hash != cell.hash
+
+
+def test_validation_chooses_each_rows_candidate_and_its_trial_is_the_first_seeds_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The unimodal rows are tuned first, and their best teach; a second start trains nothing."""
+    started: list[str] = []
+
+    def process(self: Grid, cell: Cell) -> Here:
+        started.append(cell.name)
+        assert all("--lr=1" in teacher.arguments for teacher in cell.teachers.values())
+        return Here(self.task(cell))
+
+    monkeypatch.setattr(Grid, "process", process)
+    monkeypatch.setattr("amr.cli.benchmark.command.resolver", lambda: resolve)
+    monkeypatch.setattr("amr.cli.benchmark.command.prepare_stores", lambda cells: None)
+    keys: dict[str, Any] = {
+        "unimodal": {"audio": ["--m=a"], "video": ["--m=v"]},
+        "methods": {"naive": [], "umt": ["--u=1"]},
+    }
+    tuning = {"all": [[], ["--lr=1"], ["--lr=2"]], "umt": [[], ["--lr=1", "--w=1"], ["--w=2"]]}
+    file = write_grid(tmp_path, **keys, tuning=tuning)
+    command = ["benchmark", "--config", str(file), "--data", str(file), "--out", str(tmp_path / "out"), "--jobs", "4"]
+    assert main([*command, "--seeds", "0", "1"]) == 0
+    trials = {f"{name}.{n}-s0" for name in ("audio", "video", "naive", "umt") for n in range(3)}
+    assert set(started) == trials | {"audio-s1", "video-s1", "naive-s1", "umt-s1"}
+    assert len(started) == 16
+    record = json.loads((tmp_path / "out/tuning.json").read_text())
+    assert {name: entry["chosen"] for name, entry in record.items()} == dict.fromkeys(
+        ("audio", "video", "naive", "umt"), 1
+    )
+    assert record["umt"] == {"candidates": tuning["umt"], "val/acc": [0.3, 0.6, 0.2], "chosen": 1}
+    facts = json.loads((tmp_path / "out/grid.json").read_text())
+    assert (facts["cells"], facts["finished"]) == (8, 8)
+    started.clear()
+    assert main([*command, "--seeds", "0", "1"]) == 0
+    assert started == []
+    capsys.readouterr()
+    assert main([*command, "--seeds", "0", "1", "--dry_run"]) == 0
+    assert capsys.readouterr().out.endswith("8/8 cells finished\n")
+
+
+def test_a_trial_that_fails_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(self: Grid, cell: Cell) -> Here:
+        return Here(self.task(cell), "raise" if cell.row.name == "naive.1" else "work")
+
+    def train(rows: Sequence[Row]) -> Grid:
+        grid = Grid(cells_of(rows, seeds=(0,)), tmp_path, jobs=3, tables=False)
+        grid.run()
+        return grid
+
+    monkeypatch.setattr(Grid, "process", process)
+    (tmp_path / "cells").mkdir()
+
+    (chosen,) = tuned([ROWS[1]], {"naive": [("--lr=0",), ("--lr=1",), ("--lr=2",)]}, train)
+    assert (chosen.name, chosen.arguments) == ("naive", ("--lr=0",))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"all": [[], ["--a=1"]], "naive": [[]]}, "tuning.naive: 1 candidates, all has 2; must be as many"),
+        ({"nave": [[]]}, "tuning.nave: no such row; must be among all, amr, naive"),
+        ({"naive": [[]]}, "tuning: no candidates for amr; must have `all` or a list for each row"),
+        ({"all": ["--a=1"]}, "tuning.all: must be a list of candidates"),
+        ([], "tuning=[]: must be `all` or names of rows"),
+    ],
+)
+def test_an_unequal_budget_is_refused(tmp_path: Path, tuning: Any, message: str) -> None:
+    path = write_grid(tmp_path, methods={"naive": [], "amr": ["--b=1"]}, tuning=tuning)
+    _, rows = read_grid(path)
+    with pytest.raises(UserError) as refused:
+        read_tuning(path, rows)
+    assert str(refused.value).startswith(f"{path}: {message}")
+
+
+def test_a_row_with_amr_has_the_candidates_of_the_row_without(tmp_path: Path) -> None:
+    path = write_grid(
+        tmp_path, methods={"naive": [], "umt": []}, amr=["--b=1"], tuning={"all": [[]], "umt": [["--w=1"]]}
+    )
+    _, rows = read_grid(path)
+    given = read_tuning(path, rows)
+    assert given == {"naive": [()], "naive+amr": [()], "umt": [("--w=1",)], "umt+amr": [("--w=1",)]}
 
 
 # ------------------------------------------------------------------------------------------------------- scheduling

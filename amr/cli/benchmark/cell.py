@@ -69,7 +69,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
     # A killed grid's processes are about to end. Further ranks work in the first one's folder.
     with nullcontext() if follower else locked(folder, "choose another --out", wait=True):
         resumed = (folder / "checkpoints" / "last.ckpt").is_file()
-        status = _command(task["fit"])
+        status = _command(task["fit"]) if task["fit"] else 0
         gc.collect()  # what training held, before testing takes its own
         status = status or _command(task["test"])
         if status == 0 and not follower:
@@ -85,9 +85,13 @@ def run_cell(task: Mapping[str, Any]) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    """Exit status of `amr fit` or `amr test`."""
+    """Exit status of `amr fit`, `amr test` or `amr ensemble`."""
 
     def command() -> int:
+        if arguments[0] == "ensemble":
+            from amr.cli.benchmark import ensemble
+
+            return ensemble.main(arguments[1:])
         from amr.cli.fit import run
 
         run(arguments)

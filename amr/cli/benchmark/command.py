@@ -1,7 +1,8 @@
 """`amr benchmark`: a grid of methods, plain and with AMR, x seeds, each cell trained and tested in its own process.
 
 DIR/ holds runs/<row>-s<seed>-<hash>/, logs/, cells/<hash>.json (a record a finished cell), and the outcome:
-results.parquet, table.md, report.html and grid.json. A cell is known by the hash of its resolved configuration.
+results.parquet, table.md, report.html and grid.json. A cell is known by the hash of its resolved configuration. With
+`tuning` in the grid, tuning.json says what was tried and chosen.
 """
 
 import re
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from amr.cli.benchmark.grid import Grid
-from amr.cli.benchmark.plan import entry_arguments, make_cells, read_grid
+from amr.cli.benchmark.plan import Row, entry_arguments, make_cells, needed, read_grid
 from amr.cli.benchmark.resolve import prepare_stores, resolver
+from amr.cli.benchmark.tuning import read_tuning, tuned
 from amr.cli.parser import Parser
 from amr.utils.errors import UserError
 from amr.utils.files import locked, sweep
@@ -61,27 +63,52 @@ def run(arguments: Sequence[str]) -> int:
     common = [*entry_arguments("--data", options.data), *base, *further]
     print(f"benchmark: resolving the configurations of {options.config}", file=sys.stderr, flush=True)  # about 1 s each
     resolve = resolver()
-    cells = make_cells(
-        rows, list(dict.fromkeys(options.seeds)), common, lambda more: resolve([*more, *wandb]), options.only
-    )
-    grid = Grid(cells, options.out, options.jobs, wandb, shlex.join(["amr", "benchmark", *arguments]))
+    lists, seeds = read_tuning(options.config, rows), list(dict.fromkeys(options.seeds))
+    command = shlex.join(["amr", "benchmark", *arguments])
+
+    def planned(rows: Sequence[Row], seeds: Sequence[int], only: Sequence[str] = (), trial: bool = False) -> Grid:
+        cells = make_cells(rows, seeds, common, lambda more: resolve([*more, *wandb]), only)
+        return Grid(cells, options.out, options.jobs, wandb, command, tables=not trial)
+
+    rows = needed(rows, options.only)
+    grids = [planned(rows, seeds, options.only)]  # what is wrong is told before anything is trained
     if options.dry_run:
-        print(grid.describe())
+
+        def described(rows: Sequence[Row]) -> Grid:
+            trials = planned(rows, seeds[:1], trial=True)
+            print(f"{trials.describe()}\nof each row's candidates, the one with the best validation accuracy goes on")
+            return trials
+
+        print((planned(tuned(rows, lists, described), seeds, options.only) if lists else grids[-1]).describe())
         return 0
+
+    def trained(grid: Grid) -> Grid:
+        grids.append(grid)
+        if grid.waiting:
+            prepare_stores(grid.waiting)
+        grid.run()
+        return grid
+
     with locked(options.out, "choose another --out"), _signals():
         sweep(options.out)
         (options.out / "cells").mkdir(exist_ok=True)
         try:
-            if grid.waiting:
-                prepare_stores(grid.waiting)
-            grid.run()
+            if lists:
+                tries = tuned(
+                    rows,
+                    lists,
+                    lambda rows: trained(planned(rows, seeds[:1], trial=True)),
+                    options.out / "tuning.json",
+                )
+                grids.append(planned(tries, seeds, options.only))
+            grid = trained(grids[-1])
         except _Stopped as stopped:
-            grid.stop()
-            grid.write(page=True)
-            print(f"\nbenchmark: stopped, {grid.status()}; the same command goes on", file=sys.stderr)
+            grids[-1].stop()
+            grids[-1].write(page=True)
+            print(f"\nbenchmark: stopped, {grids[-1].status()}; the same command goes on", file=sys.stderr)
             return 128 + int(stopped.args[0])
         finally:
-            grid.stop()
+            grids[-1].stop()
         grid.write(page=True)
     print(f"\n{(options.out / 'table.md').read_text(encoding='utf-8')}\nPage: {options.out / 'report.html'}")
     for cell, reason in grid.failed.items():

@@ -37,11 +37,19 @@ class Grid:
         jobs: How many cells go on at once.
         wandb: W&B's mode and project, as arguments.
         command: The command, for the records.
+        tables: Whether `write` writes anything; False for trials, which are no result.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], out: Path, jobs: int = 1, wandb: Sequence[str] = (), command: str = ""
+        self,
+        cells: Sequence[Cell],
+        out: Path,
+        jobs: int = 1,
+        wandb: Sequence[str] = (),
+        command: str = "",
+        tables: bool = True,
     ) -> None:
+        self.tables = tables
         self.cells, self.out, self.jobs, self.wandb, self.command = list(cells), out, jobs, list(wandb), command
         # What the user's own grid names, its teachers' and runs' files may name.
         self.trust = [
@@ -83,8 +91,11 @@ class Grid:
         return record if self.best(cell).is_file() else None
 
     def fit(self, cell: Cell) -> list[str]:
-        """Arguments of `amr fit` for a cell; where it was interrupted, it goes on."""
+        """Arguments of `amr fit` for a cell; where it was interrupted, it goes on. Those of `amr ensemble` for one."""
         folder, paths = self.folder(cell), {name: str(self.best(teacher)) for name, teacher in cell.teachers.items()}
+        if cell.row.ensemble:
+            options = ["--combination", cell.row.ensemble, "--out", str(folder), "--test", "no"]
+            return ["ensemble", *paths.values(), *options, *self.trust]
         return [
             *("fit", *cell.arguments, *([teachers_argument(cell.row, paths)] if paths else [])),
             *("--trainer.enable_progress_bar=false", "--runs_dir", str(folder.parent), "--name", folder.name),
@@ -95,7 +106,8 @@ class Grid:
         """What the cell's process does: `fit`, then `test`, then the record."""
         return {
             "folder": str(self.folder(cell)),
-            "fit": self.fit(cell),
+            # An ensemble that is there is whole.
+            "fit": [] if cell.row.ensemble and (self.folder(cell) / "run.json").is_file() else self.fit(cell),
             "test": ["test", "--ckpt_path", str(self.best(cell)), *self.wandb, *self.trust],
             "record": str(self.out / "cells" / f"{cell.hash}.json"),
             "facts": {"row": cell.row.name, "seed": cell.seed, "hash": cell.hash, "run": self.folder(cell).name},
@@ -194,6 +206,8 @@ class Grid:
 
     def write(self, page: bool = False) -> None:
         """Writes the table and the facts of what is finished, and the page if asked."""
+        if not self.tables:
+            return
         runs = [read_run(self.folder(cell)) for cell in self.cells if cell in self.records]
         write_results(runs, self.out / "results.parquet")
         write_text(self.out / "table.md", f"{table_text(runs)}\n")

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from amr.cli.benchmark.ensemble import COMBINATIONS
 from amr.utils.errors import UserError
 from amr.utils.readers import YAML_BYTES, parse_yaml, read_text
 
-KEYS = ("base", "unimodal", "methods", "amr", "teachers")
+KEYS = ("base", "unimodal", "ensembles", "methods", "amr", "teachers", "tuning")
 WITH_AMR = "+amr"
 SECTIONS = ("seed_everything", "trainer", "model", "data", "best", "dominance")
 WITHOUT_EFFECT = {  # beyond rounding, on what a cell ends with
@@ -33,12 +34,19 @@ class Row:
         arguments: Of `amr fit`, after those that all rows have.
         unimodal: Whether it is one modality's.
         teachers: Key that takes the unimodal runs' checkpoints, by modality; None if the method has no teachers.
+        ensemble: How it combines the unimodal runs, which it is made of without training; empty for any other row.
     """
 
     name: str
     arguments: tuple[str, ...]
     unimodal: bool = False
     teachers: str | None = None
+    ensemble: str = ""
+
+    @property
+    def needs_unimodal(self) -> bool:
+        """Whether the unimodal runs must be finished before."""
+        return bool(self.teachers or self.ensemble)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,7 @@ class Cell:
     @property
     def kind(self) -> str:
         """Cells of a kind take about as long as each other."""
-        return "unimodal" if self.row.unimodal else "fusion"
+        return "unimodal" if self.row.unimodal else "ensemble" if self.row.ensemble else "fusion"
 
 
 def fingerprint(config: Mapping[str, Any], teachers: Mapping[str, str]) -> str:
@@ -102,7 +110,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def read_grid(path: Path) -> tuple[list[str], list[Row]]:
-    """Reads a grid's YAML: `base`, `unimodal`, `methods`, `amr`, `teachers`; see configs/benchmarks/table1.yaml.
+    """Reads a grid's YAML: `base`, `unimodal`, `ensembles`, `methods`, `amr`, `teachers`; see configs/benchmarks.
+
+    `tuning` is read by `amr.cli.benchmark.tuning`.
 
     Returns:
         Arguments of `amr fit` that all rows have, and the rows: unimodal ones, then each method, plain and with AMR.
@@ -116,7 +126,7 @@ def read_grid(path: Path) -> tuple[list[str], list[Row]]:
         raise UserError(
             f"{path}: {f'{unknown}: unknown key' if unknown else 'methods: missing'}; must be among {', '.join(KEYS)}"
         )
-    for key in ("unimodal", "methods", "teachers"):
+    for key in ("unimodal", "ensembles", "methods", "teachers"):
         if not isinstance(grid.setdefault(key, {}), dict):
             raise UserError(f"{path}: {key}: must be names, each with its value")
         for name in grid[key]:
@@ -125,6 +135,10 @@ def read_grid(path: Path) -> tuple[list[str], list[Row]]:
     unimodal, methods, teachers = grid["unimodal"], grid["methods"], grid["teachers"]
     if both := unimodal.keys() & methods.keys():
         raise UserError(f"{path}: methods: {min(both)!r} is in `unimodal`, too; names must differ")
+    for name, combination in grid["ensembles"].items():
+        if combination not in COMBINATIONS or len(unimodal) < 2 or name in {*unimodal, *methods}:
+            needed = f"a name of its own, two `unimodal` rows, and one of {', '.join(COMBINATIONS)}"
+            raise UserError(f"{path}: ensembles.{name}={combination!r}: must have {needed}")
     for name, key in teachers.items():
         if name not in methods or not unimodal or not isinstance(key, str) or "." not in key:
             needed = f"a method of that name, `unimodal`, and a key of `amr fit` such as model.{name}.teachers"
@@ -136,6 +150,7 @@ def read_grid(path: Path) -> tuple[list[str], list[Row]]:
         return [argument for entry in entries or [] for argument in entry_arguments(f"{path}: {key}", entry)]
 
     rows = [Row(name, tuple(arguments(f"unimodal.{name}", value)), True) for name, value in unimodal.items()]
+    rows += [Row(name, (), ensemble=combination) for name, combination in grid["ensembles"].items()]
     amr = arguments("amr", grid.get("amr"))
     for name, value in methods.items():
         plain = arguments(f"methods.{name}", value)
@@ -154,6 +169,20 @@ def entry_arguments(where: str, entry: str) -> list[str]:
     if not Path(entry).is_file():
         raise UserError(f"{where}: {entry}: no such file (paths are relative to the current folder)")
     return ["--config", entry]
+
+
+def needed(rows: Sequence[Row], only: Sequence[str] = ()) -> list[Row]:
+    """The named rows, all if none is named, and the unimodal rows if one of them needs those.
+
+    Raises:
+        UserError: A row is unknown.
+    """
+    if unknown := [name for name in only if name not in {row.name for row in rows}]:
+        raise UserError(f"--only={unknown[0]}: must be one of {', '.join(row.name for row in rows)}")
+    chosen = [row for row in rows if not only or row.name in only]
+    if any(row.needs_unimodal for row in chosen):
+        return [row for row in rows if row in chosen or row.unimodal]
+    return chosen
 
 
 def make_cells(
@@ -175,14 +204,10 @@ def make_cells(
     Raises:
         UserError: A row is unknown, or its configuration is refused.
     """
-    if unknown := [name for name in only if name not in {row.name for row in rows}]:
-        raise UserError(f"--only={unknown[0]}: must be one of {', '.join(row.name for row in rows)}")
-    chosen = [row for row in rows if not only or row.name in only]
-    if any(row.teachers for row in chosen):
-        chosen = [row for row in rows if row in chosen or row.unimodal]
+    chosen = needed(rows, only)
     modalities = [row.name for row in chosen if row.unimodal]
     configs = {}
-    for row in chosen:
+    for row in (row for row in chosen if not row.ensemble):
         stand_in = [teachers_argument(row, dict.fromkeys(modalities, "teacher"))] if row.teachers else []
         try:
             configs[row.name] = resolve([*common, *row.arguments, *stand_in, f"--seed_everything={seeds[0]}"])
@@ -192,15 +217,21 @@ def make_cells(
     for unimodal in (True, False):
         for seed in seeds:
             for row in (row for row in chosen if row.unimodal == unimodal):
-                config = {**configs[row.name], "seed_everything": seed}  # all that depends on the seed
+                teachers = {name: cells[name, seed] for name in modalities} if row.needs_unimodal else {}
+                resolved = configs[row.name] if not row.ensemble else _of_ensemble(row, [*teachers.values()])
+                config = {**resolved, "seed_everything": seed}  # all that depends on the seed
                 own = (*common, *row.arguments, f"--seed_everything={seed}")
-                teachers = {name: cells[name, seed] for name in modalities} if row.teachers else {}
                 cells[row.name, seed] = Cell(row, seed, own, config, teachers)
     unique: dict[str, Cell] = {}
     for cell in cells.values():
         if (same := unique.setdefault(cell.hash, cell)) is not cell:
             raise UserError(f"{cell.name}: its configuration is that of {same.name}; take one of the rows out")
     return list(unique.values())
+
+
+def _of_ensemble(row: Row, members: Sequence[Cell]) -> dict[str, Any]:
+    """What an ensemble's cell is known by, beside its members, in place of a configuration of `amr fit`."""
+    return {"model": {"combination": row.ensemble}, "data": members[0].config.get("data"), "trainer": {"max_epochs": 0}}
 
 
 def teachers_argument(row: Row, paths: Mapping[str, str]) -> str:
