@@ -15,8 +15,8 @@ from torchmetrics import Metric
 from amr.attribution import Score, attributed_rows, attribution_shares
 from amr.callbacks.tables import log_table
 from amr.classifier import SPLITS, FusionClassifier
-from amr.model.batches import StepOutput
 from amr.model import complete_rows
+from amr.model.batches import StepOutput
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
 

@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_named(runs: Path, tmp_path: Path, capsys: Any) -> 
         assert main(["ensemble", *map(str, given), "--out", str(tmp_path / "x"), "--wandb", "disabled"]) == 2
         assert not (tmp_path / "x").exists()
         (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("amr: "))
-        return line
+        return str(line)
 
     assert "must be two runs at least" in refused(runs / "audio")
     assert "'audio' is there already; must be of another modality" in refused(runs / "audio", runs / "audio")

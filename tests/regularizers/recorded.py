@@ -22,14 +22,14 @@ def steps(
     model: FusionClassifier, *batches: dict[str, Any], epochs: int = 1, lr: float = 0.0
 ) -> list[dict[str, Tensor]]:
     """The model's gradients at each step, or turn, as the optimizer finds them: after the methods, before it moves."""
-    found: list[dict[str, Tensor]] = []
+    recorded: list[dict[str, Tensor]] = []
 
     class Recording(SGD):
         def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
             def then_record() -> Any:
                 loss = None if closure is None else closure()
                 parameters = model.model.named_parameters()
-                found.append({k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in parameters})
+                recorded.append({k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in parameters})
                 return loss
 
             return super().step(then_record)
@@ -47,4 +47,4 @@ def steps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there is no validation, and few batches
         trainer.fit(model, DataLoader([*batches], batch_size=None))  # type: ignore[arg-type]
-    return found
+    return recorded

@@ -215,10 +215,10 @@ def _data(members: Sequence[_Member]) -> dict[str, Any]:
     return {**first, "init_args": arguments}
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first setting in which two `data` sections differ and may not."""
-    ours, theirs = (dict(section.get("init_args") or {}) for section in (one, other))
-    if one.get("class_path") != other.get("class_path"):
+    ours, theirs = (dict(section.get("init_args") or {}) for section in (first, other))
+    if first.get("class_path") != other.get("class_path"):
         return "class_path"
     return next((key for key in sorted({*ours, *theirs} - FREE) if ours.get(key) != theirs.get(key)), None)
 
@@ -226,13 +226,14 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 def _checkpoint(members: Sequence[_Member], model: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint of the ensemble: the members' weights, and nothing of their training."""
     first = members[0].content
-    kept = {key: first[key] for key in ("epoch", "global_step", "pytorch-lightning_version") if key in first}
+    from_lightning = ("epoch", "global_step", "pytorch-lightning_version")
+    kept: dict[str, Any] = {key: first[key] for key in from_lightning if key in first}
     weights: dict[str, Any] = {}
     for member in members:
         weights |= member.weights
     modalities = [member.modality for member in members]
     facts = {"modalities": modalities, "num_classes": first["amr"]["num_classes"], "model": dict(model)}
-    unset = {"started": None, "methods": {}, "recipe": None, "settings": None, "resumed": []}
+    unset: dict[str, Any] = {"started": None, "methods": {}, "recipe": None, "settings": None, "resumed": []}
     return {**kept, "state_dict": weights, "amr": {**facts, "seed": first["amr"].get("seed", 0), **unset}}
 
 
@@ -241,7 +242,7 @@ def _facts(members: Sequence[_Member], combination: str, folder: Path) -> dict[s
     first = members[0].facts
     method, title = NAMES[combination]
     seeds = {member.facts.get("seed") for member in members}
-    own = {
+    ours = {
         "method": method,
         "title": title,
         "seed": seeds.pop() if len(seeds) == 1 else None,
@@ -251,4 +252,4 @@ def _facts(members: Sequence[_Member], combination: str, folder: Path) -> dict[s
         "folder": str(folder.resolve()),
         "members": [str(member.path.resolve()) for member in members],
     }
-    return {**{key: value for key, value in first.items() if key != "resumed"}, **own}
+    return {**{key: value for key, value in first.items() if key != "resumed"}, **ours}

@@ -79,8 +79,8 @@ class G2D(UMT):
         self._confidence.append((torch.stack(right) * complete).sum(1))
         terms: dict[str, Tensor] = {}
         if self.features_weight > 0:
-            own = {name: step.encodings[name] for name in encodings}
-            terms["features"] = self.features_weight * distillation_loss(own, encodings)
+            students = {name: step.encodings[name] for name in encodings}
+            terms["features"] = self.features_weight * distillation_loss(students, encodings)
         if self.predictions_weight > 0:
             divergences, _ = teacher_divergences(step.logits, logits, step.present)
             terms["predictions"] = self.predictions_weight * divergences.sum(0).mean()  # UMT's is a mean over teachers

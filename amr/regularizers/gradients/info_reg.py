@@ -154,5 +154,5 @@ class InfoReg(Regularizer):
         encodings, label = step.complete()
         logits = self.heads(encodings)
         return torch.cat(
-            [at_least_float32(own).softmax(1).gather(1, label.unsqueeze(1)) for own in logits.values()], dim=1
+            [at_least_float32(said).softmax(1).gather(1, label.unsqueeze(1)) for said in logits.values()], dim=1
         )

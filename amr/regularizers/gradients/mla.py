@@ -24,14 +24,14 @@ def entropy_weights(logits: Mapping[str, Tensor]) -> Tensor:
     Args:
         logits: Each modality's logits, (B, C).
     """
-    logs = [at_least_float32(own).log_softmax(1) for own in logits.values()]
+    logs = [at_least_float32(said).log_softmax(1) for said in logits.values()]
     entropies = torch.stack([-(log.exp() * log).sum(1) for log in logs], dim=1)
     return (-entropies).softmax(1)  # the maximum is a constant factor of a row
 
 
 def mixed_log_probabilities(logits: Mapping[str, Tensor], weights: Tensor) -> Tensor:
     """Log Σ_m w_m softmax(f_m), (B, C), of each modality's logits f_m, (B, C), and weights w, (B, M)."""
-    logs = torch.stack([at_least_float32(own).log_softmax(1) for own in logits.values()], dim=1)  # (B, M, C)
+    logs = torch.stack([at_least_float32(said).log_softmax(1) for said in logits.values()], dim=1)  # (B, M, C)
     return torch.logsumexp(logs + weights.log().unsqueeze(2), dim=1)
 
 

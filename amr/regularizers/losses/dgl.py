@@ -66,6 +66,6 @@ class DGL(Regularizer):
         if step.epoch not in self.window:
             return {}
         logits = frozen_unimodal_logits(step.model.head, step.encodings)
-        each = [step.cross_entropy(at_least_float32(own), reduction="none") for own in logits.values()]
+        each = [step.cross_entropy(at_least_float32(said), reduction="none") for said in logits.values()]
         terms, _, _ = global_means(torch.stack(each), step.has([*logits]))
         return dict(zip(logits, (self.alpha * terms).unbind(), strict=True))

@@ -146,15 +146,15 @@ class MCR(Regularizer):
 
     def _game(self, step: Step, encodings: Mapping[str, Tensor]) -> Tensor:
         model, rows = step.model, len(next(iter(encodings.values())))
-        own = at_least_float32(recombined(model, encodings, {}).detach())
-        device = own.device
+        reference = at_least_float32(recombined(model, encodings, {}).detach())
+        device = reference.device
         generator = torch.Generator(device).manual_seed(step.seed)
         draws = [torch.randperm(rows, generator=generator, device=device) for _ in range(self.permutations)]
         order, same = torch.cat(draws), torch.arange(rows, device=device).repeat(self.permutations)
-        total = own.new_zeros(())
+        total = reference.new_zeros(())
         for (changed, moving), factor in game_terms(self.game, model.modalities).items():
             picks = {name: order if name == changed else same for name in model.modalities}
             detach = [] if moving is None else [name for name in model.modalities if name != moving]
             logits = at_least_float32(recombined(model, encodings, picks, detach))
-            total = total + factor * jensen_shannon(logits, own.repeat(self.permutations, 1)).mean()
+            total = total + factor * jensen_shannon(logits, reference.repeat(self.permutations, 1)).mean()
         return total

@@ -43,6 +43,6 @@ class MultiLoss(Regularizer):
 def unimodal_losses(heads: UnimodalHeads, step: Step) -> dict[str, Tensor]:
     """Cross-entropy of each modality's own classifier, a scalar each: the mean over all ranks' clips that have it."""
     logits = heads(step.encodings)
-    each = [step.cross_entropy(at_least_float32(own), reduction="none") for own in logits.values()]
+    each = [step.cross_entropy(at_least_float32(said), reduction="none") for said in logits.values()]
     terms, _, _ = global_means(torch.stack(each), step.has([*logits]))
     return dict(zip(logits, terms.unbind(), strict=True))

@@ -30,8 +30,8 @@ def test_growth_by_hand() -> None:
 
 
 def test_strengths_by_hand() -> None:
-    found = hold_strengths(torch.tensor([0.7, 0.3]), torch.tensor([0.95, 0.1]))
-    assert found.tolist() == pytest.approx([0.95 * math.exp(math.tanh(0.4)), 0.0])
+    recorded = hold_strengths(torch.tensor([0.7, 0.3]), torch.tensor([0.95, 0.1]))
+    assert recorded.tolist() == pytest.approx([0.95 * math.exp(math.tanh(0.4)), 0.0])
     three = hold_strengths(torch.tensor([0.5, 0.4, 0.0]), torch.ones(3))
     assert three.tolist() == pytest.approx([math.exp(math.tanh(0.3)), math.exp(math.tanh(0.15)), 0.0])
     assert hold_strengths(torch.tensor([0.5, 0.5]), torch.ones(2)).tolist() == [0.0, 0.0]

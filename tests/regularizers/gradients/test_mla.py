@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from amr.fusion import Concat, Shared
 from amr.regularizers import MLA
-from amr.regularizers.gradients.mla import entropy_weights, mixed_log_probabilities, updated_projection
+from amr.regularizers.gradients.mla import MixedHead, entropy_weights, mixed_log_probabilities, updated_projection
 from amr.utils.errors import UserError
 from tests.regularizers.recorded import steps
 from tests.toy import Toy
@@ -22,18 +22,19 @@ pytestmark = pytest.mark.filterwarnings(
 
 def test_each_turn_moves_one_encoder_and_the_head() -> None:
     model = build(fusion=Shared, mla=MLA(projection=False))
-    batch = Toy().collate([*range(8)])
-    found = steps(model, batch)
-    assert len(found) == 2
+    batch, head = Toy().collate([*range(8)]), model.model.head
+    assert isinstance(head, MixedHead)
+    recorded = steps(model, batch)
+    assert len(recorded) == 2
     for turn, name in enumerate(("audio", "video")):
         encoding = model.model.encoders[name](batch["inputs"][name])
-        loss = F.cross_entropy(model.model.head.shared.classifier(encoding), batch["label"])
+        loss = F.cross_entropy(head.shared.classifier(encoding), batch["label"])
         parameters = {k: p for k, p in model.model.named_parameters() if name in k or k.startswith("head")}
         expected = torch.autograd.grad(loss, [*parameters.values()])
         for key, piece in zip(parameters, expected, strict=True):
-            torch.testing.assert_close(found[turn][key], piece, msg=key)
+            torch.testing.assert_close(recorded[turn][key], piece, msg=key)
         other = "video" if name == "audio" else "audio"
-        assert not any(found[turn][k].any() for k in found[turn] if k.startswith(f"encoders.{other}"))
+        assert not any(recorded[turn][k].any() for k in recorded[turn] if k.startswith(f"encoders.{other}"))
 
 
 def test_the_projection_is_of_what_came_before() -> None:

@@ -68,7 +68,8 @@ def test_gradients_of_the_game(game: Any, monkeypatch: pytest.MonkeyPatch) -> No
         seen[changed] = seen[changed][order]
         other = head(seen).softmax(1)
         mean = (reference + other) / 2
-        return ((reference * (reference / mean).log()).sum(1) + (other * (other / mean).log()).sum(1)).mean() / 2
+        sums: torch.Tensor = (reference * (reference / mean).log()).sum(1) + (other * (other / mean).log()).sum(1)
+        return sums.mean() / 2
 
     d = divergence
     total = {
@@ -77,7 +78,8 @@ def test_gradients_of_the_game(game: Any, monkeypatch: pytest.MonkeyPatch) -> No
         "collaborative": lambda: -d("audio", None) - d("video", None),
     }[game]()
     clean = encode(batch["inputs"])
-    decoder = model.regularizers.methods["mcr"].decoder
+    method: Any = model.regularizers.methods["mcr"]
+    decoder = method.decoder
     target = torch.cat([*clean.values()], 1)
     bottleneck = F.mse_loss(decoder(head(clean).detach()), target)
     loss = F.cross_entropy(head(clean), batch["label"]) + 0.3 * (total + bottleneck)
@@ -91,7 +93,7 @@ def test_gradients_of_the_game(game: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_encodings_of_two_sizes_need_no_contrast() -> None:
     from amr.classifier import FusionClassifier
 
-    encoders = {"audio": Linear(out_dim=8), "video": Linear(out_dim=6)}
+    encoders: dict[str, Any] = {"audio": Linear(out_dim=8), "video": Linear(out_dim=6)}
     with pytest.raises(
         UserError,
         match=r"model\.mcr\.contrast_weight=1\.0: must be 0 where the encodings differ in size; .* audio 8, video 6",

@@ -1,5 +1,7 @@
 """Multi-loss: its terms, and that weight 0 is naive fusion."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
 def test_gradients_by_hand() -> None:
     model = build(multi_loss=MultiLoss(0.6))
     batch = Toy(lacking=True).collate([*range(8)])
-    heads = model.regularizers.methods["multi_loss"].heads.heads
+    method: Any = model.regularizers.methods["multi_loss"]
+    heads = method.heads.heads
     encodings = model.model.encode(batch["inputs"], batch["present"])
     loss = F.cross_entropy(model.model.head(encodings), batch["label"])
     has = batch["present"]["video"]

@@ -61,6 +61,7 @@ def test_clips_that_lack_a_modality_keep_their_cross_entropy() -> None:
     logits = model.model.head(encodings)
     kept = [1, 2, 4]
     parts = model.model.head.additive_logits({n: e[kept] for n, e in encodings.items()})
+    assert parts is not None
     pairs = torch.stack([parts["audio"][i] + parts["video"][j] for i in range(3) for j in range(3)])
     bound = -logits[kept, batch["label"][kept]].sum() + 3 * (torch.logsumexp(pairs.flatten(), 0) - math.log(9))
     loss = (bound + F.cross_entropy(logits[[0, 3]], batch["label"][[0, 3]], reduction="sum")) / 5
