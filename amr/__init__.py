@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from amr.attribution import shapley_shares as shapley_shares
     from amr.callbacks import Dominance as Dominance
     from amr.classifier import FusionClassifier as FusionClassifier
+    from amr.cli.benchmark.command import benchmark as benchmark
     from amr.cli.benchmark.ensemble import ensemble as ensemble
+    from amr.cli.demo import demo as demo
+    from amr.cli.runs.commands import fit as fit
+    from amr.cli.runs.commands import predict as predict
+    from amr.cli.runs.commands import prepare as prepare
+    from amr.cli.runs.commands import test as test
+    from amr.cli.runs.commands import validate as validate
+    from amr.cli.runs.commands import verify as verify
     from amr.encoders import Encoder as Encoder
     from amr.encoders import as_encoder as as_encoder
     from amr.evaluation import measure as measure
@@ -49,7 +57,9 @@ if TYPE_CHECKING:
     from amr.regularizers import Relearning as Relearning
     from amr.regularizers import TCMax as TCMax
     from amr.report import compare as compare
+    from amr.report.dashboard import dashboard as dashboard
     from amr.report.site import write_site as write_site
+    from amr.report.site.agreement import agreement as agreement
     from amr.utils.optimizers.schedules import Cosine as Cosine
     from amr.utils.optimizers.schedules import Schedule as Schedule
     from amr.utils.optimizers.schedules import Steps as Steps
@@ -80,6 +90,7 @@ _METHODS = (
     "Regularizer",
     "TCMax",
 )
+_COMMANDS = ("fit", "predict", "prepare", "test", "validate", "verify")
 _HOME = {
     "attribution_shares": "attribution",
     "ratio_penalty": "attribution",
@@ -98,6 +109,11 @@ _HOME = {
     "analyze": "multiviz.analysis.whole",
     "compare": "report",
     "write_site": "report.site",
+    "agreement": "report.site.agreement",
+    "benchmark": "cli.benchmark.command",
+    "dashboard": "report.dashboard",
+    "demo": "cli.demo",
+    **dict.fromkeys(_COMMANDS, "cli.runs.commands"),
     "progress": "utils.streams",
     **dict.fromkeys(_METHODS, "regularizers"),
     **dict.fromkeys(("Cosine", "Schedule", "Steps"), "utils.optimizers.schedules"),

@@ -23,6 +23,8 @@ from amr.regularizers.composite import Composite, wrapping_methods
 from amr.utils.checkpoints import AtomicCheckpointIO, check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder
+from amr.utils.names.configs import data_source
+from amr.utils.names.places import checkpoint_of
 from amr.utils.parser import OneLineParser
 from amr.utils.paths import found_again
 from amr.utils.readers import read_yaml
@@ -42,8 +44,8 @@ def load_model(
     """Rebuilds the model that a checkpoint holds, in eval mode, on the CPU.
 
     Args:
-        path: A checkpoint of a run, one that a `pl.Trainer` saved in Python, or a file of `save_model`. Nothing in it
-            is executed. Its classes are imported and built only if they are `amr`'s.
+        path: A run's folder, a checkpoint of a run, one that a `pl.Trainer` saved in Python, or a file of `save_model`.
+            Nothing in it is executed. Its classes are imported and built only if they are `amr`'s.
         trust: Import paths whose classes may be built, too, such as `("mypackage",)`.
         model: The same model, or a classifier of it, with any weights: it gets the file's. None: the model is built as
             the file says. One is needed where the file cannot say it: for classes of a notebook, or modules that were
@@ -57,7 +59,8 @@ def load_model(
         UserError: If the file is not such a checkpoint, names another class, cannot say how its model is built, or is
             of another model than the given one.
     """
-    checkpoint = read_checkpoint(Path(path))
+    path = checkpoint_of(path)
+    checkpoint = read_checkpoint(path)
     facts: dict[str, Any] = checkpoint["amr"]
     weights = {
         key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")
@@ -101,25 +104,30 @@ def save_model(model: FusionModel | HasModel, path: str | Path) -> Path:
     return Path(path)
 
 
-def data_section(checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
+def data_section(checkpoint: Path, given: str | Path | None = None) -> dict[str, Any]:
     """The `data` section that describes a checkpoint's data.
 
     Args:
         checkpoint: The checkpoint.
-        config: A configuration with a `data` section, which the user has named; None for the run's own, which may name
-            classes of `amr` and those that the user trusts.
+        given: What the user has named: a configuration with a `data` section, by its file or name, or a class, which
+            is built with its defaults. None for the run's own configuration, which may name classes of `amr` and those
+            that the user trusts.
 
     Raises:
         UserError: The file is not there, cannot be read, has no such section, or names another class.
     """
-    path = config or run_folder(checkpoint) / "config.yaml"
+    source = run_folder(checkpoint) / "config.yaml" if given is None else data_source(given)
+    if isinstance(source, str):
+        return {"class_path": source, "init_args": {}}
+    path = source
     if not path.is_file():
-        hint = "" if config else "; the checkpoint does not lie in a run's folder, so name its data with --data"
-        raise UserError(f"{path}: no such file{hint}")
+        raise UserError(
+            f"{path}: no such file; the checkpoint does not lie in a run's folder, so name its data with --data"
+        )
     content = read_config(path)
     if not isinstance(content.get("data"), dict):
         raise UserError(f"{path}: it has no `data` section")
-    if config is None:
+    if given is None:
         check({"data": content["data"]}, str(path))
         content = found_again({"data": content["data"]}, path.parent)
     section: dict[str, Any] = content["data"]

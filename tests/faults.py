@@ -143,10 +143,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def held_by_another(folder: Path) -> Iterator[int]:
+def held_by_another(folder: Path, *, beside: bool = False) -> Iterator[int]:
     """Another process, whose id this gives, holds a folder's lock."""
     code = "import sys; from pathlib import Path; from amr.utils.files import locked\n"
-    code += "with locked(Path(sys.argv[1]), 'wait'): "
+    code += f"with locked(Path(sys.argv[1]), 'wait', beside={beside}): "
     command = [sys.executable, "-c", f"{code}print('held', flush=True); sys.stdin.read()", str(folder)]
     with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

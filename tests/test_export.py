@@ -359,18 +359,18 @@ def test_refused_in_one_line(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     )
     cases = {
         "export knows the inputs of subclasses of ClipDataModule": ["--data", str(toy)],
-        "has no `data` section": ["--data", str(empty)],
+        "must be a configuration with a `data` section": ["--data", str(empty)],
         "broken.yaml: not YAML": ["--data", str(broken)],
         "no such file": ["--data", str(tmp_path / "none.yaml")],
         "the model has 'video'; there are 'audio'": ["--data", str(alone)],
-        "invalid choice: 'tflite'": ["--format", "tflite"],
+        "--format=tflite: must be one of onnx, torch, both": ["--format", "tflite"],
     }
     for message, arguments in cases.items():
         assert main(["export", "--ckpt", checkpoint, "--out", str(tmp_path / "out"), *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     assert main(["export", "--ckpt", "nowhere.ckpt", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "amr: nowhere.ckpt does not exist\n"
+    assert capsys.readouterr().err.startswith("amr: --ckpt=nowhere.ckpt does not exist")
     half = tmp_path / "half"
     (half / "checkpoints").mkdir(parents=True)
     (half / "checkpoints/best.ckpt").symlink_to(checkpoint)

@@ -20,6 +20,7 @@ from amr.model.encoded import Collected, Encoded
 from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
+from amr.utils.names.places import checkpoint_of
 from amr.utils.streams import status
 
 
@@ -40,7 +41,7 @@ class Robustness(pl.Callback):
         corruptions: Whether to corrupt inputs at `test`, which runs the encoders again.
         corruption_clips: At most so many clips are corrupted; None for all.
         train_clips: At most so many training clips give the mean encoding and the probes; None for all.
-        unimodal: A checkpoint of the unimodal model of each modality, to compare the probes with.
+        unimodal: A run of the unimodal model, its folder or a checkpoint, of each modality, to compare the probes with.
         resamples: Of the bootstrap.
         seed: Of resamples, pairings and corruptions.
         out: The parquet file; None for none. Until it is written, corruptions that are done are kept beside it, in
@@ -85,8 +86,10 @@ class Robustness(pl.Callback):
 
         assert isinstance(pl_module, FusionClassifier)
         for name, path in self.unimodal.items():
-            check_checkpoint(path.expanduser(), f"robustness.unimodal.{name}=")
-            self._unimodal[name] = load_model(path.expanduser()).to(pl_module.device)
+            key = f"robustness.unimodal.{name}"
+            checkpoint = checkpoint_of(path, key)
+            check_checkpoint(checkpoint, f"{key}=")
+            self._unimodal[name] = load_model(checkpoint).to(pl_module.device)
         check_unimodal(pl_module.model, self._unimodal)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

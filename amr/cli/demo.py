@@ -5,13 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amr.cli.analyze import add_site
-from amr.cli.fit import prepare
-from amr.cli.fit import run as run_command
-from amr.multiviz.analysis.whole import analyze
-from amr.report import compare
-from amr.report.site import write_site
 from amr.utils.errors import UserError
+from amr.utils.streams import status
 
 AUDIO = {"seconds": 0.96, "kind": "log_mel", "n_fft": 512, "hop_length": 256, "n_mels": 48, "time_shift_ms": 100}
 VIDEO = {"frames": 3, "size": 48, "augment": "shift", "shift": 3, "grayscale": True}
@@ -26,12 +21,17 @@ STAGES = ("prediction", "representation", "errors", "clips", "trust")
 
 
 def demo(
-    out: Path, picture: Path | None = None, *, clips: int = CLIPS, epochs: int = EPOCHS, explained: int = EXPLAINED
+    out: str | Path = "demo",
+    picture: str | Path | None = None,
+    *,
+    clips: int = CLIPS,
+    epochs: int = EPOCHS,
+    explained: int = EXPLAINED,
 ) -> str:
     """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, compares and explains the two.
 
     In the clips, sound tells the class 95 times in 100 and the picture 60 times, so naive fusion leans on sound. What
-    is there already is not made again: an interrupted demo goes on.
+    is there already is not made again: an interrupted demo is completed.
 
     Args:
         out: Folder for everything.
@@ -52,13 +52,19 @@ def demo(
         raise UserError(f"--explained={explained}: must be at least 2, or 0 for no site")
     if clips < 60:
         raise UserError(f"--clips={clips}: must be at least 60, ten for each class")
+    from amr.cli.fit import run as run_command
+    from amr.cli.runs.commands import run_prepare
+    from amr.report import compare
+    from amr.report.site import write_site
+
+    out = Path(out)
     data = [
         *("--data", "amr.datamodules.Synthetic", "--data.root", str(out / "clips"), "--data.store", str(out / "store")),
         *("--data.clips", str(clips), "--data.evidence", json.dumps({"audio": 0.95, "video": 0.6})),
         *("--data.audio_snr_db", "-22", "--data.video_noise", "50", "--data.batch_size", "32"),
         *("--data.audio", json.dumps(AUDIO), "--data.video", json.dumps(VIDEO), "--data.num_workers", "1"),
     ]
-    prepare(data)
+    run_prepare(data)
     training = [
         *("--model.encoders", json.dumps(ENCODERS), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"),
         *("--model.lr_scheduler", "amr.Cosine"),
@@ -73,7 +79,7 @@ def demo(
         *("--runs_dir", str(out / "runs")),
     ]
     for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):
-        print(f"\n{name}: {epochs} epochs", flush=True)
+        status(f"\n{name}: {epochs} epochs")
         resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
         run_command(["fit", *data, *training, *method, "--name", name, *resume])
     table = compare([out / "runs"], out / "report.html", picture)
@@ -85,9 +91,12 @@ def demo(
 
 def _analyze(out: Path, name: str, clips: int) -> Path:
     """Explains a run's best checkpoint; returns the folder."""
+    from amr.cli.analyze import add_site
+    from amr.multiviz.analysis.whole import analyze
+
     folder = out / "analyses" / name
-    print(f"\n{name}: what its decisions rest on", flush=True)
-    analyze(out / "runs" / name / "checkpoints" / "best.ckpt", folder, clips=clips, **ANALYSIS, stages=STAGES)
+    status(f"\n{name}: what its decisions rest on")
+    analyze(out / "runs" / name, folder, clips=clips, **ANALYSIS, stages=STAGES)
     add_site(folder)
     return folder
 

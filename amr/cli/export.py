@@ -3,18 +3,16 @@
 import argparse
 from pathlib import Path
 
+from amr.cli.parser import add_checkpoint, given_checkpoint
 from amr.exporting import FORMATS
-from amr.utils.trust import TRUST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
+    add_checkpoint(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the files; those there are replaced")
     parser.add_argument("--format", choices=list(FORMATS), default="both", help="what to write (both)")
     parser.add_argument("--encodings", action="store_true", help="give each modality's encoding out, too")
-    parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the run's own config.yaml)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PREFIX", help=TRUST)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,9 +27,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: For anything that the user can mend, and a model that cannot be exported.
     """
+    checkpoint = given_checkpoint(options)
     from amr.exporting import export
 
     keys = ("format", "encodings", "data", "trust")
-    models = export(options.ckpt, options.out, **{key: getattr(options, key) for key in keys})
+    models = export(checkpoint, options.out, **{key: getattr(options, key) for key in keys})
     print(f"{options.out}: {', '.join(models)}; README.md says how to use {'it' if len(models) == 1 else 'them'}")
     return 0

@@ -1,4 +1,4 @@
-"""Runs: `fit`, `validate`, `test`, `predict` and `prepare`, and the folder that a run leaves.
+"""Runs: `fit`, `validate`, `test` and `predict`, and the folder that a run leaves.
 
 runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
 checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for (robustness-parts/ while it is
@@ -31,8 +31,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
 from amr.classifier import FusionClassifier
 from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
-from amr.cli.run_files import RunRecord, config_of_checkpoint, last_checkpoint
-from amr.cli.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
+from amr.cli.runs.run_files import RunRecord, config_of_checkpoint, last_checkpoint
+from amr.cli.runs.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
 from amr.load import read_config
 from amr.report.card import write_card
@@ -45,7 +45,6 @@ from amr.utils.paths import differing, found_again, made_absolute
 from amr.utils.resume import settings_of
 from amr.utils.streams import problem_of_stdout, progress_shown
 from amr.utils.trust import check, only_trusted, take_trust, trusting
-from amr.utils.work import dask_cluster
 
 NOISE = (  # warnings that no user can act on
     "LightningCLI's args parameter is intended",
@@ -69,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
         Stopped: At SIGTERM or SIGUSR1; told, and under SLURM, at SIGUSR1, requeued.
     """
     try:
-        _run(arguments)
+        execute(arguments)
     except Stopped as stopped:
         if str(stopped):
             print(f"amr: {stopped}", file=sys.stderr, flush=True)
@@ -78,7 +77,13 @@ def run(arguments: Sequence[str]) -> None:
         raise
 
 
-def _run(arguments: Sequence[str]) -> None:
+def execute(arguments: Sequence[str]) -> "AmrCLI":
+    """Runs one of Lightning's subcommands, as `run` does, and gives what it was run with.
+
+    Raises:
+        UserError: For anything that the user can mend.
+        Stopped: At SIGTERM or SIGUSR1.
+    """
     arguments, prefixes = take_trust(arguments)
     with trusting(prefixes), ExitStack() as held, warnings.catch_warnings():
         if config := config_of_checkpoint(arguments):
@@ -88,12 +93,15 @@ def _run(arguments: Sequence[str]) -> None:
             paths = differing(content, found_again(content, config.parent))
             moved = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in paths]
             # A file that `predict` writes to is named by the user only.
-            arguments = [arguments[0], "--config", str(config), *moved, "--out", "null", *arguments[1:]]
+            own = ["--out", "null"]
+            if content.get("wandb") != "disabled":  # whether something is sent is the user's to say, not a file's
+                own += ["--wandb", "offline"]
+            arguments = [arguments[0], "--config", str(config), *moved, *own, *arguments[1:]]
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
         try:
-            AmrCLI(arguments, held)
+            return AmrCLI(arguments, held)
         except Exception as error:
             if isinstance(error, UserError | Stopped) or (line := _mistake(error)) is None:
                 raise
@@ -113,33 +121,6 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not problem_of_stdout(error):
         return f"{error.filename or 'a file of the run'}: {error.strerror}; make room and go on"
     return told_by_lightning(error)
-
-
-def prepare(arguments: Sequence[str]) -> None:
-    """Decodes a dataset's clips into its store: `--config configs/data/....yaml`, or `--data CLASS --data.root ...`.
-
-    `--scheduler` has a Dask cluster do it; `--verify` decodes nothing and rereads the store's checksums.
-
-    Args:
-        arguments: The command's arguments.
-
-    Raises:
-        UserError: For anything that the user can mend.
-    """
-    parser = OneLineParser(prog="amr prepare", description="Decodes a dataset's clips into its store.")
-    parser.add_argument("--config", action="config", help="a configuration with a `data` section")
-    parser.add_subclass_arguments(ClipDataModule, "data", required=True)
-    parser.add_argument(
-        "--scheduler", type=str | None, help="a Dask scheduler's address or JSON file; its workers do it"
-    )
-    parser.add_argument("--verify", action="store_true", help="only reread the store and compare its checksums")
-    config = parser.parse_args(list(arguments))
-    datamodule: ClipDataModule = parser.instantiate_classes(config).data
-    if config.verify:
-        datamodule.verify()
-        return
-    with dask_cluster(config.scheduler) as executor:
-        datamodule.prepare(executor)
 
 
 class AmrCLI(LightningCLI):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from amr.cli.keys import CONFIGURED, RUN_COMMANDS
+from amr.cli.keys import RUN_COMMANDS
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
 from amr.utils.errors import UserError
@@ -38,7 +38,7 @@ COMMANDS = {
     "validate": Command("measure a run or a checkpoint on the validation split", "amr.cli.fit", arguments=""),
     "test": Command("measure a run or a checkpoint on the test split", "amr.cli.fit", arguments=""),
     "predict": Command("write predictions and shares to a parquet file", "amr.cli.fit", arguments=""),
-    "prepare": Command("decode a dataset's clips into its store; resumes", "amr.cli.fit", "prepare", ""),
+    "prepare": Command("decode a dataset's clips into its store; resumes", "amr.cli.runs.commands", "run_prepare", ""),
     "benchmark": Command(
         "train and test methods x seeds, plain and with AMR; resumes", "amr.cli.benchmark.command", arguments=""
     ),
@@ -118,10 +118,10 @@ def _dispatch(arguments: list[str]) -> int:
             print(shown)
             return 0
         rest = [name, *keys.prepared(name, rest)]
-    elif name in CONFIGURED:
-        from amr.cli.keys.check import with_files
+    elif name == "prepare" and not {"-h", "--help"} & set(rest):
+        from amr.cli.keys.check import check
 
-        rest = with_files(rest)
+        rest = check(rest, command=name)
     if not command.arguments:
         run = getattr(import_module(command.module), command.run)
         status: int | None = run(rest)

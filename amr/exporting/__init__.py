@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from amr.exporting.readme import CARD, FILES, readme
 from amr.utils.errors import UserError
-from amr.utils.files import run_folder, sweep, write_bytes, write_text
+from amr.utils.files import locked, run_folder, sweep, write_bytes, write_text
+from amr.utils.names.places import checkpoint_of
 from amr.utils.names.version import __version__
 from amr.utils.readers import read_object
 from amr.utils.trust import only_trusted, trusting
@@ -48,11 +49,11 @@ def export(
     """Exports a checkpoint's model, with a description of its inputs and how to use it.
 
     Args:
-        checkpoint: A checkpoint of a run.
+        checkpoint: A run's folder, or a checkpoint of it.
         out: Folder for the files; those that are there are replaced.
         format: What to write.
         encodings: Whether to give each modality's encoding out, too.
-        data: A configuration with a `data` section; None for the run's own.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
         trust: Import paths of packages or classes, besides those of amr and its kin, that the run's files may name.
 
     Returns:
@@ -61,22 +62,33 @@ def export(
     Raises:
         UserError: For anything that the user can mend, and a model that cannot be exported.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint, out = checkpoint_of(checkpoint), Path(out)
     if format not in FORMATS:
         raise UserError(f"format={format}: must be one of {', '.join(FORMATS)}")
     formats = FORMATS[format]
     if "onnx" in formats:
         _require_onnx()  # before the slow part
+    with locked(out, "choose another --out", beside=True):
+        return _export(checkpoint, out, formats, encodings, data, trust)
+
+
+def _export(
+    checkpoint: Path,
+    out: Path,
+    formats: Sequence[str],
+    encodings: bool,
+    data: str | Path | None,
+    trust: Sequence[str],
+) -> list[str]:
     import torch
 
     from amr.datamodules.preprocessing import preprocessing
     from amr.load import data_section, load_model
 
-    given = None if data is None else Path(data)
     # A configuration that the user names is as if typed; the run's own may be a stranger's.
-    with trusting(trust), nullcontext() if given else only_trusted():
+    with trusting(trust), only_trusted() if data is None else nullcontext():
         model = load_model(checkpoint)
-        inputs = preprocessing(data_section(checkpoint, given))
+        inputs = preprocessing(data_section(checkpoint, data))
     if lacking := [name for name in model.modalities if name not in inputs]:
         raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
     inputs = {name: inputs[name] for name in model.modalities}

@@ -1,7 +1,6 @@
 """Unimodal teachers: every encoder is drawn to what its modality teaches by itself."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import complete_masks, listed
 from amr.utils.errors import UserError
+from amr.utils.names.places import checkpoint_of
 
 
 def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mapping[str, Tensor]) -> Tensor:
@@ -88,7 +88,7 @@ class UMT(Regularizer):
     optimizer, DDP or the checkpoint finds them. They see the inputs that the student sees.
 
     Args:
-        teachers: Path of a checkpoint of this project with that modality alone, by modality; `~` is the home folder.
+        teachers: A run with that modality alone, its folder or a checkpoint, by modality; `~` is the home folder.
             A modality without a teacher is left alone.
         features_weight: Factor of `distillation_loss`, >= 0.
         predictions_weight: Factor of `prediction_loss`, >= 0.
@@ -149,10 +149,9 @@ class UMT(Regularizer):
     def _load(self, name: str, model: FusionModel) -> FusionModel:
         from amr.load import load_model  # which asks for the methods that there are
 
-        path = Path(self.teachers[name]).expanduser()
-        where = f"model.{self.name}.teachers.{name}={path}"
-        if not path.is_file():
-            raise UserError(f"{where} does not exist; must be a checkpoint of a run with {name!r} alone")
+        key = f"model.{self.name}.teachers.{name}"
+        path = checkpoint_of(self.teachers[name], key)
+        where = f"{key}={path}"
         try:
             teacher = load_model(path)
         except UserError as error:

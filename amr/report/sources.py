@@ -9,6 +9,7 @@ from pathlib import Path
 from amr.evaluation.runs import Run, read_folder
 from amr.report.foreign import Beside, csv_file, read_csv, read_wandb, starts, wandb_file
 from amr.report.results import read_results
+from amr.utils.files import run_folder
 from amr.utils.readers import bad
 
 ALLOWED = (
@@ -32,6 +33,8 @@ def find_runs(paths: Iterable[str | Path], beside: Beside | None = None) -> list
     beside = {} if beside is None else beside
     found: dict[Path, Path] = {}
     for given in map(Path, paths):
+        if given.suffix == ".ckpt" and given.is_file():
+            given = run_folder(given)
         matches = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         runs = [run for match in matches for run in ([match] if match.suffix == ".parquet" else _runs(match, beside))]
         if not runs:

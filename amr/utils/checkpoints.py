@@ -17,6 +17,7 @@ from torch import Tensor
 
 from amr.utils.errors import UserError
 from amr.utils.files import replacing, sweep
+from amr.utils.names.places import checkpoint_of
 from amr.utils.streams import note
 
 CHECKSUM = "checksum"
@@ -124,7 +125,7 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
     `BestCheckpoint` keeps it in every checkpoint of its run; that of `best.ckpt` is the accuracy of its weights.
 
     Args:
-        path: A checkpoint; `~` is the home folder.
+        path: A checkpoint, or its run's folder; `~` is the home folder.
         modality: The one modality that the model must have.
         num_classes: The number of classes that it must have.
         where: What the message begins with.
@@ -132,7 +133,7 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
     Raises:
         UserError: If it is not such a checkpoint, or holds no validation accuracy above 0.
     """
-    path = path.expanduser()
+    path = checkpoint_of(path, where.removesuffix("="))
     content = read_checkpoint(path, where)
     facts = content["amr"]
     if facts["modalities"] != [modality]:

@@ -118,7 +118,7 @@ _HELD: set[tuple[int, str]] = set()
 
 
 @contextmanager
-def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, instead: str, *, wait: bool = False, beside: bool = False) -> Iterator[None]:
     """Keeps every other process out of a folder until the block ends or this process dies, however it dies.
 
     The lock is POSIX's, on `.lock` in the folder, and says who holds it. A forked child does not inherit it: a loader's
@@ -129,6 +129,8 @@ def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
         folder: Made if absent.
         instead: What a second process can do, the end of its message, such as "choose another --name".
         wait: Wait for the other process to end instead of refusing.
+        beside: Put the lock's file beside the folder, which is then not made, and remove it at the end: for a folder
+            that is given to others as it is.
 
     Raises:
         UserError: Another process holds the folder (it is named), or the folder cannot be written.
@@ -137,10 +139,11 @@ def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
     if place in _HELD:  # closing a second file on it would free the first one's lock
         yield
         return
+    lock = folder.resolve().with_name(f".{folder.resolve().name}.lock") if beside else folder / ".lock"
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / ".lock").open("a+", encoding="utf-8")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder}: {error.strerror or error}; must be a folder that can be written") from error
         with file:
@@ -158,7 +161,10 @@ def locked(folder: Path, instead: str, *, wait: bool = False) -> Iterator[None]:
                 _HELD.discard(place)
                 with suppress(OSError):  # a full disk, or a folder that is gone
                     file.truncate(0)
-                    _remove_if_empty(folder)
+                    if beside:
+                        lock.unlink()
+                    else:
+                        _remove_if_empty(folder)
             return
 
 

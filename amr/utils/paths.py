@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from amr.utils.names.places import in_folder
 from amr.utils.readers import read_object
 
 SECTIONS = ("data", "model", "robustness", "trainer")
@@ -19,7 +20,7 @@ def made_absolute(config: Mapping[str, Any], data: type) -> dict[str, Any]:
     """A configuration with absolute paths.
 
     A path is what the data module's class annotates as one (a folder that is not there yet, too), and any other text
-    that names a file which is there, such as a checkpoint or weights.
+    that names a file or a run's folder which is there, such as a checkpoint or weights.
 
     Args:
         config: The resolved configuration; its paths are relative to the current folder.
@@ -40,7 +41,7 @@ def made_absolute(config: Mapping[str, Any], data: type) -> dict[str, Any]:
         if key[:2] == ("data", "init_args") and len(key) == 3 and key[2] in annotated:
             # What is not there is to be made, or is sought below the root.
             return str(Path.cwd() / path) if path.exists() or key[2] in ("root", "store") else text
-        return str(Path.cwd() / path) if ("/" in text or path.suffix) and _is_file(path) else text
+        return str(Path.cwd() / path) if ("/" in text or path.suffix) and (_is_file(path) or _is_run(path)) else text
 
     return {
         name: _mapped(section, absolute, (name,)) if name in SECTIONS else section for name, section in config.items()
@@ -105,3 +106,7 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _is_run(path: Path) -> bool:
+    return _exists(path) and in_folder(path) is not None

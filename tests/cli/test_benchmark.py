@@ -184,7 +184,7 @@ BAD_GRIDS: list[tuple[dict[str, Any], str]] = [
         {"methods": {"naive": "x.yaml"}},
         "methods.naive: must be a list of configurations (files or names) and --key=value",
     ),
-    ({"methods": {"naive": ["nowhere.yaml"]}}, "methods.naive: nowhere.yaml: no such file"),
+    ({"methods": {"naive": ["nowhere.yaml"]}}, "methods.naive=nowhere.yaml: no such file"),
     ({"methods": {"naive": []}, "amr": ["--model.amr.lr"]}, "amr: --model.amr.lr: must be --key=value"),
     ({"methods": {"a/b": []}}, "methods='a/b': must be letters"),
     ({"methods": {"audio": []}, "unimodal": {"audio": []}}, "methods: 'audio' is in `unimodal`, too"),
@@ -399,13 +399,13 @@ def test_signals_stop_the_grid_in_order(
     thread.start()
     before = signal.getsignal(number)
     out = ["--out", str(tmp_path / "out"), "--seeds", "0"]
-    assert main(["benchmark", "--config", str(grid), "--data", str(grid), *out]) == status
+    assert main(["benchmark", "--config", str(grid), "--data", "synthetic", *out]) == status
     thread.join()
     assert signal.getsignal(number) is before
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
     assert "benchmark: stopped, 1/2 cells" in (said := capsys.readouterr().err)
-    assert said.rstrip().endswith("the same command goes on")
+    assert said.rstrip().endswith("the same command resumes")
     assert "| naive " in (tmp_path / "out/table.md").read_text()
 
 
@@ -452,7 +452,7 @@ def test_what_is_refused_before_anything_is_made(command: list[str], tmp_path: P
     check_refused(capsys, [*command, "--seed", "1"], unknown)
     check_refused(capsys, [*command, "--jobs", "0"], "amr: --jobs=0: must be a positive number")
     check_refused(capsys, [*command, "--seeds", "-1"], "amr: --seeds=-1: must be 0 to")
-    check_refused(capsys, [*command, "--data", "nowhere.yaml"], "amr: --data: nowhere.yaml: no such file")
+    check_refused(capsys, [*command, "--data", "nowhere.yaml"], "amr: --data=nowhere.yaml: no such file")
     check_refused(capsys, [*command, "--only", "agm"], "amr: --only=agm: must be one of audio, naive, naive+amr")
     check_refused(capsys, [*command, "--wandb", "offline", "--project", "a/b"], "--project='a/b': must be letters")
     (tmp_path / "amr.yaml").write_text("model: {amr: {wait: 1.0}}")

@@ -12,9 +12,9 @@ from amr.cli import main
 from amr.cli.keys import schema
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
-from amr.cli.keys.places import checkpoint_of
 from amr.utils.errors import UserError
 from amr.utils.names.configs import shipped
+from amr.utils.names.places import checkpoint_of
 
 
 def test_the_schema_is_that_of_the_code() -> None:
@@ -117,7 +117,7 @@ def test_help_shows_ours_first_and_the_trainer_last() -> None:
 
 
 def test_a_run_or_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--ckpt=.*nope\.ckpt: does not exist"):
+    with pytest.raises(UserError, match=r"--ckpt=.*nope\.ckpt does not exist"):
         checkpoint_of(tmp_path / "nope.ckpt", "--ckpt")
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ COMMANDS = {
     "export": ("amr.cli.export", "run", ["--ckpt", "x", "--out", "y"], "repeat the command"),
     "site": ("amr.cli.site", "run", ["x", "--out", "y"], "the same command resumes"),
     "demo": ("amr.cli.demo", "run", [], "the same command resumes"),
-    "prepare": ("amr.cli.fit", "prepare", [], "the same command resumes"),
+    "prepare": ("amr.cli.runs.commands", "run_prepare", [], "the same command resumes"),
     "benchmark": ("amr.cli.benchmark.command", "run", [], "the same command resumes"),
     "test": ("amr.cli.fit", "run", [], "repeat the command"),
 }

@@ -209,7 +209,7 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
         (["--trainer.precision", "16-mixed"], "trainer.precision=16-mixed: must be bf16-mixed or 32-true on a CPU"),
         (["--data.init_args.audio.n_fft", "0"], "n_fft"),
         (["--data.init_args.modalities", "[audio]"], "no input for the modality 'video'"),
-        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path=nowhere.ckpt: does not exist"),
+        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path=nowhere.ckpt does not exist"),
         (["--ckpt_path", str(CONF / "tiny.yaml")], "tiny.yaml is not a checkpoint"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--name", "../up"], "--name='../up': must be letters, digits"),

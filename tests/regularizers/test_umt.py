@@ -361,8 +361,8 @@ def test_unfit_teachers_are_refused_when_the_run_is_built(
 ) -> None:
     audio, path = "model.umt.teachers.audio=", tmp_path / "a.ckpt"
     refuses({"smell": teachers["audio"]}, "model.umt.teachers.smell: no such modality; must be one of 'audio', 'video'")
-    refuses({"audio": str(path)}, f"{audio}{path} does not exist; must be a checkpoint of a run with 'audio' alone")
-    refuses({"audio": str(tmp_path)}, f"{audio}{tmp_path} does not exist")
+    refuses({"audio": str(path)}, f"{audio}{path} does not exist; must be a checkpoint")
+    refuses({"audio": str(tmp_path)}, f"{audio}{tmp_path}: no checkpoint in this folder")
     path.write_bytes(b"PK")
     refuses({"audio": str(path)}, f"{audio}{path}: is not a checkpoint")
     refuses({"audio": teachers["video"]}, audio, "video.ckpt is a model of 'video'; must be one of 'audio' alone")

@@ -5,26 +5,147 @@ results.parquet, table.md, report.html and grid.json. A cell is known by the has
 `tuning` in the grid, tuning.json says what was tried and chosen.
 """
 
+import json
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from amr.cli.benchmark.grid import Grid
-from amr.cli.benchmark.plan import Row, entry_arguments, make_cells, needed, read_grid
+from amr.cli.benchmark.plan import Row, data_arguments, make_cells, needed, read_grid
 from amr.cli.benchmark.resolve import prepare_stores, resolver
 from amr.cli.benchmark.tuning import read_tuning, tuned
+from amr.cli.keys.check import check
 from amr.cli.parser import Parser
-from amr.utils.errors import UserError
+from amr.utils.errors import Stopped, UserError
 from amr.utils.files import locked, sweep
+from amr.utils.names.configs import find_config
+from amr.utils.streams import status
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a grid has come to.
+
+    Attributes:
+        folder: The grid's folder, with `results.parquet`, `table.md` and `report.html`.
+        table: The table as text; of a dry run, what is finished and what would be run.
+        failed: The last line of each cell that failed, by the cell's name.
+    """
+
+    folder: Path
+    table: str
+    failed: Mapping[str, str]
 
 
 class _Stopped(BaseException):
     """SIGINT or SIGTERM."""
+
+
+def benchmark(
+    grid: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    wandb: Literal["offline", "online", "disabled"] = "offline",
+    project: str = "amr",
+    dry_run: bool = False,
+    options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+    command: str = "amr.benchmark",
+) -> Outcome:
+    """Trains and tests methods x seeds, plain and with AMR; called again, it continues where it stopped.
+
+    Args:
+        grid: The grid's file or name, such as `"table1"`.
+        data: The data set: a configuration's file or name, or a class's import path.
+        out: Folder for everything.
+        seeds: Seeds of every row, whole numbers from 0.
+        jobs: Cells at once, at least 1.
+        only: Names of the rows to keep, besides the teachers that they need; all if empty.
+        wandb: W&B's mode for every cell.
+        project: W&B project.
+        dry_run: Whether to train nothing, and only say what is finished and what would be run.
+        options: Further keys of every cell, before its row's own, such as `{"trainer.max_epochs": 10}`; pairs where a
+            key comes twice.
+        command: What the records say that the grid was made with.
+
+    Returns:
+        The folder, the table, and the cells that failed.
+
+    Raises:
+        UserError: For anything that the user can mend; nothing has been trained.
+        Stopped: At SIGINT or SIGTERM, after what was running has saved where it is.
+    """
+    out = Path(out)
+    if jobs < 1:
+        raise UserError(f"--jobs={jobs}: must be a positive number")
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise UserError(f"--seeds={wrong[0]}: must be 0 to {2**32 - 1}")
+    file = find_config(grid, folders=("benchmarks",))
+    base, rows = read_grid(file)
+    lists, seeds = read_tuning(file, rows), list(dict.fromkeys(seeds))
+    rows = needed(rows, only)
+    mode = ["--wandb", wandb, "--project", project]
+    pairs = options.items() if isinstance(options, Mapping) else options
+    further = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in pairs]
+    common = check([*data_arguments(data), *base, *further])
+    status(f"benchmark: resolving the configurations of {grid}")  # about 1 s each
+    resolve = resolver()
+
+    def planned(rows: Sequence[Row], seeds: Sequence[int], only: Sequence[str] = (), trial: bool = False) -> Grid:
+        cells = make_cells(rows, seeds, common, lambda more: resolve([*more, *mode]), only)
+        return Grid(cells, out, jobs, mode, command, tables=not trial)
+
+    grids = [planned(rows, seeds, only)]  # what is wrong is told before anything is trained
+    if dry_run:
+        texts = []
+
+        def described(rows: Sequence[Row]) -> Grid:
+            trials = planned(rows, seeds[:1], trial=True)
+            texts.append(
+                f"{trials.describe()}\nof each row's candidates, the one with the best validation accuracy goes on"
+            )
+            return trials
+
+        final = planned(tuned(rows, lists, described), seeds, only) if lists else grids[-1]
+        return Outcome(out, "\n".join([*texts, final.describe()]), {})
+
+    def trained(work: Grid) -> Grid:
+        grids.append(work)
+        if work.waiting:
+            prepare_stores(work.waiting)
+        work.run()
+        return work
+
+    with locked(out, "choose another --out"), _signals():
+        sweep(out)
+        (out / "cells").mkdir(exist_ok=True)
+        try:
+            if lists:
+                tries = tuned(
+                    rows, lists, lambda rows: trained(planned(rows, seeds[:1], trial=True)), out / "tuning.json"
+                )
+                grids.append(planned(tries, seeds, only))
+            final = trained(grids[-1])
+        except _Stopped as stopped:
+            grids[-1].stop()
+            grids[-1].write(page=True)
+            text = f"stopped, {grids[-1].status()}; the same command resumes"
+            raise Stopped(text, int(stopped.args[0])) from None
+        finally:
+            grids[-1].stop()
+        final.write(page=True)
+    failed = {cell.name: f"{reason} ({final.log(cell)})" for cell, reason in final.failed.items()}
+    return Outcome(out, (out / "table.md").read_text(encoding="utf-8"), failed)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -38,12 +159,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="amr benchmark",
-        description="Trains and tests methods x seeds, plain and with AMR; the same command goes on where it stopped.",
+        description="Trains and tests methods x seeds, plain and with AMR; the same command resumes.",
         epilog="Further --data.*, --trainer.* and --model.* arguments go to every cell, before its row's own. Paths are"
         " relative to the current folder. The table has the rows and seeds of the command only.",
     )
-    parser.add_argument("--config", type=Path, required=True, help="the grid, e.g. configs/benchmarks/table1.yaml")
-    parser.add_argument("--data", required=True, metavar="CONFIG", help="the data set, e.g. configs/data/crema-d.yaml")
+    parser.add_argument("--config", type=Path, required=True, help="the grid's file or name, such as table1")
+    about = "the data set: a configuration's file or name, such as crema-d, or a class's import path"
+    parser.add_argument("--data", required=True, metavar="CONFIG", help=about)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="(0 1 2)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for everything")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once (1)")
@@ -54,66 +176,42 @@ def run(arguments: Sequence[str]) -> int:
     options, further = parser.parse_known_args(list(arguments))
     if unknown := [a for i, a in enumerate(further) if not re.match(r"--\w+\." if i == 0 or a[:2] == "--" else "", a)]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if options.jobs < 1:
-        raise UserError(f"--jobs={options.jobs}: must be a positive number")
-    if wrong := [seed for seed in options.seeds if not 0 <= seed < 2**32]:
-        raise UserError(f"--seeds={wrong[0]}: must be 0 to {2**32 - 1}")
-    base, rows = read_grid(options.config)
-    wandb = ["--wandb", options.wandb, "--project", options.project]
-    common = [*entry_arguments("--data", options.data), *base, *further]
-    print(f"benchmark: resolving the configurations of {options.config}", file=sys.stderr, flush=True)  # about 1 s each
-    resolve = resolver()
-    lists, seeds = read_tuning(options.config, rows), list(dict.fromkeys(options.seeds))
-    command = shlex.join(["amr", "benchmark", *arguments])
-
-    def planned(rows: Sequence[Row], seeds: Sequence[int], only: Sequence[str] = (), trial: bool = False) -> Grid:
-        cells = make_cells(rows, seeds, common, lambda more: resolve([*more, *wandb]), only)
-        return Grid(cells, options.out, options.jobs, wandb, command, tables=not trial)
-
-    rows = needed(rows, options.only)
-    grids = [planned(rows, seeds, options.only)]  # what is wrong is told before anything is trained
+    try:
+        outcome = benchmark(
+            options.config,
+            options.data,
+            options.out,
+            seeds=options.seeds,
+            jobs=options.jobs,
+            only=options.only,
+            wandb=options.wandb,
+            project=options.project,
+            dry_run=options.dry_run,
+            options=_pairs(further),
+            command=shlex.join(["amr", "benchmark", *arguments]),
+        )
+    except Stopped as stopped:
+        print(f"\nbenchmark: {stopped}", file=sys.stderr)
+        return stopped.status
     if options.dry_run:
-
-        def described(rows: Sequence[Row]) -> Grid:
-            trials = planned(rows, seeds[:1], trial=True)
-            print(f"{trials.describe()}\nof each row's candidates, the one with the best validation accuracy goes on")
-            return trials
-
-        print((planned(tuned(rows, lists, described), seeds, options.only) if lists else grids[-1]).describe())
+        print(outcome.table)
         return 0
+    print(f"\n{outcome.table}\nPage: {options.out / 'report.html'}")
+    for name, reason in outcome.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
-    def trained(grid: Grid) -> Grid:
-        grids.append(grid)
-        if grid.waiting:
-            prepare_stores(grid.waiting)
-        grid.run()
-        return grid
 
-    with locked(options.out, "choose another --out"), _signals():
-        sweep(options.out)
-        (options.out / "cells").mkdir(exist_ok=True)
-        try:
-            if lists:
-                tries = tuned(
-                    rows,
-                    lists,
-                    lambda rows: trained(planned(rows, seeds[:1], trial=True)),
-                    options.out / "tuning.json",
-                )
-                grids.append(planned(tries, seeds, options.only))
-            grid = trained(grids[-1])
-        except _Stopped as stopped:
-            grids[-1].stop()
-            grids[-1].write(page=True)
-            print(f"\nbenchmark: stopped, {grids[-1].status()}; the same command goes on", file=sys.stderr)
-            return 128 + int(stopped.args[0])
-        finally:
-            grids[-1].stop()
-        grid.write(page=True)
-    print(f"\n{(options.out / 'table.md').read_text(encoding='utf-8')}\nPage: {options.out / 'report.html'}")
-    for cell, reason in grid.failed.items():
-        print(f"failed: {cell.name}: {reason} ({grid.log(cell)})", file=sys.stderr)
-    return 1 if grid.failed else 0
+def _pairs(further: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values of arguments like `--data.x 1` and `--data.x=1`; a key without a value is true."""
+    pairs: list[tuple[str, str]] = []
+    for argument in further:
+        if argument.startswith("--"):
+            key, given, value = argument[2:].partition("=")
+            pairs.append((key, value if given else "true"))
+        else:
+            pairs[-1] = pairs[-1][0], argument
+    return pairs
 
 
 @contextmanager
@@ -125,6 +223,9 @@ def _signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)  # what is written now shall not be cut
         raise _Stopped(number)
 
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
     before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, stop)

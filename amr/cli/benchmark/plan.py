@@ -11,6 +11,7 @@ from typing import Any
 
 from amr.cli.benchmark.ensemble import COMBINATIONS
 from amr.utils.errors import UserError
+from amr.utils.names.configs import data_source, find_config
 from amr.utils.readers import YAML_BYTES, parse_yaml, read_text
 
 KEYS = ("base", "unimodal", "ensembles", "methods", "amr", "teachers", "tuning")
@@ -166,9 +167,13 @@ def entry_arguments(where: str, entry: str) -> list[str]:
         if "=" not in entry:
             raise UserError(f"{where}: {entry}: must be --key=value, or a configuration (a file or a name)")
         return [entry]
-    if not Path(entry).is_file():
-        raise UserError(f"{where}: {entry}: no such file (paths are relative to the current folder)")
-    return ["--config", entry]
+    return ["--config", str(find_config(entry, where))]
+
+
+def data_arguments(data: str | Path) -> list[str]:
+    """The data set, as a user names it, as arguments of `amr fit`."""
+    source = data_source(data)
+    return ["--data", source] if isinstance(source, str) else ["--config", str(source)]
 
 
 def needed(rows: Sequence[Row], only: Sequence[str] = ()) -> list[Row]:

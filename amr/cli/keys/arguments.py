@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
-from amr.cli.keys.places import checkpoint_of
 from amr.utils.errors import UserError
+from amr.utils.names.places import checkpoint_of
 
 CHECKPOINT = ("--ckpt_path", "--ckpt")
 

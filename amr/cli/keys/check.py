@@ -1,59 +1,112 @@
 """What of a command line is wrong, told before torch is imported: files, configurations, keys and classes."""
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from amr.cli.keys.schema import Key, Schema, read
 from amr.utils.errors import UserError
-from amr.utils.names.configs import did_you_mean, find_config
+from amr.utils.names.configs import RUN_FOLDERS, data_source, did_you_mean, find_config, shipped
 
 _PLUMBING = ("class_path", "init_args", "dict_kwargs", "help")
 _FLAGS = ("--print_config", "--trust")
+_PREPARE: dict[str, Key] = {
+    "scheduler": {"type": "str | null", "help": "A Dask scheduler's address or JSON file, whose workers decode."},
+    "verify": {"type": "bool", "help": "Only reread the store and compare its checksums."},
+}
 
 
-def check(arguments: list[str]) -> list[str]:
-    """Checks the arguments of `fit` and its like, after the command's name.
+def check(arguments: Sequence[str], *, command: str = "fit") -> list[str]:
+    """Checks the arguments of `fit` and its like, or of `prepare` or `benchmark`, after the command's name.
 
     Args:
         arguments: As typed.
+        command: The command, which decides what keys there are.
 
     Returns:
-        The arguments with every `--config NAME` replaced by the file's path.
+        The arguments with every `--config NAME` replaced by the file's path, and `--data CONFIG` by its section.
 
     Raises:
         UserError: An unknown key or class of amr, a configuration that is not there, or a file with an unknown key.
     """
     schema = read()
-    keys = schema["keys"]
+    keys = {**schema["keys"]}
+    if command == "prepare":
+        keys = {"data": keys["data"], **_PREPARE}
     resolved = with_files(arguments)
-    files = [v for option, v in _options(resolved) if option == "config" and v and not _written_out(v)]
-    contents = [_content(Path(file)) for file in files]
-    foreign = _foreign(resolved, contents)
-    for content, file in zip(contents, files, strict=True):
+    contents: list[tuple[str, dict[str, Any]]] = []
+    for option, value in _options(resolved):
+        if option == "config" and value and not _written_out(value):
+            contents.append((f"{value}: ", _content(Path(value))))
+        elif option == "data" and value and _written_out(value):
+            contents.append(("--", {"data": json.loads(value)}))
+    foreign = _foreign(resolved, [content for _, content in contents])
+    for where, content in contents:
         for key, given in _leaves(content):
-            _check_key(schema, keys, key, given, foreign, f"{file}: ")
+            if command != "prepare" or key.partition(".")[0] == "data":  # a run's configuration has other sections, too
+                _check_key(schema, keys, key, given, foreign, where)
     for option, value in _options(resolved):
         if option != "config":
             _check_key(schema, keys, option, value, foreign, "--")
     return resolved
 
 
-def with_files(arguments: list[str]) -> list[str]:
-    """The arguments with every `--config NAME` replaced by the file's path; one that is written out stays."""
+def with_files(arguments: Sequence[str], folders: Collection[str] = RUN_FOLDERS) -> list[str]:
+    """The arguments with every `--config NAME` replaced by the file's path, and `--data CONFIG` by its section.
+
+    Args:
+        arguments: As typed; a configuration that is written out stays.
+        folders: Where a name that several configurations have is looked for.
+    """
     resolved: list[str] = []
     previous = ""
     for argument in arguments:
         option, has_value, value = argument.partition("=")
         if previous in ("--config", "-c") and not _written_out(argument):
-            resolved.append(str(find_config(argument)))
+            resolved.append(str(find_config(argument, folders=folders)))
         elif option == "--config" and has_value and not _written_out(value):
-            resolved.append(f"--config={find_config(value)}")
+            resolved.append(f"--config={find_config(value, folders=folders)}")
+        elif (
+            previous == "--data"
+            and not _is_class(argument)
+            and (section := data_argument(argument)) != f"--data={argument}"
+        ):
+            resolved[-1] = section
+        elif option == "--data" and has_value and not _is_class(value):
+            resolved.append(data_argument(value))
         else:
             resolved.append(argument)
         previous = argument
     return resolved
+
+
+def data_argument(given: str | Path, where: str = "--data") -> str:
+    """`--data` for a configuration's file or name, with the section that the file has, or for a class.
+
+    Raises:
+        UserError: It is none of them, or the file has no `data` section.
+    """
+    source = data_source(given, where)
+    if isinstance(source, str):
+        return f"--data={source}"
+    content = _content(source)
+    section = content if "class_path" in content else content.get("data")
+    if not isinstance(section, dict):
+        raise UserError(f"{where}={given}: must be a configuration with a `data` section")
+    return f"--data={json.dumps(section, default=str)}"
+
+
+def _is_class(value: str) -> bool:
+    """Whether a value of `--data` is for the parser as it is: a class, whatever its name, null, or a mapping."""
+    known = {path.rpartition(".")[2] for path in read()["keys"]["data"].get("classes", [])}
+    return value in known or value == "null" or _written_out(value) or _is_unknown_class(value)
+
+
+def _is_unknown_class(value: str) -> bool:
+    """Whether a value can only be a class by its bare name, of which it is said later what is near."""
+    return value.isidentifier() and not any(full.partition("/")[2] == value for full in shipped())
 
 
 def _written_out(value: str) -> bool:
@@ -122,6 +175,8 @@ def _check_key(schema: Schema, keys: Mapping[str, Key], option: str, value: Any,
         taken += name.split(".")
         words = words[len(name.split(".")) :]
         key = keys[name]
+        if not words:
+            _check_choice(key, ".".join(taken), value, where)
         if not key.get("classes"):  # a plain value, or a class of another package: what is below is its own affair
             return
         if key.get("nested") == "dict" and words:  # a modality's name
@@ -136,7 +191,18 @@ def _check_key(schema: Schema, keys: Mapping[str, Key], option: str, value: Any,
         if not words:
             _check_class(key, ".".join(taken), value, where)
             return
-        keys = {k: v for path in key["classes"] for k, v in schema["classes"][path]["keys"].items()}
+        keys = _keys_of([schema["classes"][path]["keys"] for path in key["classes"]])
+
+
+def _keys_of(classes: Sequence[Mapping[str, Key]]) -> dict[str, Key]:
+    """The keys that any of several classes has; where these differ in a key's choices, any value may be right."""
+    keys: dict[str, Key] = {}
+    for given in classes:
+        for name, key in given.items():
+            if name in keys and keys[name].get("choices") != key.get("choices"):
+                key = {**key, "choices": []}
+            keys[name] = key
+    return keys
 
 
 def _longest(keys: Mapping[str, Key], words: list[str]) -> str | None:
@@ -160,6 +226,13 @@ def _unknown(keys: Mapping[str, Key], taken: list[str], words: list[str], where:
     raise UserError(f"{where}{full}: unknown key{hint or '; must be one of ' + ', '.join(siblings)}")
 
 
+def _check_choice(key: Key, name: str, value: Any, where: str) -> None:
+    """Raises where a value is none of a key's few."""
+    choices = key.get("choices")
+    if choices and isinstance(value, str) and value not in choices:
+        raise UserError(f"{where}{name}={value}: must be one of {', '.join(choices)}{did_you_mean(value, choices)}")
+
+
 def _check_class(key: Key, name: str, value: Any, where: str) -> None:
     """Raises where a value names a class that amr does not have."""
     if isinstance(value, Mapping):
@@ -171,5 +244,6 @@ def _check_class(key: Key, name: str, value: Any, where: str) -> None:
         return
     short = value.rpartition(".")[2]
     if short not in known and not value.endswith((".yaml", ".yml")) and not Path(value).exists():
-        hint = did_you_mean(short, known)
+        configs = [full.partition("/")[2] for full in shipped() if full.startswith("data/")] if name == "data" else []
+        hint = did_you_mean(short, [*known, *configs])
         raise UserError(f"{where}{name}={value}: no such class{hint}; must be one of {', '.join(known.values())}")

@@ -6,11 +6,13 @@
 import json
 import re
 import sys
+import types
 import typing
 from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+UNIONS = (typing.Union, types.UnionType)
 FILE = Path(__file__).with_name("schema.json")
 _OURS = {  # in place of Lightning's texts, which speak of what is not there
     "seed_everything": "Seed of every random choice of the run, data included.",
@@ -29,6 +31,7 @@ class Key(TypedDict):
         help: One sentence or more.
         classes: Classes of amr that its value may be, by their public path.
         nested: `dict` or `list` where the value holds several such classes.
+        choices: All its values, where they are few.
         foreign: Whether classes of other packages may be its value, too.
     """
 
@@ -37,6 +40,7 @@ class Key(TypedDict):
     default: NotRequired[str]
     classes: NotRequired[list[str]]
     nested: NotRequired[str]
+    choices: NotRequired[list[str]]
     foreign: NotRequired[bool]
 
 
@@ -87,6 +91,8 @@ def _key(action: Any, classes: dict[str, Built]) -> Key:
     key: Key = {"type": _type_name(hint), "help": _OURS.get(action.dest) or _one_line(action.help)}
     if action.required is not True and action.default != "==SUPPRESS==":
         key["default"] = _default(action.default)
+    if choices := _choices(hint):
+        key["choices"] = choices
     bases, nested = _bases(hint)
     if bases:
         found = sorted({path for base in bases for path in _subclasses(base)})
@@ -123,6 +129,15 @@ def _resolve(path: str) -> type:
     module, _, name = path.rpartition(".")
     found: type = getattr(__import__(module, fromlist=[name]), name)
     return found
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values of a `Literal`, or of one that may be null; none of any other type."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return ["null" if value is None else str(value) for value in arguments]
+    parts = [["null"] if part is type(None) else _choices(part) for part in arguments]
+    return [value for part in parts for value in part] if typing.get_origin(hint) in UNIONS and all(parts) else []
 
 
 def _bases(hint: Any) -> tuple[list[type], str]:

@@ -25,7 +25,7 @@ class Plan:
     Args:
         checkpoint: A checkpoint of a run.
         out: Folder for the results.
-        data: A configuration with a `data` section; None for the run's own.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
         split: Whose clips.
         clips: Clips that are explained, at least 2, for EMAP pairs them.
         classes: Classes that each clip is explained for, at least 1.
@@ -39,7 +39,7 @@ class Plan:
 
     checkpoint: Path
     out: Path
-    data: Path | None = None
+    data: str | Path | None = None
     split: Literal["train", "val", "test"] = "test"
     clips: int = 50
     classes: int = 3

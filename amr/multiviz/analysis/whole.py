@@ -15,6 +15,7 @@ from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.plan import STAGES, Plan
 from amr.utils.errors import UserError
 from amr.utils.files import locked, sweep
+from amr.utils.names.places import checkpoint_of
 from amr.utils.trust import only_trusted, trusting
 
 
@@ -35,9 +36,9 @@ def analyze(
     """Analyses a checkpoint: predictions, representations, errors, maps of clips, trust, a simulated user, selection.
 
     Args:
-        checkpoint: A checkpoint of a run.
+        checkpoint: A run's folder, or a checkpoint of it.
         out: Folder for the results. One that holds a part of the same analysis is completed.
-        data: A configuration with a `data` section; None for the run's own.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
         split: Whose clips.
         clips: Clips that are explained, at least 2.
         classes: Classes that each clip is explained for, at least 1.
@@ -56,12 +57,11 @@ def analyze(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise UserError(f"stages={unknown[0]!r}: must be one of {', '.join(STAGES)}")
-    given = None if data is None else Path(data)
-    plan = Plan(Path(checkpoint), Path(out), given, split, clips, classes, units, seed, samples)
+    plan = Plan(checkpoint_of(checkpoint), Path(out), data, split, clips, classes, units, seed, samples)
     with locked(plan.out, "choose another --out"):
         sweep(plan.out)
         # A configuration that the user names is as if typed; the run's own may be a stranger's.
-        with trusting(trust), nullcontext() if given else only_trusted():
+        with trusting(trust), only_trusted() if data is None else nullcontext():
             analysis = Analysis.open(plan)
         for stage in STAGES:
             if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):

@@ -1,13 +1,16 @@
 """The configurations that come with amr, found by name from any folder."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
 from amr.utils.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
+RUN_FOLDERS = ("data", "model", "trainer", "methods")
+"""Folders of the configurations that `amr fit` takes."""
 
 
 def config_folder() -> Path:
@@ -30,7 +33,7 @@ def shipped() -> dict[str, Path]:
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob("*/*.yaml"))}
 
 
-def find_config(given: str, where: str = "--config") -> Path:
+def find_config(given: str | Path, where: str = "--config", folders: Collection[str] = RUN_FOLDERS) -> Path:
     """The file that a user means by a path or a name.
 
     A file of that path comes first. A name is `methods/amr`, or `amr` where no other folder has one. The path of a file
@@ -39,6 +42,7 @@ def find_config(given: str, where: str = "--config") -> Path:
     Args:
         given: What the user wrote.
         where: What a message begins with.
+        folders: Where a name that several configurations have is looked for.
 
     Raises:
         UserError: There is no such file and no such name, or several configurations have it.
@@ -53,6 +57,7 @@ def find_config(given: str, where: str = "--config") -> Path:
     if name in known:
         return known[name]
     matches = [full for full in known if full.partition("/")[2] == name]
+    matches = [full for full in matches if full.partition("/")[0] in folders] or matches
     if len(matches) == 1:
         return known[matches[0]]
     if matches:
@@ -63,6 +68,25 @@ def find_config(given: str, where: str = "--config") -> Path:
     raise UserError(
         f"{where}={given}: no such file, and no configuration of amr has this name{hint}; amr configs lists them"
     )
+
+
+def data_source(given: str | Path, where: str = "--data") -> Path | str:
+    """What a user means by data: a configuration's file, or the import path of a class.
+
+    Args:
+        given: A configuration's file or name, such as `synthetic`, or a class's import path.
+        where: What a message begins with.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    is_path = Path(given).expanduser().is_file() or str(given).endswith(SUFFIXES)
+    if not is_path and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", str(given)):
+        return str(given)
+    try:
+        return find_config(given, where, ("data",))
+    except UserError as error:
+        raise UserError(f"{error}; must be a class, or a configuration's file or name") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -53,6 +53,9 @@ MOVED = {
 
 FUNCTIONS = {
     "amr.analyze": "amr.multiviz.analysis.whole.analyze",
+    "amr.benchmark": "amr.cli.benchmark.command.benchmark",
+    "amr.dashboard": "amr.report.dashboard.dashboard",
+    "amr.demo": "amr.cli.demo.demo",
     "amr.compare": "amr.report.compare",
     "amr.export": "amr.exporting.export",
 }
