@@ -251,7 +251,7 @@ def test_validation_chooses_each_rows_candidate_and_its_trial_is_the_first_seeds
     }
     tuning = {"all": [[], ["--lr=1"], ["--lr=2"]], "umt": [[], ["--lr=1", "--w=1"], ["--w=2"]]}
     file = write_grid(tmp_path, **keys, tuning=tuning)
-    command = ["benchmark", "--config", str(file), "--data", str(file), "--out", str(tmp_path / "out"), "--jobs", "4"]
+    command = ["benchmark", "--config", str(file), "--data", "synthetic", "--out", str(tmp_path / "out"), "--jobs", "4"]
     assert main([*command, "--seeds", "0", "1"]) == 0
     trials = {f"{name}.{n}-s0" for name in ("audio", "video", "naive", "umt") for n in range(3)}
     assert set(started) == trials | {"audio-s1", "video-s1", "naive-s1", "umt-s1"}
