@@ -1,13 +1,11 @@
-"""What goes wrong, on purpose: callbacks that break a run, and a process that starts many runs cheaply."""
+"""What goes wrong, on purpose: callbacks that break a run, and processes that run many commands cheaply."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.processes import warm
 
 
 class At(pl.Callback):
@@ -142,39 +141,25 @@ def environment(**more: str) -> dict[str, str]:
     return {**own, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
 
 
-@contextmanager
-def held_by_another(folder: Path, *, beside: bool = False) -> Iterator[int]:
-    """Another process, whose id this gives, holds a folder's lock."""
-    code = "import sys; from pathlib import Path; from amr.utils.files import locked\n"
-    code += f"with locked(Path(sys.argv[1]), 'wait', beside={beside}): "
-    command = [sys.executable, "-c", f"{code}print('held', flush=True); sys.stdin.read()", str(folder)]
-    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        yield process.pid
-
-
 def run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path, **more: str) -> Any:
-    """Runs chains of commands, each command in a process of its own, forked from one that has imported everything.
+    """Runs chains of commands, each command in a process of its own, forked from one that has run the first already.
+
+    What the first run of a process takes longer, all others need not.
 
     Returns:
         A list a chain of (exit status, or minus the signal that ended it; what was written to stderr).
     """
-    (folder / "chains.json").write_text(json.dumps(chains))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", str(folder)],
-        env=environment(**more),
-        cwd=REPOSITORY,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    process = warm().Process(target=_run_each, args=(chains, folder, environment(**more)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (folder / "warm").read_text()[-3000:]
     return json.loads((folder / "outcomes.json").read_text())
 
 
-def _main(folder: Path) -> None:
+def _run_each(chains: Sequence[Sequence[Sequence[str]]], folder: Path, variables: dict[str, str]) -> None:
     from amr.cli import main
 
-    def outcome(arguments: list[str]) -> tuple[int, str]:
+    def outcome(arguments: Sequence[str]) -> tuple[int, str]:
         errors = folder / "stderr"
         if (child := os.fork()) == 0:
             os.dup2(os.open(errors, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
@@ -191,11 +176,10 @@ def _main(folder: Path) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return status, errors.read_text()
 
-    chains = json.loads((folder / "chains.json").read_text())
-    warm = [*chains[0][0], "--name", "warm", "--trainer.fast_dev_run", "true"]
-    assert main(warm) == 0  # what the first run of a process takes longer, all others need not
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(REPOSITORY)
+    for stream in (1, 2):
+        os.dup2(os.open(folder / "warm", os.O_CREAT | os.O_APPEND | os.O_WRONLY), stream)
+    assert main([*chains[0][0], "--name", "warm", "--trainer.fast_dev_run", "true"]) == 0
     (folder / "outcomes.json").write_text(json.dumps([[outcome(command) for command in chain] for chain in chains]))
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

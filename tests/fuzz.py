@@ -1,14 +1,13 @@
 """Files with faults, read by another process: a signal or a hang is that process's, and its memory is counted."""
 
 import contextlib
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from amr.utils.errors import UserError
-from tests.processes import peak_memory
+from tests.processes import peak_memory, warm
 
 PATIENCE = 120
 """Seconds after which a file that has not been read is a hang."""
@@ -20,11 +19,11 @@ def outcomes(read: Callable[[Path], str], good: Path, files: Sequence[Path]) -> 
     """What becomes of each file: `value X`, `line X` for a `UserError` of one line, or `fault X` for anything else.
 
     Args:
-        read: A function of a module, which a spawned process can import.
+        read: A function of a module, which another process can import.
         good: A sound file, read first, so that imports do not count as growth.
         files: The files. After a signal or a hang the rest is not read.
     """
-    context = multiprocessing.get_context("spawn")
+    context = warm()
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_read_all, args=(read, good, list(files), theirs), daemon=True)
     child.start()

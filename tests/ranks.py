@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import multiprocessing
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from amr.classifier import FusionClassifier
 from amr.encoders.base import Encoder
+from tests.processes import warm
 
 T = TypeVar("T")
 
@@ -60,11 +60,9 @@ def fit_on(world: int, model: FusionClassifier, data: pl.LightningDataModule, **
 def on_one_and_two_ranks(train: Callable[[int, str], T], cases: Iterable[str]) -> dict[str, tuple[T, T, T]]:
     """What `train(world, case)` returns: of this process alone, and of each of two, launched as torchrun does.
 
-    They are forked from a process that has imported everything and lives as long as this one. `train` is a module's
-    function, and what it returns is tensors and numbers in tuples and dicts.
+    `train` is a module's function, and what it returns is tensors and numbers in tuples and dicts.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training"])
+    context = warm()
     port, cases = free_port(), list(cases)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -12,7 +12,7 @@ import amr
 from amr.cli import fit as fit_module
 from amr.cli import main
 from amr.utils.errors import UserError
-from tests.faults import held_by_another
+from tests.processes import other_process_holds
 
 QUIET = {"wandb": "disabled", "trainer.max_epochs": 1}
 
@@ -75,7 +75,7 @@ def test_a_teacher_is_a_runs_folder(trained: Path) -> None:
 
 def test_an_export_is_alone_in_its_folder_and_leaves_no_lock(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
-    with held_by_another(out, beside=True), pytest.raises(UserError, match="is in use by process"):
+    with other_process_holds(out, beside=True), pytest.raises(UserError, match="is in use by process"):
         amr.export(trained, out, format="torch")
     assert amr.export(trained, out, format="torch") == ["model.pt2"]
     assert not [path.name for path in (*out.iterdir(), *tmp_path.iterdir()) if "lock" in path.name]

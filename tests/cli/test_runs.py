@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import WandbLogger
 from amr.callbacks.tables import log_table
 from amr.cli import main
 from amr.utils.distributed import is_first_process
-from tests.faults import held_by_another
+from tests.processes import other_process_holds
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,7 +30,7 @@ def refusal(capsys: Any) -> str:
 def test_a_second_fit_is_refused_while_the_first_is_at_work(
     command: list[str], more: list[str], tmp_path: Path, capsys: Any
 ) -> None:
-    with held_by_another(tmp_path / "same") as process:
+    with other_process_holds(tmp_path / "same") as process:
         assert main([*command, *more]) == 2
         assert f"same is in use by process {process} on " in refusal(capsys)
         assert [path.name for path in (tmp_path / "same").iterdir()] == [".lock"]

@@ -224,7 +224,7 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
 def test_damaged_files_are_refused_or_what_they_were(good: Path, tmp_path: Path) -> None:
     draw, data, files = random.Random(13), good.read_bytes(), []
     ends = len(data) - 4000  # the archive's directory, and the pickle at the beginning, are small: aim at them, too
-    for i in range(180):
+    for i in range(120):
         region = draw.choice([slice(0, 6000), slice(ends, None), slice(None)])
         fault = bytearray(data)
         fault[region] = mutated(data[region], draw)
@@ -233,7 +233,7 @@ def test_damaged_files_are_refused_or_what_they_were(good: Path, tmp_path: Path)
     found = outcomes(read, good, files)
     assert [line for line in found if line.startswith("fault")] == []
     assert {line for line in found[:-1] if line.startswith("value")} <= {f"value {read(good)}"}
-    assert len([line for line in found if line.startswith("line")]) > 100
+    assert len([line for line in found if line.startswith("line")]) > 60
 
 
 JUNK: tuple[Any, ...] = (
@@ -253,7 +253,7 @@ def test_fields_of_any_kind_are_refused_in_one_line(good: Path, tmp_path: Path) 
     draw, base, files = random.Random(14), content(), []
     of_amr = [place for place in places(base["amr"], ("amr",)) if len(place) > 0]
     others = [place for place in places(base) if place and place[0] != "amr"]
-    for i in range(120):
+    for i in range(72):
         given = copy.deepcopy(base)
         *path, last = draw.choice(of_amr if i % 3 else others)
         parent: Any = given
@@ -267,4 +267,4 @@ def test_fields_of_any_kind_are_refused_in_one_line(good: Path, tmp_path: Path) 
         torch.save(given, files[-1])
     found = outcomes(read, good, files)
     assert [line for line in found if line.startswith("fault")] == []
-    assert len([line for line in found if line.startswith("line")]) > 50
+    assert len([line for line in found if line.startswith("line")]) > 30
