@@ -46,7 +46,7 @@ def checked(method: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         source: Any = args[0]
-        with reading(source.folder, ALLOWED):
+        with reading(source.folder, ALLOWED), np.errstate(over="raise"):  # a number that no float32 holds
             return method(*args, **kwargs)
 
     return wrapped
