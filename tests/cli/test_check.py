@@ -1,6 +1,7 @@
 """What is told of a wrong command line, without torch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from amr.cli import main
 from amr.cli.keys import schema
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
+from amr.cli.main import COMMANDS
 from amr.utils.errors import UserError
 from amr.utils.names.configs import shipped
 from amr.utils.names.places import checkpoint_of
+from tests.conftest import REPOSITORY
 
 
 def test_the_schema_is_that_of_the_code() -> None:
@@ -138,9 +141,72 @@ def test_neither_help_nor_checks_import_torch() -> None:
 import sys, json
 from amr.cli.keys.check import check
 from amr.cli.keys.help import text
+from amr.cli.main import COMMANDS
 text("fit"); check(["--config", "amr", "--trainer.max_epochs", "1"])
 heavy = ("torch", "pytorch_lightning", "jsonargparse", "pyarrow", "matplotlib")
 print(json.dumps([m for m in heavy if m in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+MISTAKES = (
+    "fit --model.zzz 1",
+    "fit --wandb onlin",
+    "fit --config nope",
+    "fit --data synthetik",
+    "validate runs/nope",
+    "test --ckpt_path nope.ckpt",
+    "predict --ckpt nope",
+    "prepare --data Nope",
+    "prepare --config nope",
+    "prepare --data synthetic --data.task nope",
+    "prepare --verifi true",
+    "benchmark --config nope --data synthetic --out x",
+    "benchmark --config table1 --data nope --out x",
+    "benchmark --config table1 --data synthetic --out x --only nope",
+    "benchmark --config table1 --data synthetic --out x --trainer.max_epoch 3",
+    "benchmark --config table1 --data synthetic --out x --wandb onlin",
+    "compare nowhere",
+    "compare nowhere --oot x",
+    "analyze runs/nope --out x",
+    "analyze --split zz --out x",
+    "export runs/nope --out x",
+    "export --format z --out x",
+    "site nowhere --out x",
+    "agreement nowhere.json nor.json",
+    "dashboard --zzz",
+    "demo --oot x",
+    "demo --epochs 0",
+    "configs copy nope",
+    "configs lisst",
+    "completion zz",
+    "ensemble nope.ckpt nor.ckpt --out x",
+    "fitt",
+)
+
+
+def test_no_command_imports_torch_before_a_mistake_is_told(tmp_path: Path) -> None:
+    assert {line.split()[0] for line in MISTAKES} >= set(COMMANDS)
+    code = """
+import contextlib, io, json, sys
+from amr.cli import main
+for line in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(line.split())
+    print(json.dumps([line, status, said.getvalue(), "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(MISTAKES),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line for line, *_ in told] == list(MISTAKES)
+    for line, status, said, torch_is_there in told:
+        assert (status, said.count("\n"), torch_is_there) == (2, 1, False), (line, said)
+    assert list(tmp_path.iterdir()) == []

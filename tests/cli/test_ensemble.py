@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_named(runs: Path, tmp_path: Path, capsys: Any) -> 
 
     assert "must be two runs at least" in refused(runs / "audio")
     assert "'audio' is there already; must be of another modality" in refused(runs / "audio", runs / "audio")
-    assert "RUN=nope: does not exist" in refused(runs / "audio", "nope")
+    assert "RUN=nope does not exist" in refused(runs / "audio", "nope")
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
     (other / "checkpoints/best.ckpt").hardlink_to(runs / "video/checkpoints/best.ckpt")

@@ -9,6 +9,8 @@ from typing import Any
 
 from amr.cli.parser import Parser
 from amr.utils.errors import UserError
+from amr.utils.names.configs import data_source
+from amr.utils.names.places import checkpoint_of
 from amr.utils.trust import TRUST
 
 COMBINATIONS = ("logits", "log_probabilities", "probabilities")
@@ -27,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run or a checkpoint of one modality, two at least")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new run's folder")
     parser.add_argument("--combination", choices=COMBINATIONS, default="logits", help="what is added (logits)")
-    parser.add_argument("--data", type=Path, help="a configuration with a `data` section (the runs' own)")
+    parser.add_argument(
+        "--data", metavar="CONFIG", help="other data than the runs' own: a configuration's file or name, or a class"
+    )
     parser.add_argument("--test", choices=("yes", "no"), default="yes", help="whether to measure it, too (yes)")
     parser.add_argument("--wandb", choices=("offline", "online", "disabled"), default="offline", help="W&B's mode")
     parser.add_argument("--project", default="amr", help="W&B project (amr)")
@@ -81,7 +85,8 @@ def ensemble(
         out: The new run's folder.
         combination: `logits` or `log_probabilities`: they are added, with the same prediction; `probabilities`: their
             mean.
-        data: A configuration with a `data` section; None for the runs' own with all their modalities.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the runs' own with all
+            their modalities.
         test: Whether to validate and test it, too.
         wandb: W&B's mode for the test's record: `offline`, `online` or `disabled`.
         project: W&B project.
@@ -93,19 +98,23 @@ def ensemble(
     Raises:
         UserError: The runs are not of one modality each, do not fit together, or the folder holds a run already.
     """
+    folder = Path(out)
+    if combination not in COMBINATIONS:
+        raise UserError(f"combination={combination}: must be one of {', '.join(COMBINATIONS)}")
+    paths = [checkpoint_of(given, "RUN") for given in runs]
+    if data is not None:
+        data_source(data)
+
     from amr.cli import fit
     from amr.utils.checkpoints import AtomicCheckpointIO
     from amr.utils.files import locked, write_text
     from amr.utils.parser import dump_yaml
     from amr.utils.trust import trusting
 
-    folder = Path(out)
-    if combination not in COMBINATIONS:
-        raise UserError(f"combination={combination}: must be one of {', '.join(COMBINATIONS)}")
     with trusting(trust):
-        members = [_Member(given) for given in runs]
+        members = [_Member(path) for path in paths]
         _check_together(members)
-        config = _config(members, combination, Path(data) if data else None)
+        config = _config(members, combination, data)
         checkpoint = _checkpoint(members, config["model"])
         with locked(folder, "choose another --out"):
             if (folder / "run.json").exists():
@@ -126,8 +135,7 @@ def ensemble(
 class _Member:
     """One unimodal run: its checkpoint, configuration and facts, checked."""
 
-    def __init__(self, given: str | Path) -> None:
-        from amr.cli.keys.places import checkpoint_of
+    def __init__(self, path: Path) -> None:
         from amr.load import ARCHITECTURE, read_config
         from amr.utils.checkpoints import read_checkpoint
         from amr.utils.files import run_folder
@@ -135,7 +143,7 @@ class _Member:
         from amr.utils.readers import read_object
         from amr.utils.trust import check
 
-        self.path = checkpoint_of(given, "RUN")
+        self.path = path
         self.content = read_checkpoint(self.path)
         facts = self.content["amr"]
         if len(facts["modalities"]) != 1:
@@ -179,7 +187,7 @@ def _check_together(members: Sequence[_Member]) -> None:
                 raise UserError(f"{member.path}: must have the {key} of {first.path}")
 
 
-def _config(members: Sequence[_Member], combination: str, data: Path | None) -> dict[str, Any]:
+def _config(members: Sequence[_Member], combination: str, data: str | Path | None) -> dict[str, Any]:
     """The first run's configuration with all members' encoders and heads, and data of all their modalities."""
     from amr.classifier import method_slots
     from amr.load import data_section
