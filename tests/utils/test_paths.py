@@ -82,23 +82,23 @@ def place(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_commands_work_from_another_folder(
-    place: Path, moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands_work_from_another_folder_and_after_a_move(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    if moved:
-        monkeypatch.chdir(tmp_path)
-        place = place.rename(tmp_path / "moved")
-    monkeypatch.chdir(here)
-    checkpoint = Path(os.path.relpath(place / "runs/run/checkpoints/best.ckpt"))
-    stores = [path.name for path in (place / "stores").iterdir()]
-    assert len(stores) == 1
-    for command in (["test"], ["predict"]):
-        assert main([*command, "--ckpt_path", str(checkpoint)]) == 0
-    assert list(here.iterdir()) == []  # neither clips nor a store were made a second time
-    section = data_section(checkpoint)["init_args"]
-    assert (section["root"], section["store"]) == (str(place / "clips"), str(place / "stores" / stores[0]))
-    assert main(["export", "--ckpt", str(checkpoint), "--out", "exported"]) == 0
+    for command in ("test", "predict", "export"):
+        if command == "export":
+            monkeypatch.chdir(tmp_path)
+            place = place.rename(tmp_path / "moved")
+        monkeypatch.chdir(here)
+        checkpoint = Path(os.path.relpath(place / "runs/run/checkpoints/best.ckpt"))
+        (store,) = (path.name for path in (place / "stores").iterdir())
+        section = data_section(checkpoint)["init_args"]
+        assert (section["root"], section["store"]) == (str(place / "clips"), str(place / "stores" / store))
+        options = ["--ckpt", str(checkpoint), "--out", "exported"] if command == "export" else []
+        assert main([command, *(options or ["--ckpt_path", str(checkpoint)])]) == 0
+        assert list(here.iterdir()) == ([here / "exported"] if options else [])  # no clips or store a second time
+    assert main(["test", "--ckpt_path", str(checkpoint)]) == 0
+    assert [path.name for path in here.iterdir()] == ["exported"]
     assert (here / "exported/model.onnx").is_file()
