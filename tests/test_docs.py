@@ -315,15 +315,23 @@ def _scripts_noted(text: str) -> str:
 # -------------------------------------------------------------------------------------------------- what commands do
 
 
+def _without_run(arguments: list[str]) -> list[str]:
+    """The arguments of `analyze` or `export` without the run, for another is given instead."""
+    at = arguments.index("--ckpt") if "--ckpt" in arguments else None
+    return arguments[1:] if at is None else [*arguments[:at], *arguments[at + 2 :]]
+
+
 def amr(story: Story, arguments: list[str], parse_only: bool) -> None:
     command, *rest = arguments
     rest = [word for argument in rest for word in (story.world.dots(command) if argument == "..." else [argument])]
     line = " ".join([command, *rest])
-    for run in re.findall(r"\bruns/[\w+-]+(?=/checkpoints| |$)", line):
+    for run in re.findall(r"\bruns/[\w+-]+(?=/checkpoints|[ ,}]|$)", line):
         story.trained(run)
     if not parse_only:
         added = " ".join(more for pattern, more in LIMITS if re.fullmatch(pattern, line))
         limits = added.replace("SMALL", str(story.world.checkpoint)).split()
+        if "SMALL" in added:
+            rest = _without_run(rest)
         if command == "fit" and "--name" not in rest:  # of two on a page, both are run
             limits += ["--name", f"run{len(list(Path('runs').glob('run*')))}"]
         assert main([command, *rest, *limits]) == 0, shlex.join(["amr", *arguments])
