@@ -158,7 +158,7 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
     section = {key: written[key] for key in ARCHITECTURE if written.get(key) is not None}
     if not isinstance(section.get("encoders"), dict) or not section["encoders"]:
         raise UserError("checkpoint: model.encoders names no encoder")
-    if written is facts.get("built"):
+    if not facts.get("model"):
         _check_described(written)
     if list(section["encoders"]) != facts["modalities"]:
         raise UserError("checkpoint: model.encoders and its list of modalities differ")
@@ -184,7 +184,7 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint: its model cannot be built: {type(error).__name__}: {reason}") from error
         check_same_architecture(empty.state_dict(), weights)
-        if written is facts.get("built"):
+        if not facts.get("model"):
             _check_layers(empty, facts.get("layers"))
         model = _assembled(parser.instantiate_classes(config).model)
     model.section = described
