@@ -1,12 +1,14 @@
 """`import amr`: its names, how little it loads, and the names of version 0.1."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import amr
 from amr.utils.names.moved import MOVED, current
@@ -63,6 +65,29 @@ def test_the_command_finds_a_class_in_the_current_folder(tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stdout.split()) == (0, [amr.__version__, "imported"]), done.stderr
+
+
+def test_the_installed_command_builds_extendings_method_from_any_folder(tmp_path: Path) -> None:
+    """The first example of docs/extending.md, in a folder of its own, by the installed script."""
+    script = Path(sys.executable).with_name("amr")
+    if not script.is_file():
+        pytest.skip(f"{script} is not there: amr is not installed beside this Python")
+    page = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
+    for name, block in re.findall(r"```\w+\n# (norm_penalty\.\w+)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(block)
+    files = ["model/small", "norm_penalty.yaml", "amr"]
+    configs = [word for file in files for word in ("--config", file)]
+    done = subprocess.run(
+        [str(script), "fit", "--data", "synthetic", *configs, "--print_config"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)
+    assert resolved["data"]["class_path"] == "amr.datamodules.Synthetic"
+    assert resolved["model"]["extra"] == [{"class_path": "norm_penalty.NormPenalty", "init_args": {"weight": 0.001}}]
 
 
 def test_python_m_amr_is_the_command() -> None:
