@@ -220,12 +220,12 @@ def _check_skeleton(model: FusionModel, facts: Mapping[str, Any]) -> None:
     """Raises `UserError` unless a model has a checkpoint's modalities, in its order, and classes."""
     if list(model.modalities) != facts["modalities"]:
         raise UserError(
-            f"model={type(model).__name__}: its modalities are {', '.join(model.modalities)}; needed are the file's, "
+            f"model={type(model).__name__}: its modalities are {', '.join(model.modalities)}; must be the file's, "
             f"{', '.join(facts['modalities'])}, in this order"
         )
     if model.head.num_classes != facts["num_classes"]:
         raise UserError(
-            f"model={type(model).__name__}: it has {model.head.num_classes} classes; needed are the file's "
+            f"model={type(model).__name__}: it has {model.head.num_classes} classes; must be the file's "
             f"{facts['num_classes']}"
         )
 

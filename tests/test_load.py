@@ -212,7 +212,7 @@ def test_a_module_of_the_users_needs_a_skeleton(lightning: bool, tmp_path: Path)
     ("options", "message"),
     [
         ({"fusion": Gated}, "of another architecture, it lacks head."),
-        ({"modalities": ("video", "audio")}, "its modalities are video, audio; needed are the file's, audio, video"),
+        ({"modalities": ("video", "audio")}, "its modalities are video, audio; must be the file's, audio, video"),
         ({"modalities": ("audio",)}, "its modalities are audio; needed"),
         ({"encoder": lambda: Linear(6, 4)}, "of another architecture, "),
     ],
