@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from amr.cli.benchmark.grid import Grid
 from amr.cli.benchmark.plan import Row, data_arguments, make_cells, needed, read_grid
+from amr.cli.benchmark.possible import check_cells
 from amr.cli.benchmark.resolve import prepare_stores, resolver
 from amr.cli.benchmark.tuning import read_tuning, tuned
 from amr.cli.keys.check import check
@@ -103,9 +104,13 @@ def benchmark(
 
     def planned(rows: Sequence[Row], seeds: Sequence[int], only: Sequence[str] = (), trial: bool = False) -> Grid:
         cells = make_cells(rows, seeds, common, lambda more: resolve([*more, *mode]), only)
+        check_cells(cells)
         return Grid(cells, out, jobs, mode, command, tables=not trial)
 
-    grids = [planned(rows, seeds, only)]  # what is wrong is told before anything is trained
+    # What is wrong is told before anything is trained.
+    grids = [planned(rows, seeds, only)]
+    if lists and not dry_run:
+        tuned(rows, lists, lambda rows: planned(rows, seeds[:1], trial=True))
     if dry_run:
         texts = []
 

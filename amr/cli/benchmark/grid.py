@@ -19,12 +19,13 @@ from amr.cli.benchmark.cell import cell_process, forkserver
 from amr.cli.benchmark.machine import cores, machine
 from amr.cli.benchmark.plan import Cell, teachers_argument
 from amr.cli.benchmark.times import busy_seconds, duration, time_left
-from amr.report import read_run, table_text, write_report, write_results
+from amr.report import Run, read_run, table_text, write_report, write_results
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
 from amr.utils.readers import read_object
 from amr.utils.trust import packages
 
+SELDOM = 20.0  # times as long as it takes to write the table, until it is written again
 GRACE = 20.0  # seconds for a cell's step and its checkpoint, when the grid is stopped
 
 
@@ -55,6 +56,13 @@ class Grid:
         self.trust = [
             f"--trust={name}" for name in sorted(set().union(*(packages(cell.config) for cell in self.cells)))
         ]
+        # The cells' runs, whatever their rows were called when they began.
+        begun = {path.name.rpartition("-")[2]: path for path in sorted((out / "runs").glob("*-*"), reverse=True)}
+        runs = {cell: out / "runs" / f"{cell.name}-{cell.hash[:8]}" for cell in self.cells}
+        self._folders = {cell: begun.get(cell.hash[:8], folder) for cell, folder in runs.items()}
+        self._runs: dict[Cell, Run] = {}
+        self._written = self._cost = 0.0  # when the table was written last, and the seconds that it took
+        self._is_behind = False  # whether a cell has finished since
         self.records = {cell: record for cell in self.cells if (record := self._record(cell))}
         self.failed: dict[Cell, str] = {}
         self.running: dict[Cell, tuple[ForkServerProcess, float]] = {}
@@ -66,9 +74,8 @@ class Grid:
         return [c for c in self.cells if not (c in self.records or c in self.failed or c in self.running)]
 
     def folder(self, cell: Cell) -> Path:
-        """The cell's run, whatever its row was called when it began."""
-        runs, short = self.out / "runs", cell.hash[:8]
-        return next(iter(sorted(runs.glob(f"*-{short}"))), runs / f"{cell.name}-{short}")
+        """The cell's run."""
+        return self._folders[cell]
 
     def best(self, cell: Cell) -> Path:
         """The checkpoint that is tested, and that teaches."""
@@ -144,6 +151,8 @@ class Grid:
             if sys.stderr.isatty():
                 self._say(self.status())
             time.sleep(0.2)
+        if self._is_behind:
+            self._write_or_say()
 
     def _start(self, cell: Cell) -> None:
         self.log(cell).parent.mkdir(parents=True, exist_ok=True)
@@ -157,15 +166,20 @@ class Grid:
         if record := self._record(cell):  # the exit status may be 0 without, after a signal
             self.records[cell] = record
             self._say(f"{cell.name} finished in {seconds:.0f} s; {self.status()}", last=True)
-            try:
-                self.write()
-            except UserError as error:
-                self._say(str(error), last=True)
+            self._is_behind = True
+            if time.monotonic() - self._written >= SELDOM * self._cost:
+                self._write_or_say()
             return
         printed = [line.strip() for line in self.log(cell).read_text(errors="replace").splitlines() if line.strip()]
         killed = f"killed by {signal.Signals(-status).name} (out of memory?); " if status < 0 else ""
         self.failed[cell] = f"{killed}{printed[-1][:300]}"
         self._say(f"{cell.name} FAILED: {self.failed[cell]}; {self.status()}", last=True)
+
+    def _write_or_say(self) -> None:
+        try:
+            self.write()
+        except UserError as error:
+            self._say(str(error), last=True)
 
     def stop(self) -> None:
         """Ends what is running: training saves where it is, and what does not end is killed; nothing is left half."""
@@ -208,12 +222,17 @@ class Grid:
         """Writes the table and the facts of what is finished, and the page if asked."""
         if not self.tables:
             return
-        runs = [read_run(self.folder(cell)) for cell in self.cells if cell in self.records]
+        began = time.monotonic()
+        finished = [cell for cell in self.cells if cell in self.records]
+        self._runs |= {cell: read_run(self.folder(cell)) for cell in finished if cell not in self._runs}
+        runs = [self._runs[cell] for cell in finished]
         write_results(runs, self.out / "results.parquet")
         write_text(self.out / "table.md", f"{table_text(runs)}\n")
         if page:
             write_report(runs, self.out / "report.html", self.command)
         write_text(self.out / "grid.json", f"{json.dumps(self.facts(), indent=1)}\n")
+        self._written, self._is_behind = time.monotonic(), False
+        self._cost = self._written - began
 
     def facts(self) -> dict[str, Any]:
         """The machine, the time that the grid took, and what it was made with."""

@@ -5,10 +5,12 @@ import platform
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
+@cache
 def machine() -> dict[str, Any]:
     """CPU model, cores that may be used, and GPUs."""
     info = Path("/proc/cpuinfo")

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from amr.cli.benchmark.plan import Cell
@@ -24,7 +25,8 @@ def resolver() -> Callable[[Sequence[str]], Mapping[str, Any]]:
 
     cli: list[ParserOnly] = []
 
-    def resolve(arguments: Sequence[str]) -> Mapping[str, Any]:
+    @cache
+    def resolve(*arguments: str) -> Mapping[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each run will give its own
             if cli:
@@ -35,7 +37,7 @@ def resolver() -> Callable[[Sequence[str]], Mapping[str, Any]]:
         config: Mapping[str, Any] = json.loads(text)
         return config
 
-    return resolve
+    return lambda arguments: resolve(*arguments)
 
 
 def prepare_stores(cells: Sequence[Cell]) -> None:
