@@ -213,7 +213,7 @@ def test_a_module_of_the_users_needs_a_skeleton(lightning: bool, tmp_path: Path)
     [
         ({"fusion": Gated}, "of another architecture, it lacks head."),
         ({"modalities": ("video", "audio")}, "its modalities are video, audio; must be the file's, audio, video"),
-        ({"modalities": ("audio",)}, "its modalities are audio; needed"),
+        ({"modalities": ("audio",)}, "its modalities are audio; must be"),
         ({"encoder": lambda: Linear(6, 4)}, "of another architecture, "),
     ],
 )
