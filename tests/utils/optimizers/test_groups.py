@@ -19,7 +19,8 @@ from amr.fusion import Concat, Gated, Shared
 from amr.regularizers import AMR, GGE, MLA, MMCosine, Regularizer
 from amr.utils.errors import UserError
 from amr.utils.optimizers.schedules import Cosine
-from tests.toy import Linear
+from tests.ranks import fit_on, on_one_and_two_ranks
+from tests.toy import Linear, Toy
 from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -300,3 +301,32 @@ def momenta(model: Any, optimizer: Any) -> dict[str, Tensor]:
     """Momentum of each parameter that has one, by name."""
     kept = optimizer.state
     return {name: kept[p]["momentum_buffer"] for name, p in model.trained_parameters().items() if p in kept}
+
+
+# --------------------------------------------------------------------------------------------------------- two ranks
+
+CASES = {
+    "rates": {"audio": {"lr": 0.01}},
+    "frozen": {"audio": {"lr": 0}},
+    "head alone": {"^encoders": {"lr": 0}},
+}
+
+
+def trained_on(world: int, case: str) -> dict[str, Tensor]:
+    """Weights after two epochs with AMR, and the last rate."""
+    model = build(
+        param_groups=CASES[case],
+        optimizer=sgd(),
+        lr_scheduler=partial(Cosine, warmup=0.3, final=0.1),
+        scheduler_interval="step",
+        amr=AMR(),
+    )
+    fit_on(world, model, Toy())
+    (scheduler,) = model.trainer.lr_scheduler_configs
+    return {**weights(model), "rate": torch.tensor(scheduler.scheduler.get_last_lr())}
+
+
+def test_two_ranks_equal_one() -> None:
+    for alone, first, second in on_one_and_two_ranks(trained_on, CASES).values():
+        assert_equal(first, second)
+        assert_equal(alone, first, atol=1e-6)
