@@ -166,9 +166,9 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def _settings_of(told: Mapping[str, Any]) -> list[Any]:
+def _settings_of(kept: Mapping[str, Any]) -> list[Any]:
     """Settings of each group of a recipe."""
-    return [group["settings"] for group in told["groups"]]
+    return [group["settings"] for group in kept["groups"]]
 
 
 def _replay(scheduler: Any, steps: int) -> None:
