@@ -6,6 +6,18 @@ import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
 REPOSITORY = Path(__file__).parents[1]
+LONG = (  # files that take longest, longest first: what begins late leaves the other worker idle
+    *("test_methods.py", "test_docs.py", "test_scaling.py", "test_export.py", "test_faults.py"),
+    *("datamodules/store/test_prepare_faults.py", "cli/test_main.py", "multiviz/analysis/test_analyze.py"),
+    *("datamodules/store/test_media_time.py", "report/site/test_pages.py", "evaluation/test_robustness.py"),
+    *("test_classifier.py", "cli/test_benchmark.py", "test_wheel.py", "report/site/test_grid.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which xdist hands out files, with --no-loadscope-reorder."""
+    place = {REPOSITORY / "tests" / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG, REPOSITORY
+
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # lowest first; a room may import from its own floor and from those below
     ("utils",),
@@ -203,3 +205,7 @@ def test_an_import_in_a_function_is_seen() -> None:
 
 if __name__ == "__main__":
     print(floor_plan(ROOT))
+
+
+def test_files_that_are_tested_first_exist() -> None:
+    assert [name for name in LONG if not (REPOSITORY / "tests" / name).is_file()] == []
