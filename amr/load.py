@@ -1,10 +1,11 @@
 """Models to files and back, and the description of a checkpoint's data."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,14 +18,15 @@ from torch.nn.modules.module import (
 from amr.encoders.base import Encoder
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
-from amr.model import FusionModel, HasModel, bare_model, layers_of
+from amr.model import FusionModel, HasModel, bare_model, layers_of, model_section
 from amr.regularizers.base import Regularizer
-from amr.regularizers.composite import Composite, wrapping_methods
+from amr.regularizers.composite import Composite, wrapping_methods, wrapping_section
 from amr.utils.checkpoints import AtomicCheckpointIO, check_same_architecture, read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import run_folder
 from amr.utils.names.configs import data_source
 from amr.utils.names.places import checkpoint_of
+from amr.utils.names.recorded import recorded_class
 from amr.utils.parser import OneLineParser
 from amr.utils.paths import found_again
 from amr.utils.readers import read_yaml
@@ -158,37 +160,72 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
     section = {key: written[key] for key in ARCHITECTURE if written.get(key) is not None}
     if not isinstance(section.get("encoders"), dict) or not section["encoders"]:
         raise UserError("checkpoint: model.encoders names no encoder")
-    if not facts.get("model"):
+    recorded = not facts.get("model")
+    if recorded:
         _check_described(written)
     if list(section["encoders"]) != facts["modalities"]:
         raise UserError("checkpoint: model.encoders and its list of modalities differ")
     _check_values(section)
-    described = copy.deepcopy(section)  # the parser changes what it is given
     check({"model": section}, "checkpoint")
     classes = facts["num_classes"]
     if not any(key.startswith("head.") and classes in value.shape for key, value in weights.items()):
         raise UserError(f"checkpoint: num_classes={classes}, but no weight of the head has that size")
-    for encoder in section["encoders"].values():  # the checkpoint has the weights
-        if isinstance(encoder, dict) and "weights" in (encoder.get("init_args") or {}):
-            encoder["init_args"]["weights"] = None
-    parser = OneLineParser()
-    parser.add_class_arguments(_architecture(), "model")
+    _drop_weights(section)  # the checkpoint has them
     with only_trusted(), torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
-        config = parser.parse_object({"model": {**section, "num_classes": classes}})
+        parts = _recorded_parts(section, classes) if recorded else _configured_parts(section, classes)
         try:
             with torch.device("meta"), _at_most(20 * len(weights) + 1000):
-                empty = _assembled(parser.instantiate_classes(config).model)
+                empty = _assembled(parts())
         except UserError:
             raise
         except Exception as error:  # of a constructor, for arguments that nobody has checked
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint: its model cannot be built: {type(error).__name__}: {reason}") from error
         check_same_architecture(empty.state_dict(), weights)
-        if not facts.get("model"):
+        if recorded:
             _check_layers(empty, facts.get("layers"))
-        model = _assembled(parser.instantiate_classes(config).model)
-    model.section = described
-    return model
+        return _assembled(parts())
+
+
+def _configured_parts(section: Mapping[str, Any], classes: int) -> Callable[[], Any]:
+    """What makes the parts that a configuration describes, by its rules."""
+    parser = OneLineParser()
+    parser.add_class_arguments(_architecture(), "model")
+    config = parser.parse_object({"model": {**section, "num_classes": classes}})
+    return lambda: parser.instantiate_classes(config).model
+
+
+def _recorded_parts(section: Mapping[str, Any], classes: int) -> Callable[[], Any]:
+    """What makes the parts that were recorded in Python, with the arguments of then, of which no type need be known."""
+    made = {key: value for key, value in section.items() if key != "fusion"}
+
+    def parts() -> Any:
+        fusion = functools.partial(recorded_class(section["fusion"]), **_made(section["fusion"]["init_args"]))
+        return SimpleNamespace(**{"extra": None, **_made(made)}, fusion=fusion, num_classes=classes)
+
+    return parts
+
+
+def _made(value: Any) -> Any:
+    """A recorded value, with the objects that it describes."""
+    if isinstance(value, dict):
+        given = {key: _made(item) for key, item in value.items()}
+        return recorded_class(value)(**given["init_args"]) if "class_path" in value else given
+    return type(value)(map(_made, value)) if isinstance(value, list | tuple) else value
+
+
+def _drop_weights(section: Any) -> None:
+    """Takes pretrained weights out of all that a section describes: a file names none to load."""
+    left = [section]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            arguments = value.get("init_args")
+            if "class_path" in value and isinstance(arguments, dict) and "weights" in arguments:
+                arguments["weights"] = None
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
 
 
 def _architecture() -> type:
@@ -213,7 +250,9 @@ def _assembled(parts: Any) -> FusionModel:
     """The model of an instance of that class."""
     methods = [value for value in vars(parts).values() if isinstance(value, Regularizer)]
     head = parts.fusion({name: encoder.out_dim for name, encoder in parts.encoders.items()}, parts.num_classes)
-    return FusionModel(parts.encoders, Composite([*methods, *(parts.extra or [])]).wrap_head(head))
+    model = FusionModel(parts.encoders, Composite([*methods, *(parts.extra or [])]).wrap_head(head))
+    model.section = model_section(parts.encoders, head) | wrapping_section(vars(parts))
+    return model
 
 
 def _check_skeleton(model: FusionModel, facts: Mapping[str, Any]) -> None:

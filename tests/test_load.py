@@ -135,6 +135,19 @@ class Options(Encoder):
         return out
 
 
+class Untyped(Encoder):
+    """As one writes it in a notebook: no types, and a tuple that must stay one."""
+
+    def __init__(self, sizes=(6, 8), *, act):  # type: ignore[no-untyped-def]
+        super().__init__()
+        first, self.out_dim = sizes + ()  # noqa: RUF005  # a list raises
+        self.net = nn.Sequential(nn.Linear(first, self.out_dim), getattr(nn, act)())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
 class Around(Encoder):
     """An encoder of an encoder."""
 
@@ -169,6 +182,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "all kinds of arguments": {
         "encoder": lambda: Options([6, 8], names={"a": 1.5}, path=Path("somewhere"), bias=False)
     },
+    "arguments without types": {"encoder": lambda: Untyped((6, 5), act="ReLU")},
     "an encoder of an encoder": {"encoder": lambda: Around(Around(Linear(6, 4)))},
     "a method that wraps the head": {"mmcosine": MMCosine(scale=4.0), "amr": AMR()},
     "an own method that wraps the head": {"extra": [Wrapping()]},
@@ -266,6 +280,30 @@ def test_a_fusion_of_other_sizes_than_the_factory_got_is_not_described() -> None
 
     assert build(fusion=factory).model.section["fusion"] is None
     assert build(fusion=lambda dims, classes: Gated(dims, classes + 1)).model.section["fusion"] is not None
+
+
+def test_weights_that_an_inner_encoder_was_made_with_are_not_looked_for(tmp_path: Path) -> None:
+    inner = ResNetEncoder(18, in_channels=1)
+    model = FusionClassifier({"video": Around(inner)}, num_classes=3)
+    path = save_model(model, tmp_path / "a.pt")
+    content = torch.load(path, weights_only=True)
+    described = content["amr"]["built"]["encoders"]["video"]["init_args"]["inner"]
+    assert described == {"class_path": "amr.encoders.ResNetEncoder", "init_args": {"depth": 18, "in_channels": 1}}
+    described["init_args"]["weights"] = str(tmp_path / "gone.pt")
+    torch.save(content, path)
+    x = {"video": torch.randn(2, 1, 1, 32, 32)}
+    assert torch.equal(load_model(path, trust=("tests",))(x), model.model.eval()(x))
+
+
+def test_only_recorded_classes_are_built_within_others(tmp_path: Path) -> None:
+    path = save_model(FusionClassifier({"video": Around(Linear())}, num_classes=3), tmp_path / "a.pt")
+    content = torch.load(path, weights_only=True)
+    inner = {"class_path": "amr.callbacks.PredictionWriter", "init_args": {"out": "here"}}
+    content["amr"]["built"]["encoders"]["video"]["init_args"]["inner"] = inner
+    del content["checksum"]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"amr\.callbacks\.PredictionWriter is no class that amr records"):
+        load_model(path, trust=("tests",))
 
 
 @pytest.mark.parametrize("built", [3, {"encoders": 3}, {"encoders": {"audio": 3}, "extra": 7}, {"fusion": None}])

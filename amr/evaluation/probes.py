@@ -50,6 +50,8 @@ def probe_rows(
         best = unimodal.get(name)
         if isinstance(best, FusionModel):
             own = encode(best, data, split, None, seed=seed, ids=clean.ids)
+            if not torch.equal(own.labels.cpu(), clean.labels.cpu()):
+                raise UserError(f"data: its {split} loader gives other clips under the same names; must not shuffle")
             with undisturbed(best), torch.no_grad():
                 alone = use.right(best.head(own.encodings), own.labels).cpu()
             table.mean("unimodal", name, alone)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 
 from amr.attribution import (
@@ -23,14 +22,15 @@ from amr.evaluation.corruption import corruption_rows
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import check_unimodal, evidence_rows, probe_rows
 from amr.evaluation.table import Row
-from amr.model import FusionModel
+from amr.model import FusionModel, HasModel, bare_model
 from amr.model.encoded import Context, Encoded, Split, encode, logits_of
+from amr.model.loaders import Data, as_data
 from amr.utils.errors import UserError
 
 
 def measure(
-    model: FusionModel,
-    data: pl.LightningDataModule,
+    model: FusionModel | HasModel,
+    data: Data,
     split: Split = "test",
     *,
     clean: Encoded | None = None,
@@ -52,8 +52,9 @@ def measure(
     every process encodes its part and all return the same rows.
 
     Args:
-        model: As `amr.load.load_model` gives it.
-        data: The data module, prepared. Corruptions need one of amr's, or another `Corruptible`.
+        model: As `amr.load_model` gives it, or a classifier of one.
+        data: The data module, prepared, or the loaders of `split` and of train, by name. Corruptions need one of amr's,
+            or another `Corruptible`.
         split: Whose clips.
         clean: The split's clips, where they are encoded already.
         train: Training clips that give the mean encoding and the probes' examples; None: encoded here, from the data
@@ -76,6 +77,7 @@ def measure(
     Raises:
         UserError: Fewer than two clips have every modality, or a unimodal model does not fit.
     """
+    model, data = bare_model(model), as_data(data)
     check_unimodal(model, unimodal or {})
     if clean is None:
         clean = encode(model, data, split, None, seed=seed, context=context)

@@ -11,23 +11,23 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from amr.exporting.inputs import model_and_inputs
 from amr.exporting.readme import CARD, FILES, readme
 from amr.utils.errors import UserError
 from amr.utils.files import locked, run_folder, sweep, write_bytes, write_text
 from amr.utils.names.places import checkpoint_of
 from amr.utils.names.version import __version__
 from amr.utils.readers import read_object
-from amr.utils.trust import only_trusted, trusting
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from amr.model import FusionModel
+    from amr.model import FusionModel, HasModel
+    from amr.model.loaders import Data
 
 FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
 RECORD = "preprocessing.json"
@@ -38,22 +38,23 @@ LARGEST = 2**31  # bytes; a protobuf, as an ONNX file is, holds no more
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: "str | Path | FusionModel | HasModel",
     out: str | Path,
     *,
     format: Literal["onnx", "torch", "both"] = "both",
     encodings: bool = False,
-    data: str | Path | None = None,
+    data: "str | Path | Data | None" = None,
     trust: Sequence[str] = (),
 ) -> list[str]:
     """Exports a checkpoint's model, with a description of its inputs and how to use it.
 
     Args:
-        checkpoint: A run's folder, or a checkpoint of it.
+        checkpoint: A run's folder, or a checkpoint of it, or a model.
         out: Folder for the files; those that are there are replaced.
         format: What to write.
         encodings: Whether to give each modality's encoding out, too.
-        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data. Or a
+            data module, or loaders by split, of which a batch says what the inputs are.
         trust: Import paths of packages or classes, besides those of amr and its kin, that the run's files may name.
 
     Returns:
@@ -62,7 +63,9 @@ def export(
     Raises:
         UserError: For anything that the user can mend, and a model that cannot be exported.
     """
-    checkpoint, out = checkpoint_of(checkpoint), Path(out)
+    if isinstance(checkpoint, str | Path):
+        checkpoint = checkpoint_of(checkpoint)
+    out = Path(out)
     if format not in FORMATS:
         raise UserError(f"format={format}: must be one of {', '.join(FORMATS)}")
     formats = FORMATS[format]
@@ -73,45 +76,34 @@ def export(
 
 
 def _export(
-    checkpoint: Path,
+    checkpoint: "Path | FusionModel | HasModel",
     out: Path,
     formats: Sequence[str],
     encodings: bool,
-    data: str | Path | None,
+    data: "str | Path | Data | None",
     trust: Sequence[str],
 ) -> list[str]:
     import torch
 
-    from amr.datamodules.preprocessing import preprocessing
-    from amr.load import data_section, load_model
-
-    # A configuration that the user names is as if typed; the run's own may be a stranger's.
-    with trusting(trust), only_trusted() if data is None else nullcontext():
-        model = load_model(checkpoint)
-        inputs = preprocessing(data_section(checkpoint, data))
-    if lacking := [name for name in model.modalities if name not in inputs]:
-        raise UserError(f"data.modalities: the model has {lacking[0]!r}; there are {', '.join(map(repr, inputs))}")
-    inputs = {name: inputs[name] for name in model.modalities}
+    model, inputs, labels = model_and_inputs(checkpoint, data, trust)
     with torch.random.fork_rng(devices=[]):
         examples = {name: torch.randn(2, *described["shape"]) for name, described in inputs.items()}
-    folder = run_folder(checkpoint)
-    labels = _labels(folder / "run.json")  # before the slow part
-    card = [CARD] if (folder / CARD).is_file() else []
-    if card and not (folder / CARD).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder / CARD}: it is a link out of the run's folder, whose file would be copied; remove it")
-    if card and (folder / CARD).stat().st_size > LARGEST_CARD:
-        raise UserError(f"{folder / CARD}: no model card is larger than {LARGEST_CARD} bytes; remove it")
+    folder = run_folder(checkpoint) if isinstance(checkpoint, Path) else None
+    if folder is not None and labels is None:
+        labels = _labels(folder / "run.json")  # before the slow part
+    card = [] if folder is None else _card(folder)
     for name in (*FILES.values(), CARD, RECORD, "README.md"):
         sweep(out, name)
     stale = _stale(out, [*(FILES[name] for name in formats), *card])
     models = export_model(model, examples, out, formats, encodings=encodings)
-    for name in card:
-        write_bytes(out / name, (folder / name).read_bytes())
+    if folder is not None:
+        for name in card:
+            write_bytes(out / name, (folder / name).read_bytes())
     for path in stale:
         path.unlink()
     described = {
         "amr": __version__,
-        "checkpoint": checkpoint.name,
+        "checkpoint": checkpoint.name if isinstance(checkpoint, Path) else type(checkpoint).__name__,
         "files": {name: _digest(out / name) for name in [*models, *card]},
         "inputs": {
             name: {**rest, "shape": ["batch", *rest["shape"]], "axes": ["batch", *rest["axes"]]}
@@ -123,6 +115,22 @@ def _export(
     write_text(out / RECORD, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "README.md", readme(described))
     return list(models)
+
+
+def _card(folder: Path) -> list[str]:
+    """The card's name, in a list, if a run has one.
+
+    Raises:
+        UserError: It is not one to copy.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return []
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: it is a link out of the run's folder, whose file would be copied; remove it")
+    if path.stat().st_size > LARGEST_CARD:
+        raise UserError(f"{path}: no model card is larger than {LARGEST_CARD} bytes; remove it")
+    return [CARD]
 
 
 def _stale(out: Path, fresh: Collection[str]) -> list[Path]:

@@ -52,7 +52,9 @@ print(outputs["probabilities"].argmax(1))
     models = ", ".join(f"`{file}`" for file in FILES.values() if file in described["files"])
     named = described["labels"] is not None
     classes = ", and the classes in the order of the outputs" if named else ""
-    unnamed = "" if named else " The classes' names are not in it: they are in the run's folder, which was not there."
+    unnamed = "" if named else " The classes' names are not in it: neither a run's folder nor the data tell them."
+    known = all(one["steps"] is not None for one in inputs.values())
+    how = "How a file becomes an input, step by step" if known else "The inputs' sizes, not how they are made"
     return f"""# A model exported by amr {described["amr"]}
 
 {models}: encoders and head in eval mode, of `{described["checkpoint"]}`.
@@ -61,8 +63,8 @@ print(outputs["probabilities"].argmax(1))
 |---|---|---|---|
 {rows}
 
-The batch may have any size. Every input must be there: clips that lack a modality need amr. How a file becomes an
-input, step by step{classes}: [preprocessing.json](preprocessing.json).{unnamed}
+The batch may have any size. Every input must be there: clips that lack a modality need amr. {how}{classes}:
+[preprocessing.json](preprocessing.json).{unnamed}
 
 | output | shape |
 |---|---|

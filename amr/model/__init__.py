@@ -137,15 +137,19 @@ class HasModel(Protocol):
     model: FusionModel
 
 
-def bare_model(model: object) -> FusionModel:
+def bare_model(model: object, key: str = "model") -> FusionModel:
     """The model itself, of a model or of what trains it.
+
+    Args:
+        model: The model or its classifier.
+        key: What the message calls it.
 
     Raises:
         UserError: It is neither.
     """
     bare = getattr(model, "model", model)
     if not isinstance(bare, FusionModel):
-        raise UserError(f"model={type(model).__name__}: must be a FusionModel or a FusionClassifier")
+        raise UserError(f"{key}={type(model).__name__}: must be a FusionModel or a FusionClassifier")
     return bare
 
 

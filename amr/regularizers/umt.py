@@ -1,13 +1,16 @@
 """Unimodal teachers: every encoder is drawn to what its modality teaches by itself."""
 
+import copy
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
-from amr.model import FusionModel
+from amr.model import FusionModel, bare_model
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import complete_masks, listed
 from amr.utils.errors import UserError
@@ -88,8 +91,8 @@ class UMT(Regularizer):
     optimizer, DDP or the checkpoint finds them. They see the inputs that the student sees.
 
     Args:
-        teachers: A run with that modality alone, its folder or a checkpoint, by modality; `~` is the home folder.
-            A modality without a teacher is left alone.
+        teachers: A run with that modality alone, its folder or a checkpoint, by modality; `~` is the home folder. In
+            Python also the model itself, of which a copy teaches. A modality without a teacher is left alone.
         features_weight: Factor of `distillation_loss`, >= 0.
         predictions_weight: Factor of `prediction_loss`, >= 0.
 
@@ -101,7 +104,7 @@ class UMT(Regularizer):
     title = "UMT"
     min_modalities = 2
 
-    def __init__(self, teachers: dict[str, str], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
+    def __init__(self, teachers: dict[str, Any], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
         super().__init__()
         if not teachers:
             raise UserError(
@@ -149,14 +152,17 @@ class UMT(Regularizer):
     def _load(self, name: str, model: FusionModel) -> FusionModel:
         from amr.load import load_model  # which asks for the methods that there are
 
-        key = f"model.{self.name}.teachers.{name}"
-        path = checkpoint_of(self.teachers[name], key)
-        where = f"{key}={path}"
-        try:
-            teacher = load_model(path)
-        except UserError as error:
-            reason = str(error).removeprefix(str(path)).lstrip(": ")
-            raise UserError(f"{where}: {reason}") from error
+        key, given = f"model.{self.name}.teachers.{name}", self.teachers[name]
+        if not isinstance(given, str | Path):
+            where, teacher = key, copy.deepcopy(bare_model(given, key))
+        else:
+            path = checkpoint_of(given, key)
+            where = f"{key}={path}"
+            try:
+                teacher = load_model(path)
+            except UserError as error:
+                reason = str(error).removeprefix(str(path)).lstrip(": ")
+                raise UserError(f"{where}: {reason}") from error
         if teacher.modalities != (name,):
             raise UserError(f"{where} is a model of {listed(teacher.modalities)}; must be one of {name!r} alone")
         if (theirs := teacher.head.num_classes) != (ours := model.head.num_classes):

@@ -18,6 +18,8 @@ from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
 from amr.model import FusionModel
 from amr.model.encoded import Encoded, Split, encode
+from amr.model.loaders import Data, as_data
+from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
@@ -50,7 +52,7 @@ class Analysis:
         notes: What was left out, and why, by what it is about.
     """
 
-    def __init__(self, plan: Plan, model: FusionModel, data: ClipDataModule) -> None:
+    def __init__(self, plan: Plan, model: FusionModel, data: ClipDataModule | PlainClips) -> None:
         self.plan, self.out, self.checkpoint = plan, plan.out, plan.checkpoint
         self.model, self.data = model, data
         self.split: Split = plan.split
@@ -72,12 +74,30 @@ class Analysis:
         self.predicted = self.logits.argmax(1)
 
     @classmethod
-    def open(cls, plan: Plan) -> "Analysis":
-        """Builds everything, and refuses a folder with another analysis."""
-        model = load_model(plan.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-        section = data_section(plan.checkpoint, plan.data)
+    def open(cls, plan: Plan, model: FusionModel | None = None, source: Data | None = None) -> "Analysis":
+        """Builds everything, and refuses a folder with another analysis.
+
+        Args:
+            plan: What is analysed, and how far.
+            model: The model; None: the checkpoint's.
+            source: The data; None: those that the plan or the run names.
+        """
+        given = model
+        if model is None:
+            model = load_model(plan.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+        data: ClipDataModule | PlainClips
+        if source is None:
+            section = data_section(plan.checkpoint, plan.data)
+            data = datamodule(section)
+        else:
+            data = source if isinstance(source, ClipDataModule) else PlainClips(as_data(source), model, plan.split)
+            data.prepare_data()
+            data.setup()
+            clips = json.dumps([clip.id for clip in data.clips_of(plan.split).clips]).encode()
+            content = data.digest() if isinstance(data, PlainClips) else hashlib.sha256(clips).hexdigest()
+            section = {"name": data.name, "clips": content}
         wanted = {
-            "checkpoint": hashlib.sha256(plan.checkpoint.read_bytes()).hexdigest(),
+            "checkpoint": hashlib.sha256(plan.checkpoint.read_bytes()).hexdigest() if given is None else digest(given),
             "data": section,
             **{key: getattr(plan, key) for key in ("split", "clips", "classes", "units", "seed", "samples")},
         }
@@ -88,7 +108,6 @@ class Analysis:
                 raise UserError(
                     f"--out={plan.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
                 )
-        data = datamodule(section)
         lacking = [m for m in model.modalities if m not in data.modalities]
         if lacking:
             has = ", ".join(map(repr, data.modalities))
@@ -140,6 +159,8 @@ class Analysis:
         """A split's clips, or `most` of them, in the listing's order; encoded once: from the file if it is there."""
         path = self.out / f"encodings-{split}.pt"
         found = encode(self.model, self.data, split, most, seed=self.seed, keep_on="cpu", cache=path)
+        if not self.data.clips_of(split).clips:  # of loaders that list nothing
+            return found
         place = {clip.id: i for i, clip in enumerate(self.data.clips_of(split).clips)}
         return found.part(sorted(range(len(found.ids)), key=lambda i: place[found.ids[i]]))
 
@@ -199,6 +220,15 @@ def last_convolution(encoder: nn.Module) -> nn.Module:
     """What Grad-CAM looks at, as its authors do; without one the encoder itself, which it refuses."""
     layers: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     return layers[-1] if layers else encoder
+
+
+def digest(model: FusionModel) -> str:
+    """SHA-256 of a model's weights and layers."""
+    total = hashlib.sha256(json.dumps([model.facts()["modalities"], str(model)]).encode())
+    for name, value in model.state_dict().items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def datamodule(section: Any) -> ClipDataModule:

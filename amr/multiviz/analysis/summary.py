@@ -102,13 +102,13 @@ def _errors(analysis: Analysis) -> list[Row]:
     return read_table(path) if path.is_file() else []
 
 
-def _problem(root: Path, files: dict[str, Path | None]) -> str | None:
+def _problem(root: Path | None, files: dict[str, Path | None]) -> str | None:
     """Why a clip's media cannot be shown."""
     said = []
     for modality, file in files.items():
         if file is None:
             said.append(f"{modality}: no file is known")
-        elif not (root / file).is_file():
+        elif root is None or not (root / file).is_file():
             said.append(f"{modality}: the file {file} is gone")
     return "; ".join(said) or None
 
@@ -138,7 +138,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         "modalities": list(analysis.model.modalities),
         "labels": labels,
         "checkpoint": str(analysis.checkpoint),
-        "root": str(data.root.resolve()),
+        "root": None if data.root is None else str(data.root.resolve()),
         "clips": len(analysis.clips.ids),
         "lacking": analysis.clips.lacking,
         "explained": sum(predictions.column("explained").to_pylist()),

@@ -8,7 +8,10 @@ from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from amr.attribution import evaluating
+from amr.model import FusionModel, HasModel, bare_model
 from amr.model.encoded import Split
+from amr.model.loaders import Data
 from amr.multiviz.analysis import stages as work
 from amr.multiviz.analysis import summary
 from amr.multiviz.analysis.analysis import Analysis
@@ -20,10 +23,10 @@ from amr.utils.trust import only_trusted, trusting
 
 
 def analyze(
-    checkpoint: str | Path,
+    checkpoint: str | Path | FusionModel | HasModel,
     out: str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Data | None = None,
     split: Split = "test",
     clips: int = 50,
     classes: int = 3,
@@ -36,9 +39,10 @@ def analyze(
     """Analyses a checkpoint: predictions, representations, errors, maps of clips, trust, a simulated user, selection.
 
     Args:
-        checkpoint: A run's folder, or a checkpoint of it.
+        checkpoint: A run's folder, or a checkpoint of it; or a model, which is analysed where it is, in eval mode.
         out: Folder for the results. One that holds a part of the same analysis is completed.
-        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
+        data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data. Or a
+            data module; or the loaders of `split` and of train, by name, whose inputs are explained in blocks.
         split: Whose clips.
         clips: Clips that are explained, at least 2.
         classes: Classes that each clip is explained for, at least 1.
@@ -57,12 +61,17 @@ def analyze(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise UserError(f"stages={unknown[0]!r}: must be one of {', '.join(STAGES)}")
-    plan = Plan(checkpoint_of(checkpoint), Path(out), data, split, clips, classes, units, seed, samples)
-    with locked(plan.out, "choose another --out"):
+    named = data if isinstance(data, str | Path) else None
+    model = None if isinstance(checkpoint, str | Path) else bare_model(checkpoint)
+    if model is not None and (data is None or named is not None):
+        raise UserError("data: must be a data module or loaders, with a model that no run's folder tells of")
+    where = checkpoint_of(checkpoint) if isinstance(checkpoint, str | Path) else Path(type(checkpoint).__name__)
+    plan = Plan(where, Path(out), named, split, clips, classes, units, seed, samples)
+    with locked(plan.out, "choose another --out"), nullcontext() if model is None else evaluating(model):
         sweep(plan.out)
         # A configuration that the user names is as if typed; the run's own may be a stranger's.
         with trusting(trust), only_trusted() if data is None else nullcontext():
-            analysis = Analysis.open(plan)
+            analysis = Analysis.open(plan, model, None if isinstance(data, str | Path) else data)
         for stage in STAGES:
             if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):
                 getattr(work, stage)(analysis)

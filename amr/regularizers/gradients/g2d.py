@@ -1,6 +1,7 @@
 """G2D: unimodal teachers are distilled, and the encoder whose teacher is the more certain waits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class G2D(UMT):
     times 0. Weight decay and momentum still act on it. Of clips that lack a modality nothing is summed.
 
     Args:
-        teachers: Path of a checkpoint with that modality alone, for every modality.
+        teachers: Path of a checkpoint with that modality alone, or in Python the model itself, for every modality.
         features_weight: w_f, >= 0.
         predictions_weight: w_p, >= 0.
         start_epoch: First epoch in which an encoder waits.
@@ -50,7 +51,7 @@ class G2D(UMT):
 
     def __init__(
         self,
-        teachers: dict[str, str],
+        teachers: dict[str, Any],
         features_weight: float = 1.0,
         predictions_weight: float = 1.0,
         start_epoch: int = 0,

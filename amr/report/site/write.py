@@ -62,7 +62,7 @@ class Made:
 
 
 def write_site(
-    analyses: Sequence[Path], out: Path, roots: Sequence[Path] = (), *, follow_links: bool = False
+    analyses: Sequence[str | Path], out: str | Path, roots: Sequence[Path] = (), *, follow_links: bool = False
 ) -> list[Source]:
     """Writes a site of one analysis, or of two, whose clips are then shown side by side.
 
@@ -83,6 +83,7 @@ def write_site(
         UserError: An analysis cannot be read, two do not go together, another process writes the site, or `out` holds
             something else.
     """
+    out = Path(out)
     if not 1 <= len(analyses) <= 2:
         raise UserError(f"{len(analyses)} analyses; a site shows one, or two side by side")
     if len(roots) not in (0, 1, len(analyses)):

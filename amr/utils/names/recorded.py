@@ -4,12 +4,15 @@ import inspect
 import math
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any, Self
 
+from amr.utils.errors import UserError
+
 Description = dict[str, Any]
-"""`{"class_path": str, "init_args": {name: value}}`; values are texts, numbers, booleans, None, lists, mappings with
-keys of texts, and further descriptions."""
+"""`{"class_path": str, "init_args": {name: value}}`; values are texts, numbers, booleans, None, lists, tuples,
+mappings with keys of texts, and further descriptions."""
 
 
 class Recorded:
@@ -44,6 +47,20 @@ def class_path(kind: type) -> str:
     return f"{package if offered else kind.__module__}.{kind.__qualname__}"
 
 
+def recorded_class(description: Mapping[str, Any]) -> Any:
+    """The class of a description, which has been checked by `amr.utils.trust`.
+
+    Raises:
+        UserError: It is none whose objects are recorded.
+    """
+    name = str(description["class_path"])
+    module, _, attribute = name.rpartition(".")
+    kind = getattr(import_module(module), attribute)
+    if not (isinstance(kind, type) and issubclass(kind, Recorded) and isinstance(description.get("init_args"), dict)):
+        raise UserError(f"checkpoint: {name[:200]} is no class that amr records")
+    return kind
+
+
 def _describe(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Description | None:
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
@@ -73,8 +90,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, Mapping) and all(type(key) is str and key != "class_path" for key in value):
         return {key: _plain(item) for key, item in value.items()}
     raise TypeError(type(value).__name__)

@@ -1,0 +1,155 @@
+"""Clips to analyse, of a data module or loaders that are not amr's: tensors of which nothing but the shape is known."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from amr.datamodules.atoms import Atoms
+from amr.datamodules.store.media import Clip
+from amr.datamodules.tensors import tensor_atoms, tensor_picture
+from amr.datamodules.transforms.picture import Picture
+from amr.model import FusionModel, complete_rows
+from amr.model.batches import Batch, as_batch
+from amr.model.encoded import Split
+from amr.utils.errors import UserError
+
+
+@dataclass
+class PlainSplit:
+    """A split's clips that have every modality.
+
+    Attributes:
+        clips: The clips, in the loader's order.
+        batches: What the loader gave, on the CPU.
+        inputs: Input of each modality (N, ...).
+    """
+
+    clips: list[Clip] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": {name: x[index] for name, x in self.inputs.items()}}
+
+
+class PlainClips(pl.LightningDataModule):
+    """What an analysis asks of data, for those that are not of a `ClipDataModule`.
+
+    The analysed split is read once and kept in memory; others are read from their loaders.
+
+    Args:
+        data: The data module. Its `labels`, names of the classes, and `name` are used if it has them.
+        model: The model.
+        split: The analysed split.
+    """
+
+    root: Path | None = None  # of media files: none are known
+
+    def __init__(self, data: pl.LightningDataModule, model: FusionModel, split: Split) -> None:
+        super().__init__()
+        self.source, self.modalities, self.num_classes = data, model.modalities, model.head.num_classes
+        self.name = str(getattr(data, "name", None) or type(data).__name__)
+        labels = getattr(data, "labels", None)
+        self.labels = [str(name) for name in labels] if labels is not None else list(map(str, range(self.num_classes)))
+        if len(self.labels) != self.num_classes:
+            raise UserError(f"data.labels: {len(self.labels)} names; must be {self.num_classes}, one of each class")
+        self.split = split
+        self._read = PlainSplit()
+
+    def prepare_data(self) -> None:
+        """Prepares the data module."""
+        self.source.prepare_data()
+
+    def setup(self, stage: str = "") -> None:
+        """Sets the data module up, and reads the analysed split."""
+        if self._read.clips:
+            return
+        for name in ("fit", "test"):
+            self.source.setup(name)
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.modalities}
+        for number, given in enumerate(self._loader(self.split)):
+            moved = self.source.transfer_batch_to_device(given, torch.device("cpu"), 0)
+            batch = as_batch(self.source.on_after_batch_transfer(moved, 0), self.modalities, (0, number))
+            self._read.batches.append(batch)
+            mask = complete_rows(self.modalities, batch.get("present"))
+            rows = list(range(len(batch["label"]))) if mask is None else mask.nonzero().flatten().tolist()
+            for name in self.modalities:
+                if not isinstance(batch["inputs"][name], Tensor):
+                    kind = type(batch["inputs"][name]).__name__
+                    raise UserError(f"batch: inputs.{name} is a {kind}; must be a tensor, to be explained")
+                parts[name].append(batch["inputs"][name][rows])
+            for row in rows:
+                label = int(batch["label"][row])
+                self._read.clips.append(Clip(batch["id"][row], self.labels[label], self.split, {}))
+        if not self._read.clips:
+            raise UserError(f"data: its {self.split} loader has no clip with every modality")
+        for name, tensors in parts.items():
+            if len({x.shape[1:] for x in tensors}) > 1:
+                raise UserError(
+                    f"batch: inputs.{name}: its shape differs between batches; must be one, to be explained"
+                )
+            self._read.inputs[name] = torch.cat(tensors)
+        names = [clip.id for clip in self._read.clips]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"batch: id {twice!r} is there twice in {self.split}; must be unique")
+
+    def digest(self) -> str:
+        """SHA-256 of the analysed split, by which another one, or another order, is told from it."""
+        digest = hashlib.sha256(repr([(clip.id, clip.label) for clip in self._read.clips]).encode())
+        for name, x in self._read.inputs.items():
+            digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+            digest.update(x.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def clips_of(self, split: Split) -> PlainSplit:
+        """The analysed split; nothing of another one."""
+        return self._read if split == self.split else PlainSplit()
+
+    def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> Atoms:
+        """A modality's input in blocks."""
+        return tensor_atoms(self._read.inputs[modality].shape[1:], coarse=coarse)
+
+    def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
+        """A modality's input (of one clip) to look at."""
+        return tensor_picture(x, atoms)
+
+    def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
+        """Where in a media file the input lies: not known."""
+        return None
+
+    def locate(self, clip: Clip) -> Clip:
+        """The clip."""
+        return clip
+
+    def train_dataloader(self) -> Any:
+        """Batches of train."""
+        return self._batches("train")
+
+    def val_dataloader(self) -> Any:
+        """Batches of val."""
+        return self._batches("val")
+
+    def test_dataloader(self) -> Any:
+        """Batches of test."""
+        return self._batches("test")
+
+    def _batches(self, split: Split) -> Any:
+        if split == self.split:
+            return self._read.batches
+        return (self.source.on_after_batch_transfer(batch, 0) for batch in self._loader(split))
+
+    def _loader(self, split: Split) -> Any:
+        loaders: Mapping[str, Any] = {
+            "train": self.source.train_dataloader,
+            "val": self.source.val_dataloader,
+            "test": self.source.test_dataloader,
+        }
+        loader = loaders[split]()
+        return loader[0] if isinstance(loader, list | tuple) and len(loader) == 1 else loader
