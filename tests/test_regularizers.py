@@ -6,7 +6,7 @@ import torch
 from amr.fusion import Concat
 from amr.model import FusionModel
 from amr.regularizers import ModalityDropout
-from amr.regularizers.modality_dropout import draw_kept
+from amr.regularizers.features.modality_dropout import draw_kept
 from tests.toy import Linear
 
 

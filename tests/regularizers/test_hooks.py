@@ -24,7 +24,7 @@ from amr.report.table import ORDER
 from amr.utils.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.regularizers.test_gradient_blending import ResumableToy
+from tests.regularizers.losses.test_gradient_blending import ResumableToy
 from tests.toy import Toy
 from tests.training import assert_equal, build, fit, weights
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from amr.model import FusionModel
 from amr.regularizers.base import Step
-from amr.regularizers.ogm import Modulated, check_modulated, modulated_parameters
+from amr.regularizers.gradients.ogm import Modulated, check_modulated, modulated_parameters
+from amr.regularizers.losses.umt import UMT, distillation_loss, teacher_divergences
 from amr.regularizers.shared import EpochMeans, Window
-from amr.regularizers.umt import UMT, distillation_loss, teacher_divergences
 from amr.utils.distributed import all_reduce_sum
 
 

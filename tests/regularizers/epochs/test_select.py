@@ -19,8 +19,8 @@ from amr.regularizers import AMR, EpochState, Regularizer
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.regularizers.epochs.choosers import Chooser, Plain
+from tests.regularizers.losses.test_gradient_blending import ResumableToy, Saver
 from tests.regularizers.probes import Convolution
-from tests.regularizers.test_gradient_blending import ResumableToy, Saver
 from tests.toy import Toy
 from tests.training import assert_equal, build, fit, weights
 

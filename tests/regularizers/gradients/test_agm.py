@@ -17,8 +17,14 @@ from amr.fusion import Attention, Concat, Gated, Late, Sum
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Step
-from amr.regularizers.agm import AGM, attributed_logits, competition_ratios, modulation_factors, shapley_logits
-from amr.regularizers.ogm import OGM
+from amr.regularizers.gradients.agm import (
+    AGM,
+    attributed_logits,
+    competition_ratios,
+    modulation_factors,
+    shapley_logits,
+)
+from amr.regularizers.gradients.ogm import OGM
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.regularizers.probes import Convolution, ConvolutionTokens, Probe, build, hidden_concat, plain, probed

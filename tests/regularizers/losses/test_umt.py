@@ -22,7 +22,7 @@ from amr.encoders import SmallCNN
 from amr.fusion import Concat, Gated
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
-from amr.regularizers.umt import UMT, distillation_loss, prediction_loss
+from amr.regularizers.losses.umt import UMT, distillation_loss, prediction_loss
 from amr.report import read_run
 from amr.utils.errors import UserError
 from amr.utils.trust import trusting
@@ -395,7 +395,7 @@ def test_teachers_of_the_command_line(tiny: list[str], tmp_path: Path, capsys: A
     encoders = yaml.safe_load((REPOSITORY / "tests/conf/tiny.yaml").read_text())["model"]["encoders"]
     single = ["--model.encoders", json.dumps({"audio": encoders["audio"]}), "--data.init_args.modalities", "[audio]"]
     assert main(["fit", *tiny, *common, *single, "--name", "audio"]) == 0
-    method = {"class_path": "amr.regularizers.umt.UMT"}
+    method = {"class_path": "amr.regularizers.losses.umt.UMT"}
     method["init_args"] = {"teachers": {"audio": "runs/audio/checkpoints/best.ckpt"}}  # type: ignore[assignment]
     student = ["fit", *tiny, *common, "--model.extra", json.dumps([method])]
     assert main([*student, "--name", "umt"]) == 0

@@ -18,7 +18,7 @@ from amr.fusion import Attention, Concat, Gated, Late, Sum
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Step
-from amr.regularizers.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
+from amr.regularizers.gradients.ogm import OGM, OGMGE, EncoderModulation, gradient_noise, modulation_coefficients
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.regularizers.probes import Convolution, ConvolutionTokens, build, hidden_concat, plain, probed

@@ -18,7 +18,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
-from amr.regularizers.gge import GGE, residual_targets
+from amr.regularizers.losses.gge import GGE, residual_targets
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Blind, Linear, Tokens, Toy

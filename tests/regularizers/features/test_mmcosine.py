@@ -15,7 +15,7 @@ from amr.attribution import attribution_shares, ratio_penalty
 from amr.classifier import FusionClassifier
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Sum
 from amr.regularizers import AMR, Regularizer, Step
-from amr.regularizers.mmcosine import CosineHead, MMCosine, cosine_logits
+from amr.regularizers.features.mmcosine import CosineHead, MMCosine, cosine_logits
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
 from tests.toy import Linear, Tokens, Toy

@@ -17,7 +17,7 @@ from amr.classifier import FusionClassifier
 from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.regularizers import Regularizer, Step
-from amr.regularizers.mmpareto import MMPareto, combine, min_norm_weights
+from amr.regularizers.gradients.mmpareto import MMPareto, combine, min_norm_weights
 from amr.regularizers.shared import Window
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks

@@ -22,7 +22,7 @@ from amr.classifier import FusionClassifier
 from amr.fusion import Concat, Gated, Late
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, Regularizer, Step
-from amr.regularizers.gradient_blending import GradientBlending, blend_weights, held_out_rows
+from amr.regularizers.losses.gradient_blending import GradientBlending, blend_weights, held_out_rows
 from amr.utils.errors import UserError
 from tests import training
 from tests.ranks import fit_on, on_one_and_two_ranks

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from amr.attribution import shapley_values
 from amr.model import FusionModel
 from amr.regularizers.base import Step
-from amr.regularizers.ogm import EncoderModulation
+from amr.regularizers.gradients.ogm import EncoderModulation
 from amr.regularizers.shared import recombined
 
 CAP = 10.0  # of τ − r

@@ -1,0 +1,1 @@
+"""Methods that change what the head or the classifier sees, or the head itself."""
