@@ -5,10 +5,13 @@
 takes the runs that runs/study/letters/grid.json names, right after the grid `methods`, and writes
 docs/study/results/letters-methods.parquet: a long table, a number a line. What was measured is kept beside the runs, so
 that a second call measures the new ones only. Corrupted inputs depend on no model, and are made once for all runs.
+Another folder of runs, and of results: --runs and --results. --measures clean leaves the corrupted inputs out, and
+--measures logged takes what training and testing logged alone.
 """
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,13 +127,14 @@ def data_key(run: Path) -> str:
     return json.dumps({key: value for key, value in init.items() if key not in skip}, sort_keys=True)
 
 
-def measured(run: Path, data: Held, probe: bool) -> list[dict[str, Any]]:
-    """Every number of a run's best.ckpt on the test split."""
+def measured(run: Path, data: Held, probe: bool, corrupted: bool = True) -> list[dict[str, Any]]:
+    """The numbers of a run's best.ckpt on the test split; without `corrupted`, only those of clean inputs."""
     model = load_model(run / "checkpoints" / "best.ckpt")
     clean, train = data.encoded(model, "test"), data.encoded(model, "train")
     rows = measure_encodings(model, clean, train, resamples=RESAMPLES)
-    rows += evidence_rows(model, data.data, clean, resamples=RESAMPLES)
-    rows += corruption_rows(model, data, "test", clean, resamples=RESAMPLES)
+    if corrupted:
+        rows += evidence_rows(model, data.data, clean, resamples=RESAMPLES)
+        rows += corruption_rows(model, data, "test", clean, resamples=RESAMPLES)
     if probe:
         rows += probe_rows(model, data, "test", clean, train, {}, resamples=RESAMPLES)
     keys = ("measure", "modality", "corruption", "severity", "value")
@@ -144,7 +148,7 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
         rows += [
             {"measure": name, "epoch": epoch, "value": value}
             for name, value in metrics.items()
-            if name in ("val/acc", "train/loss") or name.startswith("val/dominance/")
+            if name in ("val/acc", "val/mAP", "train/loss") or name.startswith("val/dominance/")
         ]
     return rows + [{"measure": name, "value": value} for name, value in run.test.items()]
 
@@ -152,16 +156,20 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dataset", help="folder under runs/study")
+    parser.add_argument("dataset", help="folder under --runs")
     parser.add_argument("grid", help="name of the grid, that of its YAML file")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the data sets' runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the parquet files")
+    parser.add_argument("--measures", choices=("all", "clean", "logged"), default="all", help="what is measured (all)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    out = RUNS / options.dataset
+    out = options.runs / options.dataset
     facts = json.loads((out / "grid.json").read_text())
     (out / "measured").mkdir(exist_ok=True)
     known = out / "measured" / f"grid-{options.grid}.json"  # the command may have had --only, or fewer seeds, before
     runs: dict[str, str] = json.loads(known.read_text()) if known.is_file() else {}
-    if not runs or any(f"/{name}.yaml " in facts["command"] for name in (options.grid, options.dataset)):
+    names = "|".join(map(re.escape, (options.grid, options.dataset)))
+    if not runs or re.search(rf"--config \S*\b({names})\.yaml ", facts["command"]):
         runs |= facts["runs"]
     write_bytes(known, json.dumps(runs).encode())
     records = [json.loads(file.read_text()) for file in (out / "cells").glob("*.json")]
@@ -171,24 +179,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Progress(f"measure {options.dataset} {options.grid}", len(runs), "runs")
     for name, folder in runs.items():
         run, kept = out / "runs" / folder, out / "measured" / f"{folder}.json"
-        probe = options.grid in PROBED
+        probe = options.grid in PROBED and options.measures == "all"
         rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
-        if not rows or (probe and not any(row["measure"] == "probe" for row in rows)):
+        if options.measures == "logged":
+            rows = rows or recorded(run)
+        elif not rows or (probe and not any(row["measure"] == "probe" for row in rows)):
             key = data_key(run)
             if key not in held:
                 held = {key: Held(data_of(run))}  # one at a time: they fill memory
-            rows = recorded(run) + measured(run, held[key], probe)
+            rows = recorded(run) + measured(run, held[key], probe, options.measures == "all")
             write_bytes(kept, json.dumps(rows).encode())
         rows += [{"measure": "seconds", "value": seconds[folder]}] if folder in seconds else []
         row, _, seed = name.rpartition("-s")
         about = {"dataset": options.dataset, "grid": options.grid, "row": row, "seed": int(seed)}
         table += [{**dict.fromkeys(SCHEMA.names), "modality": "", "corruption": "", **about, **line} for line in rows]
         progress.advance(1)
-    RESULTS.mkdir(exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist(table, SCHEMA), RESULTS / f"{options.dataset}-{options.grid}.parquet", compression="zstd"
-    )
-    write_bytes(RESULTS / "machine.json", f"{json.dumps(facts['machine'], indent=1)}\n".encode())
+    options.results.mkdir(exist_ok=True)
+    file = options.results / f"{options.dataset}-{options.grid}.parquet"
+    pq.write_table(pa.Table.from_pylist(table, SCHEMA), file, compression="zstd")
+    write_bytes(options.results / "machine.json", f"{json.dumps(facts['machine'], indent=1)}\n".encode())
     return 0
 
 

@@ -1,9 +1,43 @@
 #!/usr/bin/env bash
-# The table of all methods on the clean GRID letters: about an hour on two cores. Interrupted, it goes on where it stopped.
-#   docs/results/grid-letters/run.sh [DIR]
+# The table of all methods on the clean GRID letters. Interrupted, it resumes: every part can be run again.
+#   docs/results/grid-letters/run.sh                  everything: the methods that come first, then the rest
+#   docs/results/grid-letters/run.sh tuning [HALF]    three settings of each method, then three rates of AMR for each
+#   docs/results/grid-letters/run.sh main [HALF]      the grid of what was chosen, five seeds
+#   docs/results/grid-letters/run.sh report           the tables and the figure of the runs that there are
+# HALF is `first` or `rest`; without it, both. RUNS, JOBS and MORE are environment variables: the folder of the runs, how many at once,
+# further arguments of amr benchmark.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-out=${1:-runs/table1}
-PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1 amr benchmark --config configs/benchmarks/table1.yaml \
-  --data configs/data/grid-letters.yaml --data.init_args.num_workers 0 --seeds 0 1 2 --out "$out" --jobs 2 --wandb disabled
-cp "$out"/{results.parquet,table.md,report.html,grid.json} docs/results/grid-letters/
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+here=docs/results/grid-letters runs=${RUNS:-runs/grid-letters} jobs=${JOBS:-2}
+
+pick() { python $here/pick.py "$@"; }
+
+grid() {  # name, half, what is measured, seeds
+  local name=$1 half=$2 measures=$3
+  shift 3
+  # shellcheck disable=SC2046,SC2086  # rows and further arguments are several words
+  amr benchmark --config $here/$name.yaml --data docs/study/letters.yaml --seeds "$@" --out "$runs/letters" --jobs "$jobs" \
+    --wandb disabled --only $(pick rows $name $half) ${MORE:-}
+  python docs/study/measure.py letters $name --runs "$runs" --results $here/results --measures "$measures"
+}
+
+tuning() {
+  grid tuning "$1" logged 0 1
+  pick amr
+  grid amr "$1" logged 0 1
+}
+
+main() {
+  pick main
+  grid main "$1" clean 0 1 2 3 4
+}
+
+report() { python $here/tables.py; }
+
+case ${1:-all} in
+  tuning | main) for half in ${2:-first rest}; do $1 "$half"; done ;;
+  report) report ;;
+  all) for half in first rest; do tuning $half; main $half; report; done ;;
+  *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
+esac

@@ -1,0 +1,159 @@
+"""Picks each method's setting by the validation split and writes the next grid, so that nothing is chosen by hand.
+
+    python docs/results/grid-letters/pick.py rows GRID first      the rows of GRID of the methods that come first
+    python docs/results/grid-letters/pick.py amr                  results/letters-tuning.parquet -> amr.yaml
+    python docs/results/grid-letters/pick.py main                 and results/letters-amr.parquet -> main.yaml
+
+The grid `tuning` has trials METHOD-VALUE. The best one has the highest validation accuracy of the best epoch, as a mean
+over the seeds; equal ones are told apart by mAP at that epoch, then by their order. `amr` has the best one with each of
+three rates of AMR, METHOD-amrRATE. `main` has METHOD and METHOD-amr with what was chosen.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+sys.path.append(str(FOLDER.parents[1] / "study"))
+
+from report import Results  # noqa: E402  # of docs/study
+
+from amr.utils.files import write_text  # noqa: E402
+
+DATASET = "letters"
+FIRST = ("naive", "multi_loss", "late_tuned", "umt", "dgl", "tcmax", "mcr", "g2d", "mla")
+RATES = (0.05, 0.1, 0.2)  # of AMR's optimizer
+SEEDS = 2  # of a trial
+AMR = "configs/methods/amr.yaml"
+ENSEMBLES = {"ensemble": "logits", "ensemble_probabilities": "probabilities"}
+UNIMODAL = ("audio", "video")
+
+Grid = dict[str, Any]
+
+
+def read(name: str, folder: Path = FOLDER) -> Grid:
+    """A grid of the folder."""
+    grid: Grid = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    return grid
+
+
+def method_of(trial: str) -> str:
+    """METHOD of METHOD-VALUE; a unimodal row and an ensemble have no value."""
+    return trial.partition("-")[0]
+
+
+def rows(grid: Grid, half: str) -> list[str]:
+    """Names of a grid's rows whose methods come first, or of the others.
+
+    Args:
+        grid: The grid.
+        half: `first`, with the unimodal rows and the ensembles, or `rest`.
+    """
+    methods = [name for name in grid["methods"] if (method_of(name) in FIRST) == (half == "first")]
+    return [*grid["unimodal"], *grid.get("ensembles", {}), *methods] if half == "first" else methods
+
+
+def score(results: Results, grid: str, trial: str) -> tuple[float, float] | None:
+    """Validation accuracy and mAP of the best epoch, means over seeds; None of a trial that lacks a seed."""
+    accuracies, precisions = (results.curves.get((DATASET, grid, trial, f"val/{name}"), {}) for name in ("acc", "mAP"))
+    if len(accuracies) < SEEDS:
+        return None
+    best = {seed: max(epochs, key=lambda epoch: (epochs[epoch], epoch)) for seed, epochs in accuracies.items()}
+    return (
+        statistics.fmean(accuracies[seed][epoch] for seed, epoch in best.items()),
+        statistics.fmean(precisions[seed][epoch] for seed, epoch in best.items()),
+    )
+
+
+def winners(results: Results, name: str, grid: Grid) -> dict[str, str]:
+    """The best trial of each method that has all of its trials.
+
+    Args:
+        results: What was measured.
+        name: The grid's name there.
+        grid: The grid, with all trials.
+    """
+    trials: dict[str, list[str]] = {}
+    for trial in grid["methods"]:
+        trials.setdefault(method_of(trial), []).append(trial)
+    scores = {trial: score(results, name, trial) for trial in grid["methods"]}
+    return {
+        method: max(names, key=lambda trial: scores[trial] or ())
+        for method, names in trials.items()
+        if all(scores[trial] for trial in names)
+    }
+
+
+def amr_grid(tuning: Grid, chosen: Mapping[str, str]) -> Grid:
+    """Each method's best trial with each rate of AMR."""
+    methods = {
+        f"{method}-amr{rate}": [*tuning["methods"][trial], AMR, f"--model.amr.lr={rate}"]
+        for method, trial in chosen.items()
+        for rate in RATES
+    }
+    return assembled(tuning, methods, {name: chosen[method_of(name)] for name in methods})
+
+
+def main_grid(tuning: Grid, chosen: Mapping[str, str], amr: Grid, rates: Mapping[str, str]) -> Grid:
+    """Each method with what was chosen, plain and with AMR at the rate that was chosen."""
+    methods: dict[str, list[str]] = {}
+    for method, trial in chosen.items():
+        methods[method] = tuning["methods"][trial]
+        if method in rates:
+            methods[f"{method}-amr"] = amr["methods"][rates[method]]
+    grid = assembled(tuning, methods, {name: chosen[method_of(name)] for name in methods})
+    return {**grid, "ensembles": dict(ENSEMBLES)}
+
+
+def assembled(tuning: Grid, methods: Mapping[str, list[str]], trials: Mapping[str, str]) -> Grid:
+    """A grid of these methods; their teachers are those of the trials that they are made from."""
+    teachers = {name: tuning["teachers"][trial] for name, trial in trials.items() if trial in tuning["teachers"]}
+    return {"base": tuning["base"], "unimodal": tuning["unimodal"], "methods": dict(methods), "teachers": teachers}
+
+
+def written(grid: Grid) -> str:
+    """A grid as YAML, an entry a line; JSON's lists and strings are YAML's, too."""
+    lines = ["# Written by pick.py from what the validation split says; not to be edited."]
+    for key, value in grid.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name}: {json.dumps(entry)}" for name, entry in value.items())]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def next_grid(name: str, results: Results, folder: Path = FOLDER) -> Grid:
+    """The grid `amr` or `main`, of the results so far."""
+    tuning = read("tuning", folder)
+    chosen = winners(results, "tuning", tuning)
+    amr = amr_grid(tuning, chosen)
+    return amr if name == "amr" else main_grid(tuning, chosen, amr, winners(results, "amr", amr))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    listed = commands.add_parser("rows", help="names of a grid's rows")
+    listed.add_argument("grid", choices=("tuning", "amr", "main"))
+    listed.add_argument("half", choices=("first", "rest"))
+    for name in ("amr", "main"):
+        commands.add_parser(name, help=f"write {name}.yaml")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the grids and of results/")
+    options = parser.parse_args(arguments)
+    if options.command == "rows":
+        print(*rows(read(options.grid, options.folder), options.half))
+    else:
+        grid = next_grid(options.command, Results(options.folder / "results"), options.folder)
+        write_text(options.folder / f"{options.command}.yaml", written(grid))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
