@@ -1,6 +1,5 @@
 """The study's grids resolve, and its report is made from whatever runs there are."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -16,27 +15,25 @@ from amr.cli.benchmark.plan import make_cells, read_grid
 from amr.cli.benchmark.resolve import resolver
 from amr.evaluation.statistics import Difference
 from tests.conftest import REPOSITORY
+from tests.scripts import STUDY, line, script
 
-STUDY = REPOSITORY / "docs" / "study"
 GRIDS = {
     **dict.fromkeys(("tuning", "methods", "dial", "shapley", "options"), "letters"),
     "crema-d": None,
 }
 
 
-def script(name: str) -> ModuleType:
-    """A script of the study as a module."""
-    spec = importlib.util.spec_from_file_location(f"study_{name}", STUDY / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "docs").rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_scripts_of_the_documents_import(path: Path) -> None:
+    """They take hours and are not run here; what they import must be where they think."""
+    script(path)
 
 
 @pytest.fixture(scope="module")
 def report() -> ModuleType:
-    return script("report")
+    return script(STUDY / "report.py")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -73,11 +70,6 @@ def test_what_the_grids_say_of_each_other() -> None:
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-def line(row: str, seed: int, measure: str, value: float, grid: str = "methods", **more: Any) -> dict[str, Any]:
-    at = {"dataset": "letters", "grid": grid, "row": row, "seed": seed, "measure": measure, "value": value}
-    return {"modality": "", "corruption": "", "severity": None, "epoch": None, **at, **more}
-
-
 def lines() -> list[dict[str, Any]]:
     """Three seeds of naive fusion and of AMR, a dial and a trial."""
     found = []
@@ -104,7 +96,7 @@ def lines() -> list[dict[str, Any]]:
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(lines(), script("measure").SCHEMA), folder / "letters.parquet")
+    pq.write_table(pa.Table.from_pylist(lines(), script(STUDY / "measure.py").SCHEMA), folder / "letters.parquet")
     return folder
 
 
@@ -144,7 +136,7 @@ def test_report_of_the_runs_that_there_are(report: ModuleType) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_measure(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's numbers: those that testing logged, and those of `amr.evaluation.robustness`, measured once."""
-    measure = script("measure")
+    measure = script(STUDY / "measure.py")
     monkeypatch.setattr(measure, "RUNS", tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
     out = tmp_path / "letters"
@@ -179,6 +171,20 @@ def test_measure(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert value["seconds", ""] == 12.5
     spoilt = [row for row in rows if row["measure"] == "acc_corrupted"]
     assert len(spoilt) == 5 * (2 + 2 + 2)
+    elsewhere = ["letters", "methods", "--results", str(tmp_path / "clean"), "--runs"]
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "letters").mkdir()
+    for name in ("runs", "cells", "grid.json"):
+        (few / "letters" / name).symlink_to(out / name)
+    assert measure.main([*elsewhere, str(few), "--measures", "logged"]) == 0
+    logged = pq.read_table(tmp_path / "clean/letters-methods.parquet").to_pylist()
+    assert {row["measure"] for row in logged} >= {"val/acc", "val/mAP", "test/acc", "seconds"}
+    assert not {"acc", "share"} & {row["measure"] for row in logged}
+    assert measure.main([*elsewhere, str(few), "--measures", "clean"]) == 0  # what was logged alone is not all of it
+    clean = pq.read_table(tmp_path / "clean/letters-methods.parquet").to_pylist()
+    assert {row["measure"] for row in clean} < {row["measure"] for row in rows}
+    assert all(row in rows for row in clean)
     monkeypatch.setattr(measure, "load_model", lambda path: pytest.fail("measured twice"))
     facts |= {"command": command.replace("methods", "dial"), "runs": {"r0.1-s3": "b"}}  # of another grid
     (out / "grid.json").write_text(json.dumps(facts))

@@ -37,7 +37,7 @@ from amr.model.encoded import Encoded
 from amr.report import read_run
 from amr.utils.files import write_bytes
 from amr.utils.parser import OneLineParser
-from amr.utils.work import Progress
+from amr.utils.streams import Progress
 
 RUNS = Path("runs/study")
 RESULTS = Path(__file__).parent / "results"

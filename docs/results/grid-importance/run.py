@@ -29,7 +29,7 @@ from amr.load import load_model
 from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.unimodal import integrated_gradients, lime, occlusion
 from amr.utils.files import replacing, write_text
-from amr.utils.work import Progress
+from amr.utils.streams import Progress
 
 HERE = Path(__file__).parent
 TRAINED = {"naive": [], "amr": ["--config", "configs/methods/amr.yaml", "--model.amr.lr", "0.2"]}

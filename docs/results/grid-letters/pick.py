@@ -1,12 +1,12 @@
 """Picks each method's setting by the validation split and writes the next grid, so that nothing is chosen by hand.
 
-    python docs/results/grid-letters/pick.py rows GRID first      the rows of GRID of the methods that come first
-    python docs/results/grid-letters/pick.py amr                  results/letters-tuning.parquet -> amr.yaml
-    python docs/results/grid-letters/pick.py main                 and results/letters-amr.parquet -> main.yaml
+    python docs/results/grid-letters/pick.py tuning            the best of unimodal.yaml, with settings.yaml
+    python docs/results/grid-letters/pick.py amr               the best of tuning.yaml, each with three rates of AMR
+    python docs/results/grid-letters/pick.py main              the best of both, plain and with AMR
+    python docs/results/grid-letters/pick.py rows GRID first   prints GRID's rows of the methods that come first
 
-The grid `tuning` has trials METHOD-VALUE. The best one has the highest validation accuracy of the best epoch, as a mean
-over the seeds; equal ones are told apart by mAP at that epoch, then by their order. `amr` has the best one with each of
-three rates of AMR, METHOD-amrRATE. `main` has METHOD and METHOD-amr with what was chosen.
+A trial is a row METHOD-VALUE. The best one has the highest validation accuracy of the best epoch, as a mean over the
+seeds; equal ones are told apart by mAP at that epoch, then by their order. What was measured is read from results/.
 """
 
 import argparse
@@ -24,6 +24,7 @@ sys.path.append(str(FOLDER.parents[1] / "study"))
 
 from report import Results  # noqa: E402  # of docs/study
 
+from amr.utils.errors import UserError  # noqa: E402
 from amr.utils.files import write_text  # noqa: E402
 
 DATASET = "letters"
@@ -33,6 +34,7 @@ SEEDS = 2  # of a trial
 AMR = "configs/methods/amr.yaml"
 ENSEMBLES = {"ensemble": "logits", "ensemble_probabilities": "probabilities"}
 UNIMODAL = ("audio", "video")
+GRIDS = ("tuning", "amr", "main")  # that are written here
 
 Grid = dict[str, Any]
 
@@ -44,7 +46,7 @@ def read(name: str, folder: Path = FOLDER) -> Grid:
 
 
 def method_of(trial: str) -> str:
-    """METHOD of METHOD-VALUE; a unimodal row and an ensemble have no value."""
+    """METHOD of METHOD-VALUE."""
     return trial.partition("-")[0]
 
 
@@ -55,8 +57,8 @@ def rows(grid: Grid, half: str) -> list[str]:
         grid: The grid.
         half: `first`, with the unimodal rows and the ensembles, or `rest`.
     """
-    methods = [name for name in grid["methods"] if (method_of(name) in FIRST) == (half == "first")]
-    return [*grid["unimodal"], *grid.get("ensembles", {}), *methods] if half == "first" else methods
+    methods = [name for name in grid["methods"] if (method_of(name) in (*UNIMODAL, *FIRST)) == (half == "first")]
+    return [*grid.get("unimodal", {}), *grid.get("ensembles", {}), *methods] if half == "first" else methods
 
 
 def score(results: Results, grid: str, trial: str) -> tuple[float, float] | None:
@@ -72,49 +74,74 @@ def score(results: Results, grid: str, trial: str) -> tuple[float, float] | None
 
 
 def winners(results: Results, name: str, grid: Grid) -> dict[str, str]:
-    """The best trial of each method that has all of its trials.
+    """The best trial of each method that has any; a trial that failed on a seed is not chosen.
 
     Args:
         results: What was measured.
         name: The grid's name there.
-        grid: The grid, with all trials.
+        grid: The grid.
     """
-    trials: dict[str, list[str]] = {}
+    best: dict[str, tuple[tuple[float, float], str]] = {}
     for trial in grid["methods"]:
-        trials.setdefault(method_of(trial), []).append(trial)
-    scores = {trial: score(results, name, trial) for trial in grid["methods"]}
-    return {
-        method: max(names, key=lambda trial: scores[trial] or ())
-        for method, names in trials.items()
-        if all(scores[trial] for trial in names)
-    }
+        known, method = score(results, name, trial), method_of(trial)
+        if known is not None and (method not in best or known > best[method][0]):
+            best[method] = (known, trial)
+    return {method: trial for method, (_, trial) in best.items()}
 
 
-def amr_grid(tuning: Grid, chosen: Mapping[str, str]) -> Grid:
+def tuning_grid(results: Results, folder: Path = FOLDER) -> Grid:
+    """Each method's settings, and the best unimodal rows."""
+    unimodal, settings = read("unimodal", folder), read("settings", folder)
+    best = winners(results, "unimodal", unimodal)
+    if set(best) != set(UNIMODAL):
+        raise UserError(
+            f"{folder / 'results'}: no trials of {', '.join(sorted({*UNIMODAL} - {*best}))}; run them first"
+        )
+    return {**settings, "unimodal": {name: unimodal["methods"][trial] for name, trial in best.items()}}
+
+
+def amr_grid(results: Results, tuning: Grid) -> Grid:
     """Each method's best trial with each rate of AMR."""
+    best = winners(results, "tuning", tuning)
     methods = {
         f"{method}-amr{rate}": [*tuning["methods"][trial], AMR, f"--model.amr.lr={rate}"]
-        for method, trial in chosen.items()
+        for method, trial in best.items()
         for rate in RATES
     }
-    return assembled(tuning, methods, {name: chosen[method_of(name)] for name in methods})
+    return assembled(tuning, methods, best)
 
 
-def main_grid(tuning: Grid, chosen: Mapping[str, str], amr: Grid, rates: Mapping[str, str]) -> Grid:
-    """Each method with what was chosen, plain and with AMR at the rate that was chosen."""
+def main_grid(results: Results, tuning: Grid) -> Grid:
+    """Each method with the best setting, plain and with AMR at the best rate."""
+    best, amr = winners(results, "tuning", tuning), amr_grid(results, tuning)
+    rates = winners(results, "amr", amr)
     methods: dict[str, list[str]] = {}
-    for method, trial in chosen.items():
+    for method, trial in best.items():
         methods[method] = tuning["methods"][trial]
         if method in rates:
             methods[f"{method}-amr"] = amr["methods"][rates[method]]
-    grid = assembled(tuning, methods, {name: chosen[method_of(name)] for name in methods})
-    return {**grid, "ensembles": dict(ENSEMBLES)}
+    return {**assembled(tuning, methods, best), "ensembles": dict(ENSEMBLES)}
 
 
-def assembled(tuning: Grid, methods: Mapping[str, list[str]], trials: Mapping[str, str]) -> Grid:
-    """A grid of these methods; their teachers are those of the trials that they are made from."""
-    teachers = {name: tuning["teachers"][trial] for name, trial in trials.items() if trial in tuning["teachers"]}
+def assembled(tuning: Grid, methods: Mapping[str, list[str]], best: Mapping[str, str]) -> Grid:
+    """A grid of these methods; their teachers are those of the trials that they are made from.
+
+    Args:
+        tuning: The grid of the trials.
+        methods: Entries by name, METHOD or METHOD-...
+        best: The trial of each method.
+    """
+    made_from = {name: best[method_of(name)] for name in methods}
+    teachers = {name: tuning["teachers"][trial] for name, trial in made_from.items() if trial in tuning["teachers"]}
     return {"base": tuning["base"], "unimodal": tuning["unimodal"], "methods": dict(methods), "teachers": teachers}
+
+
+def next_grid(name: str, results: Results, folder: Path = FOLDER) -> Grid:
+    """The grid `tuning`, `amr` or `main`, of the results so far."""
+    tuning = tuning_grid(results, folder)
+    if name == "tuning":
+        return tuning
+    return amr_grid(results, tuning) if name == "amr" else main_grid(results, tuning)
 
 
 def written(grid: Grid) -> str:
@@ -128,22 +155,14 @@ def written(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def next_grid(name: str, results: Results, folder: Path = FOLDER) -> Grid:
-    """The grid `amr` or `main`, of the results so far."""
-    tuning = read("tuning", folder)
-    chosen = winners(results, "tuning", tuning)
-    amr = amr_grid(tuning, chosen)
-    return amr if name == "amr" else main_grid(tuning, chosen, amr, winners(results, "amr", amr))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("rows", help="names of a grid's rows")
-    listed.add_argument("grid", choices=("tuning", "amr", "main"))
+    listed.add_argument("grid", choices=("unimodal", *GRIDS))
     listed.add_argument("half", choices=("first", "rest"))
-    for name in ("amr", "main"):
+    for name in GRIDS:
         commands.add_parser(name, help=f"write {name}.yaml")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the grids and of results/")
     options = parser.parse_args(arguments)

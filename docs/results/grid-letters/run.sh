@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The table of all methods on the clean GRID letters. Interrupted, it resumes: every part can be run again.
 #   docs/results/grid-letters/run.sh                  everything: the methods that come first, then the rest
-#   docs/results/grid-letters/run.sh tuning [HALF]    three settings of each method, then three rates of AMR for each
+#   docs/results/grid-letters/run.sh tuning [HALF]    three settings of each method, three rates of AMR for each
 #   docs/results/grid-letters/run.sh main [HALF]      the grid of what was chosen, five seeds
 #   docs/results/grid-letters/run.sh report           the tables and the figure of the runs that there are
 # HALF is `first` or `rest`; without it, both. RUNS, JOBS and MORE are environment variables: the folder of the runs, how many at once,
@@ -14,15 +14,18 @@ here=docs/results/grid-letters runs=${RUNS:-runs/grid-letters} jobs=${JOBS:-2}
 pick() { python $here/pick.py "$@"; }
 
 grid() {  # name, half, what is measured, seeds
-  local name=$1 half=$2 measures=$3
+  local name=$1 half=$2 measures=$3 names
   shift 3
-  # shellcheck disable=SC2046,SC2086  # rows and further arguments are several words
+  names=$(pick rows "$name" "$half")
+  # shellcheck disable=SC2086  # rows and further arguments are several words
   amr benchmark --config $here/$name.yaml --data docs/study/letters.yaml --seeds "$@" --out "$runs/letters" --jobs "$jobs" \
-    --wandb disabled --only $(pick rows $name $half) ${MORE:-}
+    --wandb disabled --only $names ${MORE:-} || [ $? = 1 ]  # a cell that failed stops no other
   python docs/study/measure.py letters $name --runs "$runs" --results $here/results --measures "$measures"
 }
 
 tuning() {
+  if [ "$1" = first ]; then grid unimodal first logged 0 1; fi
+  pick tuning
   grid tuning "$1" logged 0 1
   pick amr
   grid amr "$1" logged 0 1

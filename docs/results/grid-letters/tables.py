@@ -28,6 +28,7 @@ from amr.evaluation.statistics import Difference  # noqa: E402
 from amr.utils.files import write_text  # noqa: E402
 
 PAGE = FOLDER.with_suffix(".md")
+FIGURE = "accuracy.png"
 AT = ("letters", "main")  # data set and grid
 TITLES = {
     "audio": "Audio alone",
@@ -130,28 +131,26 @@ def amr_table(results: Results) -> str:
 
 def tuning_table(results: Results) -> str:
     """Trials of each method, best validation accuracy; what was chosen in bold."""
-    tuning = pick.read("tuning")
-    chosen = pick.winners(results, "tuning", tuning)
-    amr = pick.amr_grid(tuning, chosen)
-    rates = pick.winners(results, "amr", amr)
-    body = []
-    for method, trial in chosen.items():
-        cells = []
-        for grid, entries, best in (("tuning", tuning, trial), ("amr", amr, rates.get(method))):
-            tried = []
-            for name in (name for name in entries["methods"] if pick.method_of(name) == method):
-                score = pick.score(results, grid, name)
-                text = f"{name.partition('-')[2]} {100 * score[0]:.1f}" if score else f"{name.partition('-')[2]} –"
-                tried.append(f"**{text}**" if name == best else text)
-            cells.append(", ".join(tried))
-        body.append([title(method), *cells])
+    tuning = pick.tuning_grid(results)
+    grids = {"unimodal": pick.read("unimodal"), "tuning": tuning, "amr": pick.amr_grid(results, tuning)}
+    cells: dict[str, dict[str, list[str]]] = {}
+    for grid, entries in grids.items():
+        best = pick.winners(results, grid, entries).values()
+        for name in entries["methods"]:
+            if score := pick.score(results, grid, name):
+                text = f"{name.partition('-')[2]} {100 * score[0]:.1f}"
+                columns = cells.setdefault(pick.method_of(name), {"plain": [], "amr": []})
+                columns["amr" if grid == "amr" else "plain"].append(f"**{text}**" if name in best else text)
+    body = [
+        [title(method), *(", ".join(texts) or "–" for texts in columns.values())] for method, columns in cells.items()
+    ]
     return markdown(["", "setting and validation accuracy", "AMR's rate and validation accuracy"], body)
 
 
 def time_table(results: Results) -> str:
     """Seconds per run, start-up and test included; a run that two grids share counts in each."""
     body = []
-    for grid in ("tuning", "amr", "main"):
+    for grid in ("unimodal", "tuning", "amr", "main"):
         names = results.rows("letters", grid)
         taken = {name: [*results.of("letters", grid, name, Measure("", "seconds")).values()] for name in names}
         seconds = [value for values in taken.values() for value in values]
@@ -312,6 +311,7 @@ def pieces(results: Results) -> dict[str, str]:
         "main": main_table(results),
         "against": against_table(results),
         "sentences": sentences(results),
+        "figure": f"![Accuracy minus the controls' with intervals, and audio's shares]({FOLDER.name}/{FIGURE})",
         "amr": amr_table(results),
         "tuning": tuning_table(results),
         "time": time_table(results),
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of the parquet files")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page")
-    parser.add_argument("--figure", type=Path, default=FOLDER / "accuracy.png", help="the figure")
+    parser.add_argument("--figure", type=Path, default=FOLDER / FIGURE, help="the figure")
     options = parser.parse_args(arguments)
     results = Results(options.results)
     write_text(options.page, fill(options.page.read_text(encoding="utf-8"), pieces(results)))

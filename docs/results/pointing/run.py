@@ -35,7 +35,7 @@ from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import datamodule
 from amr.multiviz.trust import pointing_game
 from amr.utils.files import replacing, write_text
-from amr.utils.work import Progress
+from amr.utils.streams import Progress
 
 HERE = Path(__file__).parent
 BLOCKS = {"audio": (4, 4), "video": (1, 4, 4)}  # frequency x time; frames x rows x columns
