@@ -17,6 +17,7 @@ grid() {  # name, half, what is measured, seeds
   local name=$1 half=$2 measures=$3 names
   shift 3
   names=$(pick rows "$name" "$half")
+  [ -n "$names" ] || return 0
   # shellcheck disable=SC2086  # rows and further arguments are several words
   amr benchmark --config $here/$name.yaml --data docs/study/letters.yaml --seeds "$@" --out "$runs/letters" --jobs "$jobs" \
     --wandb disabled --only $names ${MORE:-} || [ $? = 1 ]  # a cell that failed stops no other

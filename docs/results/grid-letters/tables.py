@@ -33,8 +33,8 @@ AT = ("letters", "main")  # data set and grid
 TITLES = {
     "audio": "Audio alone",
     "video": "Video alone",
-    "ensemble": "Ensemble, logits",
-    "ensemble_probabilities": "Ensemble, probabilities",
+    "ensemble": "Ensemble (logits)",
+    "ensemble_probabilities": "Ensemble (probabilities)",
     "naive": "Naive fusion",
     "multi_loss": "Multi-loss",
     "late_tuned": "Late fusion",
@@ -61,7 +61,7 @@ TITLES = {
 }
 PLUS = "-amr"
 ALONE = ("audio", "video")
-CONTROLS = ("naive", "multi_loss", "late_tuned", "ensemble")
+CONTROLS = ("naive", "multi_loss", "late_tuned", "ensemble", "ensemble_probabilities")
 ACCURACY, PRECISION = Measure("accuracy", "acc"), Measure("mAP", "test/mAP")
 SHARE = Measure("audio's share", "share", "audio")
 DECISION = Measure("audio's decision share", "shapley_share_odds", "audio")
@@ -198,22 +198,29 @@ def listed(names: Sequence[str]) -> str:
     return "none" if not titles else ", ".join(titles[:-1]) + (" and " if titles[:-1] else "") + titles[-1]
 
 
+def counted(names: Sequence[str], where: str) -> str:
+    """How many are above or below, and which."""
+    if not names:
+        return f"none is {where}"
+    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {where} ({listed(names)})"
+
+
 def verdict(intervals: Mapping[str, tuple[Difference, bool]]) -> str:
     """Which rows are above and below, and which of them stand."""
     above = [name for name, (interval, _) in intervals.items() if interval.low > 0]
     below = [name for name, (interval, _) in intervals.items() if interval.high < 0]
     stand = [name for name in (*above, *below) if intervals[name][1]]
-    return (
-        f"{len(above)} of {len(intervals)} rows have an interval above 0 ({listed(above)}) and {len(below)} one below 0"
-        f" ({listed(below)}); with the false discovery rate at 5 %, {len(stand)} of these stand ({listed(stand)})"
-    )
+    text = f"of {len(intervals)} rows, by their intervals, {counted(above, 'above')} and {counted(below, 'below')}"
+    if not above and not below:
+        return text
+    return f"{text}; with the false discovery rate at 5 %, {listed(stand)} {'stands' if len(stand) < 2 else 'stand'}"
 
 
 def sentences(results: Results) -> str:
     """What beats the controls, and what does not: by rule."""
     there = rows_of(results)
     controls = [name for name in CONTROLS if name in there]
-    names = [name for name in there if name not in (*ALONE, *CONTROLS, "ensemble_probabilities")]
+    names = [name for name in there if name not in (*ALONE, *CONTROLS)]
     if not {"naive", "multi_loss"} <= set(controls) or not names:
         return "No runs."
     against = {other: compared(results, names, other) for other in controls}
@@ -254,8 +261,8 @@ def amr_sentence(results: Results, there: Sequence[str]) -> str:
     up = [name for name, interval in intervals.items() if interval is not None and interval.low > 0]
     down = [name for name, interval in intervals.items() if interval is not None and interval.high < 0]
     return (
-        f"AMR moves, as a mean over {len(names)} methods, {shares}; its accuracy interval lies above 0 for"
-        f" {len(up)} ({listed(up)}) and below 0 for {len(down)} ({listed(down)})."
+        f"AMR moves, as a mean over {len(names)} methods, {shares}; by their intervals it raises the accuracy of"
+        f" {listed(up)}, and lowers that of {listed(down)}."
     )
 
 
@@ -265,7 +272,7 @@ def amr_sentence(results: Results, there: Sequence[str]) -> str:
 def plot(results: Results) -> Figure | None:
     """Accuracy minus naive fusion's and multi-loss's with intervals, and audio's shares, a method a line."""
     there = set(rows_of(results))
-    names = [name for name in TITLES if name in there]
+    names = [name for name in TITLES if name in there and name not in ALONE]
     if "naive" not in there or "multi_loss" not in there:
         return None
     drawn, panels = study.figure(11, 0.3 * len(names) + 1.4, 3, sharey=True)
@@ -295,8 +302,8 @@ def plot(results: Results) -> Figure | None:
     panels[2].axvline(50, color="grey", linewidth=0.8)
     panels[2].set(xlabel="%", xlim=(0, 100))
     panels[0].set_yticks([*places.values()], [title(name) for name in places], fontsize=8)
-    panels[0].legend(fontsize=7, frameon=False)
-    panels[2].legend(fontsize=7, frameon=False, loc="lower left")
+    pairs = [pair for n in (0, 2) for pair in zip(*panels[n].get_legend_handles_labels(), strict=True)]
+    drawn.legend(*zip(*pairs, strict=True), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return drawn
 
 
