@@ -55,13 +55,19 @@ def trials(entries: dict[str, Any]) -> list[dict[str, Any]]:
     better = [line for name, n in at.items() for line in trial("tuning", name, ((n / 100, 0.5),), ((n / 100, 0.5),))]
     better = [line for line in better if not line["row"].startswith(("naive", "dgl", "umt"))]
     lines = [
-        *trial("unimodal", "audio-lr0.025", ((0.5, 0.5), (0.6, 0.5)), ((0.5, 0.5), (0.6, 0.5))),
-        *trial("unimodal", "audio-lr0.05", ((0.9, 0.5), (0.1, 0.5)), ((0.2, 0.5), (0.4, 0.5))),  # best epochs: 0.65
-        *trial("unimodal", "audio-lr0.1", ((0.6, 0.9), (0.6, 0.9)), ((0.6, 0.9), (0.6, 0.9))),
-        *trial("unimodal", "video-lr0.025", ((0.5, 0.5),), ((0.5, 0.5),)),
-        *trial("tuning", "naive-lr0.025", ((0.8, 0.7),), ((0.8, 0.7),)),
-        *trial("tuning", "naive-lr0.05", ((0.7, 0.8),), ((0.9, 0.8),)),  # as good, with a higher mAP
-        *trial("tuning", "naive-lr0.1", ((0.8, 0.8),), ((0.8, 0.8),)),  # as good in both
+        *trial("rates", "audio-lr0.05", ((0.5, 0.5), (0.6, 0.5)), ((0.5, 0.5), (0.6, 0.5))),
+        *trial("rates", "audio-lr0.1", ((0.9, 0.5), (0.1, 0.5)), ((0.2, 0.5), (0.4, 0.5))),  # best epochs: 0.65
+        *trial("rates", "audio-lr0.2", ((0.6, 0.9), (0.6, 0.9)), ((0.6, 0.9), (0.6, 0.9))),
+        *trial("rates", "video-lr0.05", ((0.5, 0.5),), ((0.5, 0.5),)),
+        *(
+            line
+            for grid in ("rates", "tuning")
+            for line in (
+                *trial(grid, "naive-lr0.05", ((0.75, 0.7),), ((0.75, 0.7),)),
+                *trial(grid, "naive-lr0.1", ((0.625, 0.75),), ((0.875, 0.75),)),  # as good, with a higher mAP
+                *trial(grid, "naive-lr0.2", ((0.75, 0.75),), ((0.75, 0.75),)),  # as good in both
+            )
+        ),
         *trial("tuning", "dgl-a1", ((0.1, 0.8),), ((0.1, 0.8),)),
         *trial("tuning", "dgl-a2", ((0.9, 0.8),)),  # failed on the other seed
         *trial("tuning", "umt-w10", ((0.1, 0.8),), ((0.1, 0.8),)),
@@ -82,7 +88,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, schema: pa.Schema, tables: 
     """The folder of grids with those that are written of `trials`."""
     folder = tmp_path_factory.mktemp("letters")
     (folder / "results").mkdir()
-    for name in ("settings", "unimodal"):
+    for name in ("settings", "rates"):
         shutil.copy(FOLDER / f"{name}.yaml", folder)
     pq.write_table(pa.Table.from_pylist(trials(settings()), schema), folder / "results/letters-tuning.parquet")
     for name in WRITTEN:
@@ -93,18 +99,21 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, schema: pa.Schema, tables: 
 def test_validation_chooses(chosen: Path) -> None:
     grids = {name: yaml.safe_load((chosen / f"{name}.yaml").read_text()) for name in WRITTEN}
     entries = settings()["methods"]
+    rate = "--model.optimizer.init_args.lr="
     assert grids["tuning"]["methods"] == entries
     assert grids["tuning"]["unimodal"] == {
-        "audio": ["docs/study/audio.yaml", "--model.optimizer.init_args.lr=0.05"],
-        "video": ["docs/study/video.yaml", "--model.optimizer.init_args.lr=0.025"],
+        "audio": ["docs/study/audio.yaml", f"{rate}0.1"],
+        "video": ["docs/study/video.yaml", f"{rate}0.05"],
     }
+    base = ["docs/results/grid-letters/recipe.yaml", f"{rate}0.1"]
+    assert [grids[name]["base"] for name in WRITTEN] == [base] * 3
     assert grids["main"]["unimodal"] == grids["amr"]["unimodal"] == grids["tuning"]["unimodal"]
     main_rows = grids["main"]["methods"]
-    assert main_rows["naive"] == entries["naive-lr0.05"]
+    assert main_rows["naive"] == entries["naive-lr0.1"]
     assert main_rows["dgl"] == entries["dgl-a1"]
     assert main_rows["smv"] == entries["smv-e6"]
     amr = ["configs/methods/amr.yaml", "--model.amr.lr=0.1"]
-    assert main_rows["naive-amr"] == [*entries["naive-lr0.05"], *amr]
+    assert main_rows["naive-amr"] == [*entries["naive-lr0.1"], *amr]
     assert main_rows["umt-amr"] == [*entries["umt-w10"], *amr[:1], "--model.amr.lr=0.2"]
     assert grids["main"]["teachers"] == {
         "umt": "model.umt.teachers",
@@ -118,9 +127,10 @@ def test_validation_chooses(chosen: Path) -> None:
 def test_every_method_has_the_same_budget(tables: ModuleType) -> None:
     """Three values of a setting, and every method and control there is."""
     counts: dict[str, int] = {}
-    for grid in (settings(), yaml.safe_load((FOLDER / "unimodal.yaml").read_text())):
-        for name in grid["methods"]:
-            counts[tables.pick.method_of(name)] = counts.get(tables.pick.method_of(name), 0) + 1
+    rates = yaml.safe_load((FOLDER / "rates.yaml").read_text())["methods"]
+    assert all(rates[name] == entry for name, entry in settings()["methods"].items() if name.startswith("naive-"))
+    for name in {**settings()["methods"], **rates}:
+        counts[tables.pick.method_of(name)] = counts.get(tables.pick.method_of(name), 0) + 1
     assert set(counts.values()) == {3} == {len(tables.pick.RATES)}
     methods = {path.stem for path in (REPOSITORY / "configs/methods").glob("*.yaml")} - {"amr"}
     assert set(counts) == methods | {"naive", "late_tuned", "audio", "video"}
@@ -133,7 +143,7 @@ def test_the_halves_are_the_whole(
     tables: ModuleType, chosen: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    for name in ("unimodal", *WRITTEN):
+    for name in ("rates", *WRITTEN):
         halves = []
         for half in ("first", "rest"):
             assert tables.pick.main(["--folder", str(chosen), "rows", name, half]) == 0
@@ -147,13 +157,18 @@ def test_grids_resolve(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows of each; what was chosen is the cell that was tried."""
     monkeypatch.chdir(REPOSITORY)
     resolve, hashes = resolver(), dict[str, str]()
-    for name, only in (("unimodal", ["audio-lr0.05"]), ("tuning", ["umt-w10", "mla-lr0.1"]), ("main", ["umt", "mla"])):
+    for name, only in (
+        ("rates", ["audio-lr0.1", "naive-lr0.1"]),
+        ("tuning", ["umt-w10", "naive-lr0.1"]),
+        ("main", ["umt", "naive"]),
+    ):
         base, rows = read_grid(chosen / f"{name}.yaml")
         data = ["--config", str(STUDY / "letters.yaml")]
-        hashes |= {cell.row.name: cell.hash for cell in make_cells(rows, [0], [*data, *base], resolve, only)}
-    assert hashes["audio"] == hashes["audio-lr0.05"]
+        for cell in make_cells(rows, [0], [*data, *base], resolve, only):
+            assert hashes.setdefault(cell.row.name, cell.hash) == cell.hash
+    assert hashes["audio"] == hashes["audio-lr0.1"]
     assert hashes["umt"] == hashes["umt-w10"]
-    assert hashes["mla"] == hashes["mla-lr0.1"]
+    assert hashes["naive"] == hashes["naive-lr0.1"]
     assert len(set(hashes.values())) == 4  # with the picture alone
 
 
@@ -221,7 +236,7 @@ def test_tables_and_sentences(tables: ModuleType, schema: pa.Schema, chosen: Pat
     )
     assert "of UMT (91.4 ± 1.1), and of the controls that of Multi-loss (84.4 ± 1.1)." in text
     assert "audio's share from 90.0 to 50.0 % and audio's decision share from 90.0 to 50.0 %" in text
-    assert "| Naive fusion | lr0.025 80.0, **lr0.05 80.0**, lr0.1 80.0 | amr0.05 10.0, **amr0.1 20.0** |" in text
+    assert "| Naive fusion | lr0.05 75.0, **lr0.1 75.0**, lr0.2 75.0 | amr0.05 10.0, **amr0.1 20.0** |" in text
     assert tables.main(given) == 0
     assert page.read_text() == text
 

@@ -1,6 +1,6 @@
 """Picks each method's setting by the validation split and writes the next grid, so that nothing is chosen by hand.
 
-    python docs/results/grid-letters/pick.py tuning            the best of unimodal.yaml, with settings.yaml
+    python docs/results/grid-letters/pick.py tuning            settings.yaml with the best of rates.yaml
     python docs/results/grid-letters/pick.py amr               the best of tuning.yaml, each with three rates of AMR
     python docs/results/grid-letters/pick.py main              the best of both, plain and with AMR
     python docs/results/grid-letters/pick.py rows GRID first   prints GRID's rows of the methods that come first
@@ -90,14 +90,13 @@ def winners(results: Results, name: str, grid: Grid) -> dict[str, str]:
 
 
 def tuning_grid(results: Results, folder: Path = FOLDER) -> Grid:
-    """Each method's settings, and the best unimodal rows."""
-    unimodal, settings = read("unimodal", folder), read("settings", folder)
-    best = winners(results, "unimodal", unimodal)
-    if set(best) != set(UNIMODAL):
-        raise UserError(
-            f"{folder / 'results'}: no trials of {', '.join(sorted({*UNIMODAL} - {*best}))}; run them first"
-        )
-    return {**settings, "unimodal": {name: unimodal["methods"][trial] for name, trial in best.items()}}
+    """Each method's settings, with naive fusion's best rate for all of them, and the best unimodal rows."""
+    rates, settings = read("rates", folder), read("settings", folder)
+    best = {method: rates["methods"][trial] for method, trial in winners(results, "rates", rates).items()}
+    if lacking := sorted({*UNIMODAL, "naive"} - {*best}):
+        raise UserError(f"{folder / 'results'}: no trials of {', '.join(lacking)} in rates.yaml; run them first")
+    base, unimodal = [*settings["base"], *best["naive"]], {name: best[name] for name in UNIMODAL}
+    return {**settings, "base": base, "unimodal": unimodal}
 
 
 def amr_grid(results: Results, tuning: Grid) -> Grid:
@@ -160,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("rows", help="names of a grid's rows")
-    listed.add_argument("grid", choices=("unimodal", *GRIDS))
+    listed.add_argument("grid", choices=("rates", *GRIDS))
     listed.add_argument("half", choices=("first", "rest"))
     for name in GRIDS:
         commands.add_parser(name, help=f"write {name}.yaml")

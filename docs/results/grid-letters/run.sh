@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The table of all methods on the clean GRID letters. Interrupted, it resumes: every part can be run again.
 #   docs/results/grid-letters/run.sh                  everything: the methods that come first, then the rest
-#   docs/results/grid-letters/run.sh tuning [HALF]    three settings of each method, three rates of AMR for each
+#   docs/results/grid-letters/run.sh tuning [HALF]    three rates, three settings of each method, three rates of AMR
 #   docs/results/grid-letters/run.sh main [HALF]      the grid of what was chosen, five seeds
 #   docs/results/grid-letters/run.sh report           the tables and the figure of the runs that there are
 # HALF is `first` or `rest`; without it, both. RUNS, JOBS and MORE are environment variables: the folder of the runs, how many at once,
@@ -25,7 +25,7 @@ grid() {  # name, half, what is measured, seeds
 }
 
 tuning() {
-  if [ "$1" = first ]; then grid unimodal first logged 0 1; fi
+  if [ "$1" = first ]; then grid rates first logged 0 1; fi
   pick tuning
   grid tuning "$1" logged 0 1
   pick amr

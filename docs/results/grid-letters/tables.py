@@ -132,11 +132,14 @@ def amr_table(results: Results) -> str:
 def tuning_table(results: Results) -> str:
     """Trials of each method, best validation accuracy; what was chosen in bold."""
     tuning = pick.tuning_grid(results)
-    grids = {"unimodal": pick.read("unimodal"), "tuning": tuning, "amr": pick.amr_grid(results, tuning)}
+    grids = {"rates": pick.read("rates"), "tuning": tuning, "amr": pick.amr_grid(results, tuning)}
     cells: dict[str, dict[str, list[str]]] = {}
     for grid, entries in grids.items():
         best = pick.winners(results, grid, entries).values()
-        for name in entries["methods"]:
+        names = [
+            name for name in entries["methods"] if grid != "rates" or pick.method_of(name) in ALONE
+        ]  # naive: below
+        for name in names:
             if score := pick.score(results, grid, name):
                 text = f"{name.partition('-')[2]} {100 * score[0]:.1f}"
                 columns = cells.setdefault(pick.method_of(name), {"plain": [], "amr": []})
@@ -150,7 +153,7 @@ def tuning_table(results: Results) -> str:
 def time_table(results: Results) -> str:
     """Seconds per run, start-up and test included; a run that two grids share counts in each."""
     body = []
-    for grid in ("unimodal", "tuning", "amr", "main"):
+    for grid in ("rates", "tuning", "amr", "main"):
         names = results.rows("letters", grid)
         taken = {name: [*results.of("letters", grid, name, Measure("", "seconds")).values()] for name in names}
         seconds = [value for values in taken.values() for value in values]
