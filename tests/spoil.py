@@ -69,12 +69,12 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(node[key])
 
 
-def hammer(tries: int, spoil: Callable[[random.Random], Path], read: Callable[[], object], seed: int = 0) -> int:
+def hammer(tries: int, spoil: Callable[[random.Random], Path | str], read: Callable[[], object], seed: int = 0) -> int:
     """Spoils and reads; each time it is read, or refused in one line.
 
     Args:
         tries: How often.
-        spoil: Spoils a file and returns what an error may name: the file, or a folder above it.
+        spoil: Spoils a file and returns what an error must name: the file, or a folder above it; or nothing, as text.
         read: Reads it.
         seed: Of all that is drawn.
 
@@ -90,7 +90,7 @@ def hammer(tries: int, spoil: Callable[[random.Random], Path], read: Callable[[]
                 read()
         except UserError as error:
             refused += 1
-            if "\n" in str(error) or str(where) not in str(error):
+            if {"\n", "\0"} & set(str(error)) or str(where) not in str(error):
                 raise AssertionError(f"try {number}: not a line that names {where}: {error}") from error
         except Exception as error:
             raise AssertionError(f"try {number}: {type(error).__name__}: {error}") from error

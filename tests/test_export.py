@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
+import amr.exporting
 from amr.cli import main
 from amr.datamodules import Synthetic
 from amr.datamodules.preprocessing import preprocessing
@@ -237,8 +239,17 @@ def test_no_clip_is_needed(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("card", [True, False])
-def test_the_folder_holds_one_model(run: Path, tmp_path: Path, capsys: Any, card: bool) -> None:
+def test_the_folder_holds_one_model(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, card: bool
+) -> None:
     """What an earlier export left and this one does not write goes; what it did not leave is refused, and stays."""
+
+    def write(_: Any, __: Any, out: Path, formats: Sequence[str], **___: Any) -> list[str]:
+        for name in formats:  # what is in the files plays no part
+            (out / FILES[name]).write_text(name)
+        return [FILES[name] for name in formats]
+
+    monkeypatch.setattr(amr.exporting, "export_model", write)
     out, own = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
     command = ["export", "--ckpt", str(own / "checkpoints/best.ckpt"), "--out", str(out), "--format"]
     out.mkdir()
