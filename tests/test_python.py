@@ -1,5 +1,6 @@
 """The door for Python users: a model made in a notebook, with modules of its own and plain loaders, goes everywhere."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import amr
 from amr.regularizers import UMT
 from amr.utils.errors import UserError
 from amr.utils.readers import read_object, read_table
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPLITS = {"train": slice(0, 90), "test": slice(90, 120)}
@@ -230,3 +232,12 @@ print(amr.load_model("net.pt", trust=("__main__",)).head.dims)
     assert (done.returncode, done.stdout) == (0, "{'x': 3, 'y': 5}\n"), done.stderr
     with pytest.raises(UserError, match=r"net\.pt: .*__main__\.Net may not be built.*load_model\(path, model=\.\.\.\)"):
         amr.load_model(tmp_path / "net.pt")
+
+
+def test_ten_lines_do_the_first_thing() -> None:
+    """tests/test_docs.py runs them."""
+    page = (REPOSITORY / "docs/getting-started.md").read_text()
+    block = page.partition("## From Python")[2].partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in block.splitlines() if line]) == 10
+    imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [alias.name for node in imports for alias in node.names] == ["amr", "torch", "pytorch_lightning"]
