@@ -3,7 +3,7 @@
 import functools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -182,7 +182,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "all kinds of arguments": {
         "encoder": lambda: Options([6, 8], names={"a": 1.5}, path=Path("somewhere"), bias=False)
     },
-    "arguments without types": {"encoder": lambda: Untyped((6, 5), act="ReLU")},
+    "arguments without types": {"encoder": lambda: cast(Any, Untyped)((6, 5), act="ReLU")},
     "an encoder of an encoder": {"encoder": lambda: Around(Around(Linear(6, 4)))},
     "a method that wraps the head": {"mmcosine": MMCosine(scale=4.0), "amr": AMR()},
     "an own method that wraps the head": {"extra": [Wrapping()]},
@@ -268,7 +268,7 @@ def test_classes_that_are_not_trusted_or_cannot_be_imported(tmp_path: Path, monk
 
 def test_a_layer_that_was_put_in_later_is_found(tmp_path: Path) -> None:
     model = build()
-    model.model.encoders["audio"].net[1] = nn.GELU()  # without parameters: shapes do not tell
+    cast(Any, model.model.encoders["audio"]).net[1] = nn.GELU()  # without parameters: shapes do not tell
     save_model(model, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"changed after it was made: model\.encoders\.audio\.net\.1 is a GELU.*Tanh"):
         load_model(tmp_path / "a.pt", trust=("tests",))

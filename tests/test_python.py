@@ -190,7 +190,7 @@ def test_a_teacher_that_is_none() -> None:
 )
 def test_wrong_data_are_told(data: Any, message: str, notebook: Notebook) -> None:
     with pytest.raises(UserError) as caught:
-        amr.measure(notebook.loaded, data, corruptions=False)  # type: ignore[arg-type]
+        amr.measure(notebook.loaded, data, corruptions=False)
     assert message in str(caught.value)
 
 
