@@ -360,7 +360,8 @@ def test_a_wrong_unimodal_model_is_told_before_the_pass(
     monkeypatch.setattr(Robustness, "on_test_epoch_start", lambda *_: pytest.fail("the pass began"))
     command = ["test", "--ckpt_path", str(runs / "plain/checkpoints/best.ckpt"), "--wandb", "disabled"]
     assert main([*command, "--robustness.test", "true", "--robustness.unimodal.audio", "nowhere.ckpt"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "amr: robustness.unimodal.audio=nowhere.ckpt does not exist"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "amr: robustness.unimodal.audio=nowhere.ckpt does not exist; must be a checkpoint or a run's folder"
 
 
 def test_dominance_by_what_is_really_there(subject: tuple[FusionModel, ClipDataModule]) -> None:

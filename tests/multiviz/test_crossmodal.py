@@ -552,7 +552,7 @@ def test_integer_inputs() -> None:
     weights = dime(model, x, e, 1, "a", samples=40).multimodal.values
     deviation = torch.einsum("ntd,dj,nj->nt", words, pairs_of(model)[1], x["b"] - x["b"].mean(0))
     close(weights.float(), deviation, atol=1e-4, rtol=1e-4)
-    with pytest.raises(UserError, match="'a' must be floating-point"):
+    with pytest.raises(UserError, match="inputs.a=torch.int64: must be floating-point"):
         second_order(model, x, 1, "a", "b")
 
 

@@ -89,7 +89,7 @@ def test_perfect_and_opposed_raters() -> None:
         ([[1, 2], [3]], "nominal", "a table of numbers"),
         ([["a", "b"], ["c", "d"]], "nominal", "a table of numbers"),
         ([[1, 2], [2, 1]], "cardinal", "must be one of nominal, ordinal, interval, ratio"),
-        ([[-1, 2], [2, 1]], "ratio", "no ratio"),
+        ([[-1, 2], [2, 1]], "ratio", "ratings=-1: must be numbers >= 0"),
         ([[math.inf, 2], [2, 1]], "interval", "infinite"),
     ],
 )

@@ -22,7 +22,9 @@ def test_a_window_is_half_open() -> None:
     assert [epoch for epoch in range(6) if epoch in Window("x", 1, 3)] == [1, 2]
     assert [epoch for epoch in range(6) if epoch in Window("x", 4)] == [4, 5]
     for start, end in ((-1, None), (2, 2), (3, 1)):
-        with pytest.raises(UserError, match=f"^model.x: start_epoch={start}, end_epoch={end}: 0 <= start < end"):
+        with pytest.raises(
+            UserError, match=f"^model.x: start_epoch={start}, end_epoch={end}: must be 0 <= start < end"
+        ):
             Window("x", start, end)
 
 

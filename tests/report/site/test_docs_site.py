@@ -5,13 +5,14 @@ from pathlib import Path
 import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from mkdocs.utils.yaml import yaml_load
 from playwright.sync_api import Page
 
 from tests.conftest import REPOSITORY
 
 
 def test_search_from_disk(page: Page, tmp_path: Path) -> None:
-    config = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+    config = yaml_load((REPOSITORY / "mkdocs.yml").read_text())
     config["plugins"] = [plugin for plugin in config["plugins"] if isinstance(plugin, str)]  # no API: it takes seconds
     docs = tmp_path / "docs"
     docs.mkdir()
