@@ -27,9 +27,9 @@ grid() {  # name, half, what is measured, seeds
 tuning() {
   if [ "$1" = first ]; then grid rates first logged 0 1; fi
   pick tuning
-  grid tuning "$1" logged 0 1
+  grid tuning "$1" logged 0
   pick amr
-  grid amr "$1" logged 0 1
+  grid amr "$1" logged 0
 }
 
 main() {
