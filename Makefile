@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: demo test lint docs bench lock clean
+.PHONY: demo test lint docs bench compat lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "amr needs python3 >= 3.11; set PYTHON=..."; exit 2; }
@@ -33,6 +33,9 @@ BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp mu
 bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements-bench.lock
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+compat: $(READY)  ## a short suite on the lowest and the newest versions allowed: gigabytes to download
+	$(BIN)/python -m tests.compat $(COMPAT)
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"

@@ -114,7 +114,8 @@ def test_every_method_resumes_as_if_nothing_had_been(name: str, toy_teachers: di
 
     def model() -> FusionClassifier:
         fusion = Shared if name == "mla" else Concat
-        return build(encoder=Convolution, fusion=fusion, **{name: made(name, toy_teachers)})
+        options: dict[str, Any] = {name: made(name, toy_teachers)}
+        return build(encoder=Convolution, fusion=fusion, **options)
 
     whole, resumed = model(), model()
     train(whole, max_epochs=2)
