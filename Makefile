@@ -34,7 +34,7 @@ bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements-bench.lock
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-compat: $(READY)  ## a short suite on the lowest and the newest versions allowed: gigabytes to download
+compat: $(READY)  ## a short suite on the lowest and the newest versions; COMPAT='--newest python3.13'; gigabytes to download
 	$(BIN)/python -m tests.compat $(COMPAT)
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

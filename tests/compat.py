@@ -77,8 +77,9 @@ def table(versions: dict[str, dict[str, str]], results: dict[str, str]) -> str:
 def main() -> int:
     """Prints the table; 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lowest", default="3.11", metavar="PYTHON", help="interpreter for the lowest versions (3.11)")
-    parser.add_argument("--newest", default="3.13", metavar="PYTHON", help="interpreter for the newest versions (3.13)")
+    for kind in ("lowest", "newest"):
+        about = f"interpreter for the {kind} versions, a path or what uv finds (the one that runs this)"
+        parser.add_argument(f"--{kind}", default=sys.executable, metavar="PYTHON", help=about)
     parser.add_argument("--folder", type=Path, help="for the environments, which are removed if it is not given")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
