@@ -25,7 +25,7 @@ def steps(
     recorded: list[dict[str, Tensor]] = []
 
     class Recording(SGD):
-        def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
             def then_record() -> Any:
                 loss = None if closure is None else closure()
                 parameters = model.model.named_parameters()

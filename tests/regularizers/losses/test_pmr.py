@@ -19,7 +19,7 @@ from amr.fusion import Concat, Gated
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
-from amr.regularizers import pmr as pmr_module
+from amr.regularizers.losses import pmr as pmr_module
 from amr.regularizers.losses.pmr import (
     PMR,
     imbalance_ratios,

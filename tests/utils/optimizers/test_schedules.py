@@ -132,7 +132,7 @@ def test_resuming_is_bit_for_bit_also_in_mid_epoch(tmp_path: Path, interval: Any
 
     options: dict[str, Any] = {"lr_scheduler": partial(Cosine, warmup=0.3), "scheduler_interval": interval}
     whole = build(amr=AMR(momentum=0.9), **options)
-    fit(whole, max_epochs=4, enable_checkpointing=True, callbacks=[Save()])
+    fit(whole, max_epochs=4, callbacks=[Save()])
     for step in (4, 8):
         resumed = build(seed=1, amr=AMR(momentum=0.9), **options)
         fit(resumed, max_epochs=4, ckpt=tmp_path / f"{step}.ckpt")
