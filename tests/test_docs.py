@@ -88,6 +88,7 @@ audio_atoms = spectrogram_atoms((1, 16, 32), 2, 3, seconds=0.5, hz=(0, 8000))
 video_atoms = video_atoms((2, 1, 16, 16), (2, 2), 1)
 """  # what a page's Python blocks may take for granted
 GIVEN_ON = {
+    "README.md": "",  # its example needs nothing
     "docs/synthetic.md": """
 from amr.datamodules import Synthetic
 data = Synthetic("made", task="synergistic", clips=60)
@@ -286,10 +287,10 @@ class Story:
         tree = ast.parse(re.sub(r"\bsamples=\d+", "samples=200", text))
         if "get_state_dict" in text:  # downloads weights
             tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        elif not self.names:
+        elif not self.names and (given := GIVEN_ON.get(self.page, GIVEN)):
             self.trained("runs/naive")
             self.names["data"] = self.world.data()
-            exec(GIVEN_ON.get(self.page, GIVEN), self.names)  # noqa: S102
+            exec(given, self.names)  # noqa: S102
         exec(compile(tree, "example", "exec"), self.names)  # noqa: S102
 
     def yaml(self, text: str) -> None:
