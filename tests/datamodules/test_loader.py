@@ -528,7 +528,7 @@ def test_damaged_clip_on_the_command_line(tiny: list[str], tmp_path: Path, capsy
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
-    write_csv(tmp_path / "clips.csv", [{"id": 1, "file": "gone.mp4", "label": "a", "split": "train"}])
+    write_csv(tmp_path / "clips.csv", [{"id": 1, "file": "never-made.mp4", "label": "a", "split": "train"}])
     module = Clips(tmp_path / "clips.csv", store=tmp_path / "store", prepare_workers=0)
     module.prepare_data()
     with pytest.raises(UserError, match=r"no training clip can be used .*file missing: 1.*report.csv"):
