@@ -170,7 +170,7 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
     classes = facts["num_classes"]
     if not any(key.startswith("head.") and classes in value.shape for key, value in weights.items()):
         raise UserError(f"checkpoint: num_classes={classes}, but no weight of the head has that size")
-    _drop_weights(section)  # the checkpoint has them
+    drop_weights(section)  # the checkpoint has them
     with only_trusted(), torch.random.fork_rng(devices=[]):  # initial weights, all replaced, are drawn on the CPU
         parts = _recorded_parts(section, classes) if recorded else _configured_parts(section, classes)
         try:
@@ -214,7 +214,7 @@ def _made(value: Any) -> Any:
     return type(value)(map(_made, value)) if isinstance(value, list | tuple) else value
 
 
-def _drop_weights(section: Any) -> None:
+def drop_weights(section: Any) -> None:
     """Takes pretrained weights out of all that a section describes: a file names none to load."""
     left = [section]
     while left:

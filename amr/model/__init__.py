@@ -187,6 +187,18 @@ def complete_rows(names: Iterable[str], present: Mapping[str, Tensor] | None) ->
     return torch.stack(masks).all(0) if masks else None
 
 
+def complete_masks(names: Iterable[str], present: Mapping[str, Tensor] | None, batch: Tensor) -> Tensor:
+    """Boolean (M, B): which clips have each named modality; all True where `present` does not name it.
+
+    Args:
+        names: M modalities.
+        present: Boolean (B,) of the modalities that some clips lack.
+        batch: Any tensor of the batch, (B, ...); gives the size and the device.
+    """
+    every = torch.ones(len(batch), dtype=torch.bool, device=batch.device)
+    return torch.stack([(present or {}).get(name, every) for name in names])
+
+
 def _encode_present(encoder: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     """Encodes the rows where `mask` (B,) is true, and returns zeros elsewhere."""
     if bool(mask.any()):

@@ -21,6 +21,7 @@ from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
 from amr.model import FusionModel, complete_rows
 from amr.model.batches import as_batch
+from amr.model.loaders import loader_of
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
@@ -221,9 +222,8 @@ def _batches(
 ) -> Iterator[Any]:
     """A split's batches on the model's device, those of this process under DDP."""
     if not isinstance(data, ClipDataModule):
-        loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
         done = 0
-        for number, given in enumerate(loader):
+        for number, given in enumerate(loader_of(data, split)):
             batch = as_batch(_moved(data, given, model), model.modalities, (rank_and_world()[0], number))
             yield batch
             done += len(batch["id"])

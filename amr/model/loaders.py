@@ -44,6 +44,11 @@ class Loaders(pl.LightningDataModule):
         return self.loaders[split]
 
 
+def loader_of(data: pl.LightningDataModule, split: str) -> Any:
+    """What a data module gives for a split: train, val or test."""
+    return {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+
+
 def as_data(data: Any) -> pl.LightningDataModule:
     """A data module of loaders; a data module is returned as it is.
 

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 
 from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules.selected import same_loader
-from amr.model import FusionModel, complete_rows
+from amr.model import FusionModel, complete_masks, complete_rows
 from amr.model.batches import as_batch, made_up
 from amr.model.encoded import Encoded
 from amr.utils.distributed import gather_objects, rank_and_world
@@ -191,8 +191,7 @@ def _said(seen: Seen) -> dict[str, Tensor]:
 
 def presence(seen: Seen) -> Tensor:
     """Boolean (B, M): which modalities each clip of a batch has."""
-    every = torch.ones(len(seen.label), dtype=torch.bool, device=seen.label.device)
-    return torch.stack([(seen.present or {}).get(m, every) for m in seen.model.modalities], 1)
+    return complete_masks(seen.model.modalities, seen.present, seen.label).T
 
 
 def _complete(seen: Seen) -> dict[str, Tensor]:

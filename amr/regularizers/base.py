@@ -57,10 +57,10 @@ from torch.nn import functional as F
 from amr.attribution import at_least_float32
 from amr.datamodules.selected import Copies
 from amr.fusion.base import Fusion
-from amr.model import FusionModel, complete_rows
+from amr.model import FusionModel, complete_masks, complete_rows
 from amr.model.encoded import Encoded
 from amr.model.passes import Scores
-from amr.regularizers.shared import EpochMeans, complete_masks, listed
+from amr.regularizers.shared import EpochMeans, listed
 from amr.utils.errors import UserError
 from amr.utils.names.recorded import Recorded
 

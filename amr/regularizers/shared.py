@@ -87,18 +87,6 @@ class UnimodalHeads(nn.Module):
         return {name: head(pool_tokens(encodings[name])) for name, head in self.heads.items()}
 
 
-def complete_masks(names: Iterable[str], present: Mapping[str, Tensor] | None, batch: Tensor) -> Tensor:
-    """Boolean (M, B): which clips have each named modality; all True where `present` does not name it.
-
-    Args:
-        names: M modalities.
-        present: Boolean (B,) of the modalities that some clips lack.
-        batch: Any tensor of the batch, (B, ...); gives the size and the device.
-    """
-    every = torch.ones(len(batch), dtype=torch.bool, device=batch.device)
-    return torch.stack([(present or {}).get(name, every) for name in names])
-
-
 def global_means(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the clips of all ranks, as terms of a loss, and what they are made of.
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
 from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank, Shared, Sum
-from amr.model import FusionModel
+from amr.model import FusionModel, complete_masks
 from amr.regularizers import EpochMeans, Window, recombined
-from amr.regularizers.shared import complete_masks, global_means, set_gradient
+from amr.regularizers.shared import global_means, set_gradient
 from amr.utils.errors import UserError
 from tests.ranks import on_one_and_two_ranks
 from tests.toy import Linear

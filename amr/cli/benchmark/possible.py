@@ -55,11 +55,11 @@ def _reason(cell: Cell) -> str | None:
 
 
 def _without_files(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A `model` section whose encoders start from nothing."""
+    """A `model` section whose parts start from nothing."""
+    from amr.load import drop_weights
+
     kept = copy.deepcopy(dict(section))
-    for encoder in (kept.get("encoders") or {}).values():
-        if isinstance(encoder, dict) and "weights" in (encoder.get("init_args") or {}):
-            encoder["init_args"]["weights"] = None
+    drop_weights(kept)
     kept = {key: value for key, value in kept.items() if key not in OF_TRAINING}
     return {**kept, "num_classes": kept.get("num_classes") or 2}
 

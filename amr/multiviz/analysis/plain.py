@@ -1,7 +1,7 @@
 """Clips to analyse, of a data module or loaders that are not amr's: tensors of which nothing but the shape is known."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from amr.datamodules.transforms.picture import Picture
 from amr.model import FusionModel, complete_rows
 from amr.model.batches import Batch, as_batch
 from amr.model.encoded import Split
+from amr.model.loaders import loader_of
 from amr.utils.errors import UserError
 
 
@@ -146,10 +147,5 @@ class PlainClips(pl.LightningDataModule):
         return (self.source.on_after_batch_transfer(batch, 0) for batch in self._loader(split))
 
     def _loader(self, split: Split) -> Any:
-        loaders: Mapping[str, Any] = {
-            "train": self.source.train_dataloader,
-            "val": self.source.val_dataloader,
-            "test": self.source.test_dataloader,
-        }
-        loader = loaders[split]()
+        loader = loader_of(self.source, split)
         return loader[0] if isinstance(loader, list | tuple) and len(loader) == 1 else loader

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amr.model import FusionModel
+from amr.model import FusionModel, complete_masks
 from amr.regularizers.base import Regularizer
-from amr.regularizers.shared import complete_masks
 from amr.utils.distributed import mean_over_ranks
 
 Fill = Literal["zero", "mean"]

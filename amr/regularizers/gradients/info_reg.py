@@ -120,7 +120,7 @@ class InfoReg(Regularizer):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Each modality's own cross-entropy."""
-        return unimodal_losses(self.heads, step)
+        return unimodal_losses(self.heads(step.encodings), step)
 
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:

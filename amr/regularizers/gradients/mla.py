@@ -11,7 +11,7 @@ from amr.fusion.base import Fusion, pool_tokens
 from amr.fusion.shared import Shared
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import global_means
+from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.utils.distributed import mean_over_ranks
 from amr.utils.errors import UserError
 
@@ -136,10 +136,8 @@ class MLA(Regularizer):
         """The turn's modality's cross-entropy: its mean over the clips of all ranks that have it."""
         assert step.turn is not None
         (name,) = step.turn
-        logits = at_least_float32(_shared(step.model).classifier(pool_tokens(step.encodings[name])))
-        each = step.cross_entropy(logits, reduction="none")
-        terms, _, _ = global_means(each.unsqueeze(0), step.has([name]))
-        return terms.squeeze(0)
+        logits = _shared(step.model).classifier(pool_tokens(step.encodings[name]))
+        return unimodal_losses({name: logits}, step)[name]
 
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from amr.attribution import at_least_float32
 from amr.fusion.base import Fusion, only
 from amr.regularizers.base import EpochState, Regularizer, Step
-from amr.regularizers.shared import Window, global_means
+from amr.regularizers.losses.multi_loss import unimodal_losses
+from amr.regularizers.shared import Window
 
 
 def frozen_unimodal_logits(head: Fusion, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +65,4 @@ class DGL(Regularizer):
         if step.epoch not in self.window:
             return {}
         logits = frozen_unimodal_logits(step.model.head, step.encodings)
-        each = [step.cross_entropy(at_least_float32(said), reduction="none") for said in logits.values()]
-        terms, _, _ = global_means(torch.stack(each), step.has([*logits]))
-        return dict(zip(logits, (self.alpha * terms).unbind(), strict=True))
+        return {name: self.alpha * term for name, term in unimodal_losses(logits, step).items()}

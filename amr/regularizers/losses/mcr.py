@@ -130,7 +130,10 @@ class MCR(Regularizer):
         complete = step.has(step.model.modalities).all(0)
         encodings = {name: encoding[complete] for name, encoding in step.encodings.items()}
         pooled = {name: at_least_float32(each) for name, each in pool_all(encodings, step.model.head.dims).items()}
-        terms = {f"unimodal/{m}": self.unimodal_weight * term for m, term in unimodal_losses(self.heads, step).items()}
+        terms = {
+            f"unimodal/{m}": self.unimodal_weight * term
+            for m, term in unimodal_losses(self.heads(step.encodings), step).items()
+        }
         guess = self.decoder(at_least_float32(step.logits[complete].detach()))
         target = torch.cat([*pooled.values()], dim=1)
         terms["bottleneck"] = self.weight * (guess - target).square().sum() / max(target.numel(), 1)

@@ -1,5 +1,7 @@
 """Multi-loss: every modality also learns by a classifier of its own, with no balancing at all."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,11 @@ class MultiLoss(Regularizer):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Each modality's term: its mean over the clips of all ranks that have it."""
-        return {name: self.weight * term for name, term in unimodal_losses(self.heads, step).items()}
+        return {name: self.weight * term for name, term in unimodal_losses(self.heads(step.encodings), step).items()}
 
 
-def unimodal_losses(heads: UnimodalHeads, step: Step) -> dict[str, Tensor]:
-    """Cross-entropy of each modality's own classifier, a scalar each: the mean over all ranks' clips that have it."""
-    logits = heads(step.encodings)
+def unimodal_losses(logits: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
+    """Cross-entropy of each modality's logits, (B, C), a scalar each: the mean over all ranks' clips that have it."""
     each = [step.cross_entropy(at_least_float32(said), reduction="none") for said in logits.values()]
     terms, _, _ = global_means(torch.stack(each), step.has([*logits]))
     return dict(zip(logits, terms.unbind(), strict=True))

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
-from amr.model import FusionModel, bare_model
+from amr.model import FusionModel, bare_model, complete_masks
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import complete_masks, listed
+from amr.regularizers.shared import listed
 from amr.utils.errors import UserError
 from amr.utils.names.places import checkpoint_of
 
