@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amr.classifier import FusionClassifier
 from amr.encoders.base import Encoder
 from tests.processes import warm
+from tests.training import assert_equal
 
 T = TypeVar("T")
 
@@ -77,6 +78,13 @@ def on_one_and_two_ranks(train: Callable[[int, str], T], cases: Iterable[str]) -
         assert not said, "\n".join(said)
         first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     return {case: (train(1, case), first[case], second[case]) for case in cases}
+
+
+def assert_ranks_equal(results: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]], atol: float) -> None:
+    """One process's tensors are those of two ranks, up to rounding, and the two ranks' are the same bit for bit."""
+    one, first, second = results
+    assert_equal(first, second)
+    assert_equal(one, first, atol=atol)
 
 
 def _rank(rank: int, port: str, folder: Path, train: Callable[[int, str], Any], cases: list[str]) -> None:

@@ -26,7 +26,7 @@ from amr.regularizers.gradients.agm import (
 )
 from amr.regularizers.gradients.ogm import OGM
 from amr.utils.errors import UserError
-from tests.ranks import fit_on, on_one_and_two_ranks
+from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks
 from tests.regularizers.probes import Convolution, ConvolutionTokens, Probe, build, hidden_concat, plain, probed
 from tests.toy import Linear, Tokens, Toy
 from tests.training import assert_equal, fit, weights
@@ -377,6 +377,4 @@ def ddp() -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
-    one, *ranks = ddp[case]
-    assert_equal(ranks[0], ranks[1])
-    assert_equal(one, ranks[0], atol=1e-6)
+    assert_ranks_equal(ddp[case], atol=1e-6)
