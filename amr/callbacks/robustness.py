@@ -131,7 +131,7 @@ class Robustness(pl.Callback):
         clean = self._clean()
         if len(clean.ids) > 1:
             options = {"resamples": self.resamples, "seed": self.seed, **_dominance(trainer)}
-            rows = measure_encodings(pl_module.model, clean, **options)
+            rows = measure_encodings(pl_module.model, clean, **options, details=False)
             self._log(trainer, "val", rows)
 
     @torch.inference_mode(False)
@@ -180,8 +180,8 @@ class Robustness(pl.Callback):
         return clean
 
     def _log(self, trainer: pl.Trainer, split: str, rows: list[Row]) -> None:
-        """What has no severity; the loggers' own way, for Lightning would print each number."""
-        values = {f"{split}/robust/{row.name}": row.value for row in rows if row.severity is None}
+        """What is no detail; the loggers' own way, for Lightning would print each number."""
+        values = {f"{split}/robust/{row.name}": row.value for row in rows if not row.is_detail}
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
 

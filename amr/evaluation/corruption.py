@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,6 +20,8 @@ from amr.attribution import (
 )
 from amr.datamodules.corruptions import SEVERITIES, Corruptible
 from amr.evaluation import use
+from amr.evaluation.decisions.dial import Dial
+from amr.evaluation.head import coalition_outputs
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
@@ -38,10 +40,16 @@ class _Spoilt:
     Attributes:
         right: Whether the clip is right, (5, N) of 0 and 1.
         shares: (5, N, M); (5, N, 0) where several modalities are corrupted or there is one.
+        dialled: Whether the clip is right at each position of the dial, (5, K, N) bool; K = 0 where there is one
+            modality.
     """
 
     right: Tensor
     shares: Tensor
+    dialled: Tensor
+
+
+_ARRAYS = [array.name for array in fields(_Spoilt)]
 
 
 def corruption_rows(
@@ -49,6 +57,7 @@ def corruption_rows(
     data: pl.LightningDataModule,
     split: Split,
     clean: Encoded,
+    train: Encoded | None = None,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -59,11 +68,14 @@ def corruption_rows(
 ) -> list[Row]:
     """Accuracy and dominance under each corruption and severity, and the area under accuracy against severity.
 
+    The area is also that of the model at each position of its decision-time dial.
+
     Args:
         model: The model.
         data: A `Corruptible` data module.
         split: Whose clips.
         clean: Them, encoded as they are.
+        train: Training clips, for the mean encoding that the dial's parts are measured from; None: that of `clean`.
         resamples: Of the bootstrap.
         seed: Of resamples and corruptions.
         score: What shares attribute.
@@ -81,11 +93,14 @@ def corruption_rows(
         if set(members) <= set(names)
     }
     every = {**single, **joint}
+    means = {m: e.mean(0, keepdim=True) for m, e in (train or clean).encodings.items()}
+    dial = Dial.of(model, means) if len(names) > 1 else None
+    positions = [] if dial is None else dial.settings
     files: dict[tuple[str, str], Path] = {}
     key = ""
     if parts is not None:
         levels = {"/".join(which): data.corruptions[which[0]][which[1]].levels for which in single}
-        options = [split, seed, score, ig_steps, levels, list(joint.items())]
+        options = [split, seed, score, ig_steps, levels, list(joint.items()), [one.name for one in positions]]
         settings = [__version__, torch.__version__, parts[1], clean.ids, options]
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         files = {which: parts[0] / f"{slug('/'.join(which))}.npz" for which in every}
@@ -114,22 +129,28 @@ def corruption_rows(
         own = torch.cat(found) if found else next(iter(clean.encodings.values()))[:0]
         return _join(own, len(ids), clean.encodings[modality])
 
+    def dialled(encodings: Mapping[str, Tensor]) -> Tensor:
+        if dial is None:
+            return torch.empty(0, len(labels), dtype=torch.bool)
+        return dial.right(coalition_outputs(model, encodings, means).cpu().double(), labels.cpu())
+
     for done, which in enumerate(left, 1):
         members = every[which].items()
         encoded |= {member: encode_corrupted(*member) for member in members if member not in encoded}
-        right, shares = [], []
+        right, shares, at = [], [], []
         for severity in range(len(SEVERITIES)):
             changed = {member[0]: encoded[member][severity] for member in members}
             clips = Encoded(clean.ids, labels, {**clean.encodings, **changed})
             with undisturbed(model), torch.no_grad():
                 right.append(use.right(logits_of(model, clips.encodings), labels).cpu())
+            at.append(dialled(clips.encodings))
             alone = len(members) == 1 and len(names) > 1
             shares.append(
                 attribution(model, clips, score=score, ig_steps=ig_steps) if alone else torch.empty(len(clips.ids), 0)
             )
-        spoilt[which] = _Spoilt(torch.stack(right), torch.stack(shares))
+        spoilt[which] = _Spoilt(torch.stack(right), torch.stack(shares), torch.stack(at))
         if files and rank == 0:
-            write_arrays(files[which], {"key": key, "right": spoilt[which].right, "shares": spoilt[which].shares})
+            write_arrays(files[which], {"key": key, **vars(spoilt[which])})
         later = {member for other in left[done:] for member in every[other].items()}
         encoded = {member: found for member, found in encoded.items() if member in later}
 
@@ -137,6 +158,8 @@ def corruption_rows(
     with undisturbed(model), torch.no_grad():
         unspoilt = use.right(logits_of(model, clean.encodings), labels).cpu()
     areas: dict[str, list[Tensor]] = {}
+    curves: dict[str, list[Tensor]] = {}
+    still = dialled(clean.encodings)
     for label, corruption in every:
         one = spoilt[label, corruption]
         for i, severity in enumerate(SEVERITIES):
@@ -147,8 +170,13 @@ def corruption_rows(
         area = torch.trapezoid(torch.cat([unspoilt[None], one.right]), dim=0) / len(SEVERITIES)
         table.mean("auc", label, area, None, corruption)
         areas.setdefault(label, []).append(area)
+        curve = torch.trapezoid(torch.cat([still[None], one.dialled]).double(), dim=0) / len(SEVERITIES)
+        curves.setdefault(label, []).append(curve)
     for label, several in areas.items():
         table.mean("auc", label, torch.stack(several).mean(0), None, "mean")
+        if positions:
+            rows = [(f"dial_auc@{position.name}", label, "mean") for position in positions]
+            table.means(rows, torch.stack(curves[label]).mean(0).T)
     return table.rows
 
 
@@ -161,7 +189,7 @@ def _read_parts(files: Mapping[tuple[str, str], Path], key: str) -> dict[tuple[s
         try:
             arrays = read_arrays(path)
             if str(arrays["key"]) == key:
-                found[which] = _Spoilt(*(torch.from_numpy(arrays[name]) for name in ("right", "shares")))
+                found[which] = _Spoilt(*(torch.from_numpy(arrays[name]) for name in _ARRAYS))
             else:
                 note(f"{path}: of another model, data or options; made again")
         except Exception as error:  # zipfile and numpy raise whatever they stumble over

@@ -16,6 +16,9 @@ from amr.attribution import (
 )
 from amr.evaluation import use
 from amr.evaluation.bootstrap import spearman
+from amr.evaluation.decisions.conflict import conflict_rows
+from amr.evaluation.decisions.dial import Dial, dial_rows
+from amr.evaluation.decisions.outcomes import outcome_rows
 from amr.evaluation.emap import emap
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.table import Row, Table
@@ -35,8 +38,9 @@ def measure_encodings(
     seed: int = 0,
     score: Score = "probability",
     ig_steps: int | None = None,
+    details: bool = True,
 ) -> list[Row]:
-    """The measures that change no input: some (2^M + 11 M) N + N² head rows.
+    """The measures that change no input: some (2^(M+1) + 20 M) N + N² head rows.
 
     Args:
         model: The model.
@@ -46,6 +50,7 @@ def measure_encodings(
         seed: Of resamples and pairings.
         score: What shares attribute.
         ig_steps: Points of integrated gradients, each a head row more for a share; None for gradient⊙input.
+        details: Whether to have the rows that are never logged (`Row.is_detail`): by class, by confidence, of the dial.
     """
     encodings, labels, names = clean.encodings, clean.labels, list(clean.encodings)
     table = Table(len(clean.ids), resamples, seed)
@@ -107,6 +112,10 @@ def measure_encodings(
         table.mean("shapley_share", name, parts["mean"][:, m], valued)
         table.mean("shapley_share_zeros", name, parts["zeros"][:, m], parts["zeros"].sum(1) > 0)
         table.mean("shapley_share_odds", name, odds[:, m], odds.sum(1) > 0)
+    conflict_rows(table, model, encodings, clean.labels, logits["mean"][-1], seed, details)
+    outcome_rows(table, names, correct["mean"], labels, logits["mean"].shape[2], details)
+    if details:
+        dial_rows(table, names, Dial.of(model, means), logits["mean"], labels)
     _agreement(
         table,
         names,

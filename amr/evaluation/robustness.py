@@ -95,6 +95,7 @@ def measure(
             data,
             split,
             clean.some(corruption_clips, seed),
+            train,
             resamples=resamples,
             seed=seed,
             score=score,

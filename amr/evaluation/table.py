@@ -1,12 +1,14 @@
 """The long table of measures, a row a number with its interval, and its file."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from amr.evaluation.bootstrap import Bootstrap, Interval
@@ -28,7 +30,7 @@ class Row:
     """One number of the long table.
 
     Attributes:
-        measure: Its name, as docs/robustness.md lists them.
+        measure: Its name, as docs/robustness.md lists them; after an @, what it is restricted to, as in `@class=3`.
         modality: The one it is about; several joined by +; empty for the whole model.
         corruption: Name of the corruption; empty for none, `mean` for the mean over a modality's corruptions.
         severity: 1 to 5; None for none, and for what all of them enter.
@@ -46,6 +48,11 @@ class Row:
     low: float
     high: float
     clips: int
+
+    @property
+    def is_detail(self) -> bool:
+        """Whether it is a breakdown, of a class or another condition, or of one severity: in the file, never logged."""
+        return "@" in self.measure or self.severity is not None
 
     @property
     def name(self) -> str:
@@ -78,6 +85,18 @@ class Table:
         if count:
             self._append(measure, modality, corruption, severity, self.bootstrap.mean(values, among), count)
 
+    def means(self, names: Sequence[tuple[str, str, str]], values: Tensor) -> None:
+        """Means over clips of the columns of values (N, K); each has a measure, a modality and a corruption."""
+        for name, found in zip(names, self.bootstrap.means(values), strict=True):
+            self._append(*name, None, found, self.bootstrap.clips)
+
+    def class_means(self, measure: str, modality: str, values: Tensor, labels: Tensor, classes: int) -> None:
+        """Mean of values (N,) over the clips of each class that has any: rows `<measure>@class=<c>`, c from 0."""
+        counts = torch.bincount(labels, minlength=classes).tolist()
+        found = self.bootstrap.each(partial(_class_means, values.double(), labels, classes))
+        for c, (interval, count) in enumerate(zip(found, counts, strict=True)):
+            self._append(f"{measure}@class={c}", modality, "", None, interval, count)
+
     def add(self, measure: str, modality: str, statistic: Callable[[Tensor], Tensor], clips: int | None = None) -> None:
         """Any statistic of the clips."""
         self._append(measure, modality, "", None, self.bootstrap(statistic), clips or self.bootstrap.clips)
@@ -87,6 +106,14 @@ class Table:
     ) -> None:
         if found.value == found.value:
             self.rows.append(Row(measure, modality, corruption, severity, found.value, found.low, found.high, clips))
+
+
+def _class_means(values: Tensor, labels: Tensor, classes: int, weights: Tensor) -> Tensor:
+    """(R, C); NaN for a class without any weight."""
+    sums, total = weights.new_zeros(2, len(weights), classes)
+    sums.index_add_(1, labels, weights * values)
+    total.index_add_(1, labels, weights)
+    return torch.div(sums, total)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -93,7 +93,7 @@ def test_it_is_logged_and_leaves_the_training_as_it_is(runs: Path) -> None:
     assert float(row["test/robust/auc/audio/white"]) == written["auc/audio/white"].value
     assert float(row["test/robust/auc/audio+video/mean"]) == written["auc/audio+video/mean"].value
     assert {key for key in row if key.startswith("test/robust/")} == {
-        f"test/robust/{name}" for name, one in written.items() if one.severity is None
+        f"test/robust/{name}" for name, one in written.items() if not one.is_detail
     }
     watched = logged(runs / "watched", "val/robust/shapley/audio")
     assert [int(row["epoch"]) for row in watched] == [0, 1]
@@ -166,6 +166,7 @@ def test_rows_have_intervals_around_them_and_every_severity(runs: Path) -> None:
         assert row.clips > 0
     found = by_name(rows)
     for modality, names in {"audio": 7, "video": 6, "audio+video": 4}.items():
+        assert found[f"dial_auc@audio=0.5/{modality}/mean"].value == pytest.approx(found[f"auc/{modality}/mean"].value)
         curves = {row.corruption for row in rows if row.measure == "acc_corrupted" and row.modality == modality}
         assert len(curves) == names
         areas = []
