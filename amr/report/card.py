@@ -29,6 +29,8 @@ SHOWN = (
     *(f"acc_missing_{stand_in}" for stand_in in ("zeros", "mean", "other")),
     *(f"worst_missing_{stand_in}" for stand_in in ("zeros", "mean", "other")),
     "perceptual",
+    *("conflict", "conflict_neither"),
+    *(f"outcome_{kind}" for kind in ("redundant", "unique", "synergistic", "lost", "neither")),
     "auc",
     "ece",
 )
@@ -136,6 +138,11 @@ def _metrics(run: Run, robustness: "Sequence[Row]") -> str:
             "- acc\\_missing: accuracy where a modality's encoding is replaced by zeros, by the training clips' mean, "
             "or by another clip's; worst\\_missing: the lowest of them.",
             "- perceptual: part of the accuracy that goes when a modality is shuffled between clips.",
+            "- conflict: how often the output is the class of this modality's clip, where the other modalities come "
+            "from a clip of another class; conflict\\_neither: it is neither clip's.",
+            "- outcome: part of the clips that are right together and with several modalities alone (redundant), with "
+            "one alone (unique), with none (synergistic); wrong together and right with some alone (lost), or with "
+            "none (neither).",
             "- auc: area under accuracy against the severity of a modality's corruptions, from 0 to 5, over 5.",
             "- ece: expected calibration error.",
         ]

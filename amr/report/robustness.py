@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,10 @@ ROBUSTNESS_CAPTION = (
     "In %, test split; mean ± standard deviation over seeds. Worst missing: accuracy without the modality whose loss "
     "costs most, its encoding being the training clips' mean. Under corruption: area under accuracy against severity, "
     "mean over a modality's corruptions. Shapley: a modality's exact Shapley value in the accuracy. Together: what two "
-    "modalities add beyond what each adds alone. EMAP gap: accuracy owed to interactions. ECE: calibration error."
+    "modalities add beyond what each adds alone. EMAP gap: accuracy owed to interactions. ECE: calibration error. "
+    "Decides (conflict): how often the output is this modality's class where the others come from a clip of another "
+    "class. Right only together, lost together: clips that no modality alone gets right and all together do, and clips "
+    "that some modality alone gets right and all together get wrong."
 )
 SEVERITIES = range(1, 6)
 
@@ -51,6 +55,9 @@ def robustness_cells(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[st
             f"Together {pair}" if len(pairs) > 1 else "Together": ("cooperation", pair, "", None)
             for pair in sorted(pairs)
         },
+        **{f"{m} decides (conflict)": ("conflict", m, "", None) for m in modalities},
+        "Right only together": ("outcome_synergistic", "", "", None),
+        "Lost together": ("outcome_lost", "", "", None),
         "EMAP gap": ("emap_gap", "", "", None),
         "ECE": ("ece", "", "", None),
     }
@@ -70,6 +77,7 @@ def plot_robustness(rows: Sequence[Row]) -> list[Plot]:
     with drawing():
         plots = [_areas(rows, labels)] if is_crowded(rows) else [_severities(rows, label) for label in labels]
         plots += [_missing(rows), *(_shapley(rows, m) for m in union_of_modalities(rows)[:1])]
+        plots += [] if is_crowded(rows) else [_dial(rows)]
     return [plot for plot in plots if plot]
 
 
@@ -213,3 +221,62 @@ def _shapley(rows: Sequence[Row], modality: str) -> Plot | None:
     )
     add_legend(figure, rows, dots, columns=2)
     return Plot(rows[0].dataset, title, f"{title}, test split, in %: {'; '.join(words)}.", figure)
+
+
+def _dial(rows: Sequence[Row]) -> Plot | None:
+    """What the decision-time dial trades: accuracy against the area under a modality's corruption, or without it.
+
+    A line a row, along the dial of the first modality; the large mark is the model as it is.
+    """
+    parts = sorted({part for row in rows for run in row.runs for part in _positions(run.robustness)})
+    if not parts:
+        return None
+    names, modalities = row_names(rows), union_of_modalities(rows)
+    first = min((part[1] for part in parts), key=lambda m: modalities.index(m) if m in modalities else len(modalities))
+    parts = [part for part in parts if part[1] == first]
+    areas = any(key[0].startswith("dial_auc@") for row in rows for run in row.runs for key in run.robustness)
+    measure, corruption = ("dial_auc", "mean") if areas else ("dial_missing", "")
+    figure = new_figure(1.1 + 2.2 * len(modalities) + 0.17 * math.ceil(len(rows) / 2))
+    panels = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]
+    lines: dict[int, Line2D] = {}
+    words = []
+    for axes, modality in zip(panels, modalities, strict=True):
+        for i, row in enumerate(rows):
+            points = []
+            for part, _, name in parts:
+                keys: list[Key] = [
+                    (f"dial_acc@{name}", "", "", None),
+                    (f"{measure}@{name}", modality, corruption, None),
+                ]
+                if all(pair := [_values(row, key) for key in keys]):
+                    points.append((part, *(100 * statistics.fmean(values) for values in pair)))
+            if not points:
+                continue
+            look = line_look(i)
+            (lines[i],) = axes.plot(*zip(*((x, y) for _, x, y in points), strict=True), **look, markersize=3.5)
+            middle = min(points, key=lambda point: abs(point[0] - 1 / len(modalities)))
+            axes.plot(*([value] for value in middle[1:]), **look, markersize=9, markeredgecolor="white")
+            told = "; ".join(f"{part:g}: {x:.1f}, {y:.1f}" for part, x, y in points)
+            words.append(f"{names[i]}, {modality}, by part of {first} {told}")
+        axes.set_title(f"{modality} corrupted" if areas else f"without {modality}", fontsize=9, pad=3)
+        axes.set_ylabel("area (%)" if areas else "accuracy (%)", fontsize=8)
+        axes.tick_params(labelsize=8)
+    panels[-1].set_xlabel("accuracy (%); large mark: the model as it is", fontsize=8)
+    title = f"Decision-time dial: {first}'s weight from 0 to 1"
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    add_legend(figure, rows, lines, columns=2)
+    what = "area under accuracy against severity" if areas else "accuracy without the modality"
+    return Plot(
+        rows[0].dataset, title, f"{title}, test split, accuracy against {what}, in %. {'. '.join(words)}.", figure
+    )
+
+
+def _positions(numbers: Mapping[Key, float]) -> list[tuple[float, str, str]]:
+    """The dial's positions that have an accuracy: the part, the modality, and both as in the measure's name."""
+    found = []
+    for measure, *_ in numbers:
+        if measure.startswith("dial_acc@"):
+            modality, _, part = measure.removeprefix("dial_acc@").rpartition("=")
+            with contextlib.suppress(ValueError):  # made by another amr
+                found.append((float(part), modality, f"{modality}={part}"))
+    return found

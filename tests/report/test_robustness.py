@@ -23,6 +23,13 @@ def write_table(run: Path, acc: float, share: float) -> None:
     for m, part in (("audio", share), ("video", 1 - share)):
         found += [("acc_missing_mean", m, "", None, acc * (1 - part)), ("shapley", m, "", None, acc * part)]
         found += [("share", m, "", None, part), ("shapley_share", m, "", None, part**2)]
+    for m, part in (("audio", share), ("video", 1 - share)):
+        found += [("conflict", m, "", None, part**3)]
+        for r in (0, 0.5, 1):
+            found.append((f"dial_auc@audio={r:g}", m, "mean", None, (acc - LOSS[m]) * (1 - (r - 0.5) ** 2)))
+    found += [(f"dial_acc@audio={r:g}", "", "", None, acc - abs(r - 0.5)) for r in (0, 0.5, 1)]
+    found += [("outcome_synergistic", "", "", None, 0.02), ("outcome_lost", "", "", None, 0.04)]
+    found += [("outcome_lost", "audio", "", None, 0.01)]
     found += [("cooperation", "audio+video", "", None, 0.03)]
     for label, loss in LOSS.items():
         for n, name in enumerate(("white", EVIL)):
@@ -64,6 +71,10 @@ def test_the_table(folder: Path) -> None:
     assert amr["audio+video under corruption"] == "61.0 ± 1.4"
     assert naive["Shapley audio"] == "60.8 ± 1.1"
     assert naive["Together"] == "3.0 ± 0.0"
+    assert naive["audio decides (conflict)"] == "42.2 ± 0.0"
+    assert naive["video decides (conflict)"] == "1.6 ± 0.0"
+    assert naive["Right only together"] == "2.0 ± 0.0"
+    assert naive["Lost together"] == "4.0 ± 0.0"
     assert body[2] == ["umt", *["–"] * (len(head) - 1)]
 
 
@@ -74,6 +85,7 @@ def test_the_plots_show_the_means(folder: Path) -> None:
         *(f"Accuracy (%) under corruption of {label}" for label in LOSS),
         "Accuracy with a modality missing",
         "Dominance of audio and its Shapley share",
+        "Decision-time dial: audio's weight from 0 to 1",
     ]
     figure = plots["Accuracy (%) under corruption of video"].figure
     mean, white, evil = figure.axes
@@ -84,6 +96,13 @@ def test_the_plots_show_the_means(folder: Path) -> None:
     assert "naive 81.0, 78.0, 75.0, 72.0, 69.0, 66.0" in plots["Accuracy (%) under corruption of video"].alt
     (shapley,) = plots["Dominance of audio and its Shapley share"].figure.axes
     assert [[75], [56.25]] in [points(line) for line in shapley.lines]
+    audio, video = plots["Decision-time dial: audio's weight from 0 to 1"].figure.axes
+    assert [audio.get_title(loc="left"), video.get_title(loc="left")] == ["audio corrupted", "video corrupted"]
+    x, y = points(audio.lines[0])
+    assert x == pytest.approx([31, 81, 31])
+    assert y == pytest.approx([71 * 0.75, 71, 71 * 0.75])
+    assert points(audio.lines[1]) == [pytest.approx([81]), pytest.approx([71])]  # the model as it is
+    assert "amr, video, by part of audio 0: 29.0, 57.8" in plots["Decision-time dial: audio's weight from 0 to 1"].alt
     assert "naive: all modalities 81.0, without audio 20.2" in plots["Accuracy with a modality missing"].alt
 
 

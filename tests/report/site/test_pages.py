@@ -112,6 +112,26 @@ def test_labels_and_names_show_as_text(watched: Page, address: str) -> None:
 
 
 @both
+def test_who_decides(watched: Page, address: str) -> None:
+    """The conflict test and the right/wrong table of each run; the sum of the lost cells is not a line of its own."""
+    visit(watched, address, "#/")
+    card = watched.locator("section.card", has=watched.get_by_role("heading", name="Who decides"))
+    tables = [table.locator("tr").all_inner_texts() for table in card.locator("table").all()]
+    assert len(tables) == 4  # two runs
+    lines = [[" ".join(line.split()) for line in table] for table in tables[:2]]
+    assert lines[0][1:] == ["audio 71.0 % 20.0 % 9.0 %", "video 19.0 % 72.0 % 9.0 %"]
+    assert lines[1][1:] == [
+        "audio, video right redundant 40.0 %",
+        "audio right unique 25.0 %",
+        "video right unique 6.0 %",
+        "none right synergistic 8.0 %",
+        "audio wrong lost 2.0 %",
+        "video wrong lost 4.0 %",
+        "audio, video wrong lost 1.0 %",
+        "none wrong neither 14.0 %",
+    ]
+
+
 def test_play_and_seek(watched: Page, address: str) -> None:
     visit(watched, address, "#/clip/clip00001")
     video = watched.locator("video")

@@ -13,7 +13,7 @@
         + `${AMR.plural(run.explained, "clip")} ${run.explained === 1 ? "is" : "are"} explained by maps.`),
       h("div.grid",
         h("section.card.w12", h("h2.hidden", "Scores"), h("div.runs", runs.map((one) => tiles(one, several)))),
-        h("div.column.w6", dominance(runs), histogram(runs), confusion(runs), errors(runs), robust(runs)),
+        h("div.column.w6", dominance(runs), histogram(runs), confusion(runs), errors(runs), decides(runs), robust(runs)),
         h("div.column.w6", epochs(runs), byClass(runs), calibration(runs), sparse(runs), selection(runs)),
         faithfulness(runs), simulation(runs), notes(runs)));
   };
@@ -197,6 +197,24 @@
         AMR.signed(100 * row.gain, 1), AMR.interval(row.gain, row.gain_low, row.gain_high, -1, 1), AMR.number(row.alpha ?? NaN)]), { numeric: [1, 3, 5], hidden: true });
     const row = runs.find((run) => (run.simulation || []).length).simulation[0];
     return AMR.card("w12", "Simulated user", `A student that sees only these explanations learns to name the model's output on other clips (${AMR.plural(row.clips, "clip")}, ${row.classes} outputs). It gains where it beats one whose explanations were dealt to other clips. No person took part.`, h("div.runs", each(runs.filter((run) => (run.simulation || []).length), draw)));
+  }
+
+  function decides(runs) {
+    const of = (run, key) => run.robust?.[`test/robust/${key}`] ?? NaN;
+    const cells = (run) => {
+      const names = Object.keys(run.robust || {}).filter((key) => key.startsWith("test/robust/outcome_")).map((key) => key.slice("test/robust/".length));
+      return names.filter((name) => name.includes("/") || !names.some((other) => other.startsWith(`${name}/`))) // no sums
+        .map((name) => [...name.slice("outcome_".length).split("/"), of(run, name)]).map((parts) => (parts.length < 3 ? [parts[0], "", parts[1]] : parts))
+        .sort((a, b) => Object.keys(AMR.TEXT.outcomes).indexOf(a[0]) - Object.keys(AMR.TEXT.outcomes).indexOf(b[0]));
+    };
+    if (!runs.some((run) => cells(run).length || Number.isFinite(of(run, "conflict_neither")))) return null;
+    const all = (run) => run.modalities.join(", ");
+    const draw = (run) => h("div.column",
+      Number.isFinite(of(run, "conflict_neither")) ? AMR.table("A modality of one clip, the rest of a clip of another class: whose class is the output?", ["modality", "its class", "the rest's", "neither"],
+        run.modalities.map((m) => [m, ...["conflict", "conflict_rest", "conflict_neither"].map((kind) => AMR.percent(of(run, `${kind}/${m}`)))]), { numeric: [1, 2, 3] }) : null,
+      cells(run).length ? AMR.table("Clips by which modality is right alone", ["alone", "together", "", "clips"],
+        cells(run).map(([kind, which, part]) => [which.replaceAll("+", ", ") || (kind === "redundant" ? all(run) : "none"), AMR.TEXT.outcomes[kind] || "", kind, AMR.percent(part)]), { numeric: [3] }) : null);
+    return AMR.card("", "Who decides", "What the run's test says of conflicts between modalities, and of what each can do alone.", h("div.runs", each(runs, draw)));
   }
 
   function robust(runs) {

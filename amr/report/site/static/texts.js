@@ -9,6 +9,7 @@ AMR.TEXT = {
     prediction: "is repaired when the head is refitted",
     unresolved: "none of these repairs it",
   },
+  outcomes: { redundant: "right", unique: "right", synergistic: "right", lost: "wrong", neither: "wrong" }, // together
   simulation: { U: "U", "U+C": "U and C", "+R_local": "and R, this clip", "+R_global": "and R, extreme clips", "+P": "and P" },
   keys: [
     ["Space", "play or pause (on a clip)"], ["← →", "seek by a fiftieth, on the spectrogram; move among blocks and patches"],
