@@ -253,6 +253,8 @@ class FusionClassifier(pl.LightningModule):
             epoch=self.current_epoch,
             lr_factor=self.main_optimizer.factor(self.trainer.optimizers[0]),
             seed=hash((self._seed, self.current_epoch, batch_idx)) & (2**63 - 1),
+            run_seed=self._seed,
+            lr=self.trainer.optimizers[0].param_groups[0]["lr"],
             micro_batches=self.trainer.accumulate_grad_batches,
             loss_scale=scaler.get_scale() if scaler else 1.0,
             label_smoothing=self.label_smoothing,

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 SUITE = (  # attribution and the classifier, models of notebooks, every configuration, every command once, and media
-    *("tests/test_attribution.py", "tests/test_classifier.py", "tests/test_load.py", "tests/test_api.py"),
+    *("tests/attribution/test_shares.py", "tests/test_classifier.py", "tests/test_load.py", "tests/test_api.py"),
     *("tests/utils/names/test_configs.py", "tests/datamodules/test_configs.py", "tests/callbacks/test_predictions.py"),
     *(
         "tests/cli/test_main.py",

@@ -11,44 +11,27 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, Adam, Optimizer
 
-from amr.attribution import Score, attributed_rows, attribution_shares, normalised_ratio, ratio_penalty, shapley_shares
+from amr.attribution import (
+    Gradient,
+    Score,
+    attributed_rows,
+    attribution_shares,
+    change_shares,
+    normalised_ratio,
+    shapley_shares,
+)
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.output import Output, Push, Replacement
+from amr.regularizers.penalty import Level, Measured, decision_share, mean_encodings, penalty_surrogate
 from amr.regularizers.shared import EpochMeans, Window, flat_gradient, pieces, set_gradient, trained
 from amr.utils.checkpoints import unimodal_accuracy
-from amr.utils.distributed import all_reduce_sum, mean_over_ranks
+from amr.utils.distributed import all_reduce_sum, mean_over_ranks, rank_and_world
 from amr.utils.errors import UserError
 
-Level = Literal["batch", "sample"]
-Attribution = Literal["gradient_input", "integrated_gradients", "shapley"]
+Attribution = Literal["gradient_input", "integrated_gradients", "shapley", "output"]
 OptimizerName = Literal["sgd", "adam", "main"]
 IG_STEPS = 8
-
-
-def penalty_surrogate(shares: Tensor, ratio: Tensor, level: Level) -> Tensor:
-    """This rank's part of the penalty over the global batch, as a scalar with the right gradient.
-
-    Summed over ranks, the gradient is that of R over the joined batch: of Σ_m |a^m − r^m| with a the mean share
-    (`batch`; Yerramilli et al. 2024, eq. 1), or of the mean over clips of Σ_m |a_i^m − r^m| (`sample`). Only the mean
-    needs the other ranks' clips: R's derivative by the mean is the same on every rank, and each rank applies it to its
-    own rows.
-
-    Args:
-        shares: This rank's shares, (B, M), with their graph; rows of zeros do not count.
-        ratio: Normalised target ratio, (M,).
-        level: Whether the batch's mean or every clip is to have the ratio.
-
-    Returns:
-        Scalar; its value, too, sums over ranks to R for `sample`.
-    """
-    rows = attributed_rows(shares)
-    mean, count = mean_over_ranks(shares.detach()[rows])
-    if level == "sample":
-        return ((shares - ratio).abs().sum(1) * rows).sum() / count.clamp_min(1)
-    mean = mean.unsqueeze(0).requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(ratio_penalty(mean, ratio), mean)
-    return (slope * shares.sum(0)).sum() / count.clamp_min(1)
 
 
 class AMR(Regularizer):
@@ -61,6 +44,9 @@ class AMR(Regularizer):
 
     With `optimizer: main` there is no second optimizer: the penalty's gradient joins the main one, on which clipping
     and the main optimizer then act, as if weight · R had been added to the loss with encodings detached.
+
+    With `attribution: output` and `gradient: encoder` or `all`, weight · R is a term of the main loss and reaches the
+    encoders. There is no second optimizer, and each micro-batch has a penalty of its own, over all ranks' clips.
 
     Args:
         ratio: Target ratio, a positive number a modality; None for equal shares, or for `ratio_from`'s.
@@ -84,9 +70,20 @@ class AMR(Regularizer):
         ig_steps: Number of points of integrated gradients, >= 1; None for 8. Given without `attribution`, it stands
             for `integrated_gradients`, with a warning.
         attribution: What the shares are of: `gradient_input` (the paper), `integrated_gradients` from zero encodings
-            (see `amr.attribution.attribution_shares` for both), or `shapley`: exact Shapley values, where a modality
-            outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`). None, as in
-            configurations of 0.1, for `gradient_input`.
+            (see `amr.attribution.attribution_shares` for both), `shapley`: exact Shapley values, where a modality
+            outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`), or `output`: how
+            far the prediction moves when a modality is another clip's (see `amr.attribution.output_change`). None, as
+            in configurations of 0.1, for `gradient_input`.
+        gradient: Of `output`: `head`, the default, trains the head alone; `encoder` also the encoder of modality m by
+            the encodings that replace it in D^m; `all` everything that D depends on.
+        push: Of `output`: `both`, the default, moves every modality's D; `weak` only raises D of modalities whose share
+            is below their target.
+        replacement: Of `output`: what replaces a modality: `permutation`, the default, other clips' encodings; `mean`,
+            the mean encoding of the global batch; or `zeros`.
+        permutations: Of `output`: number of other clips per clip, K >= 1; None for 4. A clip costs K M + 1 rows of the
+            head.
+        different_label: Of `output`: whether only clips of another class replace a clip's encodings; a clip without
+            any such clip in the global batch does not count.
 
     Raises:
         UserError: If an argument is out of its range, or two exclude each other.
@@ -115,6 +112,11 @@ class AMR(Regularizer):
         ratio_start: dict[str, float] | None = None,
         ig_steps: int | None = None,
         attribution: Attribution | None = None,
+        gradient: Gradient | None = None,
+        push: Push | None = None,
+        replacement: Replacement | None = None,
+        permutations: int | None = None,
+        different_label: bool = False,
     ) -> None:
         super().__init__()
         if ig_steps is not None and attribution in (None, "gradient_input"):
@@ -137,12 +139,27 @@ class AMR(Regularizer):
         self.check("momentum", momentum, 0 <= momentum < 1, "a value in [0, 1)")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
-        if attribution == "shapley" and ig_steps is not None:
-            raise UserError("model.amr: attribution shapley and ig_steps exclude each other; set ig_steps to null")
+        if attribution in ("shapley", "output") and ig_steps is not None:
+            raise UserError(
+                f"model.amr: attribution {attribution} and ig_steps exclude each other; set ig_steps to null"
+            )
         if ratio_start is not None and ratio_epochs is None:
             raise UserError("model.amr.ratio_start: it needs ratio_epochs, over which to leave it")
         if momentum and optimizer == "main":
             raise UserError(f"model.amr.momentum={momentum}: with optimizer main, it is the main optimizer's; set 0")
+        of_output = (gradient, push, replacement, permutations, different_label)
+        self.output = None if attribution != "output" else Output.checked(self, *of_output)
+        if self.output is None:
+            keys = ("gradient", "push", "replacement", "permutations", "different_label")
+            for key, value in zip(keys, of_output, strict=True):
+                other = f"with attribution {attribution}: it is an option of output"
+                self.check(key, value, value is None or value is False, f"left out {other}")
+        elif score != "probability":
+            self.check("score", score, False, "probability with attribution output")
+        elif self.output.in_loss:
+            alone = f"with gradient {gradient}, which has no second optimizer"
+            self.check("optimizer", optimizer, optimizer != "adam", f"main or left out {alone}")
+            self.check("momentum", momentum, not momentum, f"0 {alone}")
         if optimizer == "adam":
             reason = "its steps have unit size whatever the weight, and can destroy the classifier"
             warnings.warn(f"model.amr.optimizer=adam: {reason}; sgd is recommended", stacklevel=2)
@@ -167,6 +184,9 @@ class AMR(Regularizer):
             paths = self.ratio_from.items()
             self._accuracies = {m: unimodal_accuracy(Path(path), m, classes, f"{where}.{m}=") for m, path in paths}
         self.means = EpochMeans(f"target/{name}" for name in model.modalities)
+        kinds = ("share", "decision_share")
+        shares = [f"{kind}/{name}" for kind in kinds for name in model.modalities]
+        self.measures = EpochMeans(["penalty", "lr", *shares])
 
     def needs_decay(self) -> bool:
         """The penalty's gradient is sign-like: its steps get smaller by their rate alone, unless an epoch ends them."""
@@ -175,6 +195,12 @@ class AMR(Regularizer):
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
         return self.weight > 0 and epoch in self.window
+
+    def rate(self, step: Step) -> float:
+        """The rate at which the penalty acts: the second optimizer's or, where there is none, the main one's."""
+        if self.optimizer_name == "main" or self._in_loss:
+            return step.lr
+        return self.lr * (step.lr_factor if self.follow_schedule else 1.0)
 
     def target(self, model: FusionModel, epoch: int, shares: Tensor) -> Tensor:
         """Normalised target ratio of an epoch, (M,), in the model's order and the shares' device and type.
@@ -195,6 +221,14 @@ class AMR(Regularizer):
         self.means.update(target)
         return target.to(shares)
 
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """With `gradient: encoder` or `all`, weight · R of the micro-batch, over all ranks' clips."""
+        if not self._in_loss or not self.active(step.epoch):
+            return {}
+        surrogate, measured = self._penalty([step])
+        part = surrogate * rank_and_world()[1]  # DDP averages gradients over ranks
+        return {"penalty": part - part.detach() + self.weight * measured.penalty}
+
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """With `optimizer: main`, adds the penalty's gradient to the head's."""
         if self.optimizer_name != "main" or (found := self._penalty_gradient(steps)) is None:
@@ -206,7 +240,7 @@ class AMR(Regularizer):
         """Takes one step of the second optimizer, over the head's parameters, on clean and detached encodings."""
         if self.optimizer_name == "main" or (found := self._penalty_gradient(steps)) is None:
             return
-        self._step(*found, lr=self.lr * (steps[-1].lr_factor if self.follow_schedule else 1.0))
+        self._step(*found, lr=self.rate(steps[-1]))
 
     def checkpoint_state(self) -> dict[str, object]:
         """The second optimizer's state, and the shares from which the target moves."""
@@ -232,18 +266,23 @@ class AMR(Regularizer):
         measured = state.get("measured")
         self._measured = measured.cpu() if isinstance(measured, Tensor) else None
 
+    @property
+    def _in_loss(self) -> bool:
+        return self.output is not None and self.output.in_loss
+
     def _penalty_gradient(self, steps: Sequence[Step]) -> tuple[list[nn.Parameter], Tensor] | None:
         """The head's trained parameters and, over the global batch, the gradient (P,) of weight · R by them.
 
-        None if nothing is to be done: out of its epochs, a frozen head, or a gradient that is not finite.
+        None if nothing is to be done: the penalty is in the main loss, out of its epochs, a frozen head, no clip with
+        a share, or a gradient that is not finite.
         """
         model, epoch = steps[0].model, steps[0].epoch
-        if not self.active(epoch) or not (parameters := trained(model.head)):
+        if self._in_loss or not self.active(epoch) or not (parameters := trained(model.head)):
             return None
         with torch.enable_grad():
-            shares = self._shares(model, [step.complete()[0] for step in steps])
-            target = self.target(model, epoch, shares)
-            surrogate = self.weight * penalty_surrogate(shares, target, self.level)
+            surrogate, measured = self._penalty(steps)
+            if not measured.clips > 0:
+                return None
             if surrogate.requires_grad:
                 gradients = torch.autograd.grad(surrogate, parameters, materialize_grads=True)
             else:  # no clip of this rank counts; the others' still do
@@ -255,13 +294,30 @@ class AMR(Regularizer):
             return None
         return parameters, gradient
 
+    def _penalty(self, steps: Sequence[Step]) -> tuple[Tensor, Measured]:
+        """This rank's part of weight · R over the global batch, see `penalty_surrogate`, and what it is, logged."""
+        model, epoch = steps[0].model, steps[0].epoch
+        batches = [step.complete()[0] for step in steps]
+        change = self.output.change(steps) if self.output else None
+        shares = self._shares(model, batches) if change is None else change_shares(change)
+        target = self.target(model, epoch, shares)
+        measured = Measured.of(shares, target, self.level)
+        if self.output and change is not None:
+            shares = self.output.shares(change, target, measured.share if self.level == "batch" else None)
+        if self.attribution == "shapley" and self.score == "probability":
+            decision = measured.share
+        else:
+            decision = decision_share(model.head, batches)
+        if measured.clips > 0:
+            rate = shares.new_tensor([self.rate(steps[-1])])
+            self.measures.update(torch.cat([measured.penalty.view(1), rate, measured.share, decision]))
+        return self.weight * penalty_surrogate(shares, target, self.level), measured
+
     def _shares(self, model: FusionModel, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """This rank's shares (B, M), with their graph."""
         shares = partial(attribution_shares, ig_steps=self.ig_steps)
         if self.attribution == "shapley":
-            whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-            mean = {name: mean_over_ranks(encoding)[0].unsqueeze(0) for name, encoding in whole.items()}
-            shares = partial(shapley_shares, baseline=mean)
+            shares = partial(shapley_shares, baseline=mean_encodings(batches))
         return torch.cat([shares(model.head, batch, score=self.score, create_graph=True) for batch in batches])
 
     def _step(self, parameters: list[nn.Parameter], gradient: Tensor, lr: float) -> None:

@@ -60,8 +60,8 @@ from amr.fusion.base import Fusion
 from amr.model import FusionModel, complete_masks, complete_rows
 from amr.model.encoded import Encoded
 from amr.model.passes import Scores
-from amr.regularizers.shared import EpochMeans, listed
-from amr.utils.errors import UserError
+from amr.regularizers.shared import EpochMeans
+from amr.utils.errors import UserError, listed
 from amr.utils.names.recorded import Recorded
 
 
@@ -81,6 +81,8 @@ class Step:
         epoch: Epoch, from 0.
         lr_factor: The main learning rate over the configured one (over a cycle's peak): where the main schedule is.
         seed: For random numbers that must be the same on all ranks; a function of (seed, epoch, batch).
+        run_seed: The run's seed, for random numbers that must not depend on how an epoch is cut into batches.
+        lr: The main learning rate, of the first parameter group.
         micro_batches: How many are accumulated in one step; the trainer divides every loss by it.
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
         label_smoothing: Of the main cross-entropy.
@@ -102,6 +104,8 @@ class Step:
     epoch: int
     lr_factor: float
     seed: int
+    run_seed: int = 0
+    lr: float = 0.0
     micro_batches: int = 1
     loss_scale: float = 1.0
     label_smoothing: float = 0.0

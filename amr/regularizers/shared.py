@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 from torchmetrics import Metric
 
+from amr.attribution import recombined_logits
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.utils.distributed import all_reduce_sum
@@ -164,28 +165,4 @@ def recombined(
     Raises:
         ValueError: If a name is no modality, or if the numbers of places differ.
     """
-    detached = set(detach)
-    if unknown := (picks.keys() | detached) - encodings.keys():
-        raise ValueError(f"recombined: {listed(sorted(unknown))}: must be modalities of {listed(encodings)}")
-    sizes = {len(pick) for pick in picks.values() if pick is not None}
-    sizes |= {len(encoding) for name, encoding in encodings.items() if name not in picks}
-    if len(sizes) > 1:
-        raise ValueError(f"recombined: modalities of {', '.join(map(str, sorted(sizes)))} places; they must be equal")
-    changed = {}
-    for name, given in encodings.items():
-        encoding = given.detach() if name in detached else given
-        if name in picks:
-            pick = picks[name]
-            if pick is None:
-                encoding = encoding.new_zeros(next(iter(sizes), len(encoding)), *encoding.shape[1:])
-            else:
-                kept = (pick >= 0).view(-1, *[1] * (encoding.ndim - 1))
-                encoding = torch.where(kept, encoding[pick.clamp_min(0)], 0.0)
-        changed[name] = encoding
-    logits: Tensor = model.head(changed)
-    return logits
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in quotes, for a message; `none` if there are none."""
-    return ", ".join(map(repr, names)) or "none"
+    return recombined_logits(model.head, encodings, picks, detach)

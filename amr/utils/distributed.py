@@ -33,6 +33,40 @@ def mean_over_ranks(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (total[:-1] / total[-1].clamp_min(1)).view(rows.shape[1:]), total[-1]
 
 
+def gathered_rows(rows: Tensor) -> tuple[Tensor, slice]:
+    """All ranks' rows (N, ...), in the order of ranks, and which of them are this rank's (B, ...).
+
+    Gradient flows back to the rank that has the row: each gets the sum of all ranks' gradients by its rows. So every
+    rank must take part in the backward pass if any does.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows, slice(0, len(rows))
+    counts = [rows.new_zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, rows.new_full((1,), len(rows), dtype=torch.int64))
+    sizes: list[int] = torch.cat(counts).tolist()
+    start = sum(sizes[: dist.get_rank()])
+    own = slice(start, start + len(rows))
+    gathered: Tensor = _GatheredRows.apply(rows, sizes, own)  # type: ignore[no-untyped-call]
+    return gathered, own
+
+
+class _GatheredRows(torch.autograd.Function):
+    """Rows of all ranks, which need not have the same number."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], own: slice) -> Tensor:
+        ctx.own = own
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return all_reduce_sum(gradients[0])[ctx.own], None, None
+
+
 @functools.cache
 def close_at_exit() -> None:
     """Close the process group before the interpreter shuts down; to be called once a group may exist.

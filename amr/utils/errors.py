@@ -1,5 +1,7 @@
 """The exceptions that end a command in order: a user's mistake, and a signal."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: a config key, a file, a clip, a checkpoint.
@@ -25,3 +27,8 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     def status(self) -> int:
         """Exit status: 128 plus the signal's number; 0 on the other ranks, lest their launcher kill the first."""
         return 128 + self.signal if str(self) else 0
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in quotes, for a message; `none` if there are none."""
+    return ", ".join(map(repr, names)) or "none"

@@ -8,8 +8,8 @@ from amr.attribution import at_least_float32
 from amr.fusion.base import pool_tokens
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import EpochMeans, Window, global_means, listed
-from amr.utils.errors import UserError
+from amr.regularizers.shared import EpochMeans, Window, global_means
+from amr.utils.errors import UserError, listed
 
 
 def residual_targets(labels_one_hot: Tensor, bias_probabilities: Tensor) -> Tensor:

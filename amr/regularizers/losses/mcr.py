@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amr.attribution import at_least_float32
+from amr.attribution import at_least_float32, jensen_shannon
 from amr.fusion.base import pool_all
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
@@ -16,13 +16,6 @@ from amr.regularizers.shared import UnimodalHeads, Window, recombined
 from amr.utils.errors import UserError
 
 Game = Literal["greedy", "independent", "collaborative"]
-
-
-def jensen_shannon(logits: Tensor, others: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two predictions, (...), in [0, log 2], of their logits, (..., C)."""
-    p, q = logits.log_softmax(-1), others.log_softmax(-1)
-    mean = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
-    return ((p.exp() * (p - mean)).sum(-1) + (q.exp() * (q - mean)).sum(-1)) / 2
 
 
 def game_terms(game: Game, modalities: tuple[str, ...]) -> dict[tuple[str, str | None], float]:

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from amr.attribution import at_least_float32
 from amr.model import FusionModel, bare_model, complete_masks
 from amr.regularizers.base import Regularizer, Step
-from amr.regularizers.shared import listed
-from amr.utils.errors import UserError
+from amr.utils.errors import UserError, listed
 from amr.utils.names.places import checkpoint_of
 
 

@@ -10,7 +10,8 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, ShapleyValues
 from torch import Tensor, nn
 
-from amr.attribution import _integrated_gradients, attribution_shares, ratio_penalty, shapley_shares
+from amr.attribution import attribution_shares, ratio_penalty, shapley_shares
+from amr.attribution.shares import _integrated_gradients
 from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
 
 FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, Shared]
