@@ -96,8 +96,8 @@ class Output:
             encodings = {name: encoding.detach() for name, encoding in encodings.items()}
         flat = [encoding.flatten(1) for encoding in encodings.values()]
         everyone, own = gathered_rows(torch.cat(flat, dim=1))
-        pieces = zip(encodings.items(), everyone.split([x.shape[1] for x in flat], dim=1), strict=True)
-        donors = {name: piece.unflatten(1, encoding.shape[1:]) for (name, encoding), piece in pieces}
+        pieces = zip(encodings.items(), torch.split(everyone, [x.shape[1] for x in flat], dim=1), strict=True)
+        donors = {name: piece.reshape(-1, *encoding.shape[1:]) for (name, encoding), piece in pieces}
         if self.replacement == "permutation":
             picks = self._picks(steps, torch.cat([label for _, label in parts]))[own]
         else:
