@@ -1,10 +1,14 @@
+import functools
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as cores: more threads only wait for each other
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each Python that a test starts compiles amr anew
 REPOSITORY = Path(__file__).parents[1]
 LONG = (  # files that take longest, longest first: what begins late leaves the other worker idle
     *("test_methods.py", "test_docs.py", "test_scaling.py", "test_export.py", "test_faults.py"),
@@ -18,6 +22,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which xdist hands out files, with --no-loadscope-reorder."""
     place = {REPOSITORY / "tests" / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_twice() -> Iterator[None]:
+    """Spares what costs a small training a quarter of its time.
+
+    A Trainer searches all installed packages for plugins, and a seed is put by, with the whole stack, for each kind of
+    device that is not there.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "pytorch_lightning" in sys.modules:
+            from lightning_fabric.utilities import registry
+
+            patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        if "torch" in sys.modules:
+            import torch
+
+            for device in (torch.cuda, torch.xpu, torch.mtia):
+                if not device.is_available():
+                    patch.setattr(device, "manual_seed_all", lambda seed: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ import soxr
 import torch
 import torchaudio.functional as AF
 import yaml
-from scipy.signal import spectrogram
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
@@ -130,6 +129,8 @@ def by_the_book(described: dict[str, Any], stored: Any) -> Tensor:
                 x = torch.fft.rfft(frames).abs().T ** step["power"]
             case "power spectral density":
                 size, overlap = step["n_fft"], step["n_fft"] - step["hop_length"]
+                from scipy.signal import spectrogram  # a second, which the other processes need not spend
+
                 density = spectrogram(x.numpy(), step["sample_rate"], nperseg=size, noverlap=overlap)[2]
                 x = torch.from_numpy(density)
             case "mel":

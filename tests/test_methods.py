@@ -70,14 +70,16 @@ def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more:
 def test_every_method_trains_and_is_tested(
     name: str, tiny: list[str], teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    assert fit(name, tiny, teachers, tmp_path, "--trainer.max_epochs", "2") == 0
+    chooses = overrides(name, "select")  # clips, which only a whole epoch shows
+    short = [] if chooses else ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    assert fit(name, tiny, teachers, tmp_path, "--trainer.max_epochs", "2", *short) == 0
     assert main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt")]) == 0
     run = read_run(tmp_path / "run")
     assert run.method == name
     assert len(run.epochs) == 2
     assert all(math.isfinite(value) for row in run.epochs.values() for value in row.values())
     assert math.isclose(run.test["test/dominance/audio"] + run.test["test/dominance/video"], 1, abs_tol=1e-5)
-    if not overrides(name, "select"):  # what chooses clips reaches into the data module
+    if not chooses:  # what chooses clips reaches into the data module
         return
     whole = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     half = tmp_path / "half"
@@ -118,9 +120,10 @@ def test_every_method_resumes_as_if_nothing_had_been(name: str, toy_teachers: di
         return build(encoder=Convolution, fusion=fusion, **options)
 
     whole, resumed = model(), model()
-    train(whole, max_epochs=2)
-    train(model(), max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
-    train(resumed, max_epochs=2, ckpt=tmp_path / "half.ckpt")
+    short = {"limit_train_batches": 2, "limit_val_batches": 1}
+    train(whole, max_epochs=2, **short)
+    train(model(), max_epochs=1, **short).save_checkpoint(tmp_path / "half.ckpt")
+    train(resumed, max_epochs=2, ckpt=tmp_path / "half.ckpt", **short)
     expected, found = whole.state_dict(), resumed.state_dict()
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
@@ -141,7 +144,7 @@ def test_every_pair_trains_or_is_refused_by_name(
     model = build(**options)
     assert sorted(model.method.split("+")) == sorted(pair)
     # PMR's prototypes, and so its loss, begin with the second epoch.
-    trainer = train(model, max_epochs=2, limit_train_batches=3, limit_val_batches=2, callbacks=[Dominance()])
+    trainer = train(model, max_epochs=2, limit_train_batches=1, limit_val_batches=1, callbacks=[Dominance()])
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert {"train/loss", "val/loss", "val/dominance/audio"} <= trainer.callback_metrics.keys()
     for values in (trainer.callback_metrics, torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]):

@@ -200,7 +200,7 @@ class AmrCLI(LightningCLI):
         init.best.dirpath = init.last.dirpath = str(folder / "checkpoints")
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
-        config = self._parser(self.subcommand).dump(options, skip_unset=False)
+        config = self._parser(self.subcommand).dump(options, skip_unset=False, skip_validation=True)
         resolved = made_absolute(yaml.safe_load(config), type(self.datamodule))
         # The parser reads a file in the locale's encoding, whatever that is.
         config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved, ascii_only=True)}"

@@ -11,7 +11,6 @@ import pytest
 import wandb
 import yaml
 from jsonargparse import Namespace
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from amr.cli import main
 from amr.cli.fit import AmrCLI
@@ -44,8 +43,15 @@ def parser() -> Any:
     ).parser
 
 
+def agents() -> Any:
+    """What W&B's agents do with a sweep file; takes seconds to import, which a process without these tests need not."""
+    from wandb.sdk.launch.sweeps import utils
+
+    return utils
+
+
 def load(name: str) -> dict[str, Any]:
-    sweep = load_sweep_config(str(SWEEPS / f"{name}.yaml"))
+    sweep: dict[str, Any] | None = agents().load_sweep_config(str(SWEEPS / f"{name}.yaml"))
     assert sweep is not None
     return sweep
 
@@ -56,11 +62,11 @@ def commands(name: str) -> list[list[str]]:
     names, values = zip(*((key, entry["values"]) for key, entry in sweep["parameters"].items()), strict=True)
     rendered = []
     for cell in itertools.product(*values):
-        arguments = create_sweep_command_args(
+        arguments = agents().create_sweep_command_args(
             {"args": {key: {"value": value} for key, value in zip(names, cell, strict=True)}}
         )["args"]
         macros = {"${env}": ["env"], "${interpreter}": ["python"], "${program}": [sweep["program"]]}
-        parts: list[str] = create_sweep_command(list(sweep["command"]))
+        parts: list[str] = agents().create_sweep_command(list(sweep["command"]))
         rendered.append([word for part in parts for word in {**macros, "${args}": arguments}.get(part, [part])])
     return rendered
 
@@ -167,7 +173,8 @@ def test_a_cell_records_itself_as_the_agents_run(tiny: list[str], tmp_path: Path
     parameters.write_text(
         "wandb_version: 1\n\n" + yaml.safe_dump({key: {"value": value} for key, value in cell.items()})
     )
-    arguments = create_sweep_command_args({"args": {key: {"value": value} for key, value in cell.items()}})["args"]
+    given = {"args": {key: {"value": value} for key, value in cell.items()}}
+    arguments = agents().create_sweep_command_args(given)["args"]
     agent = {"WANDB_SWEEP_ID": "abc12345", "WANDB_RUN_ID": "cell0001", "WANDB_SWEEP_PARAM_PATH": str(parameters)}
     for key, value in {**agent, "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(key, value)

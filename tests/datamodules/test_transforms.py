@@ -8,7 +8,6 @@ import pytest
 import torch
 import torchaudio
 from PIL import Image
-from scipy.signal import spectrogram
 
 from amr.datamodules.loader import seeded
 from amr.datamodules.spectra import power_density, resampled
@@ -54,6 +53,8 @@ def test_the_recipe_of_pmr() -> None:
     samples = (tone(1.7) + np.random.default_rng(0).normal(0, 200, 27200)).astype(np.int16)
     x = transform(samples, 16000, train=False)
     assert x.shape == transform.shape(16000) == (1, 257, 299)
+    from scipy.signal import spectrogram  # a second, which the other processes need not spend
+
     _, _, density = spectrogram(np.tile(samples / 32768, 3)[:48000], 16000, nperseg=512, noverlap=353)
     reference = np.log(density + 1e-7)
     reference = (reference - reference.mean()) / (reference.std() + 1e-9)
@@ -65,6 +66,8 @@ def test_the_recipe_of_pmr() -> None:
 @pytest.mark.parametrize("nperseg", [64, 63])
 def test_power_density_is_scipys(nperseg: int) -> None:
     x = np.random.default_rng(0).normal(size=(2, 1000)) + 5  # the mean is taken off
+    from scipy.signal import spectrogram
+
     _, _, expected = spectrogram(x, 8000, nperseg=nperseg, noverlap=nperseg - 20)
     np.testing.assert_allclose(power_density(torch.from_numpy(x), 8000, nperseg, 20).numpy(), expected, rtol=1e-9)
 
