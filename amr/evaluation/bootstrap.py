@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+GROUPS = 32
+"""Groups that a jackknife leaves out at most: more make its error no better to speak of."""
 _ENTRIES = 2**22  # of a block of resamples: 32 MB
 
 Statistic = Callable[[Tensor], Tensor]
@@ -74,6 +76,22 @@ def weighted_means(values: Tensor, weights: Tensor, among: Tensor | None = None)
     if among is not None:
         weights, values = weights[:, among], values[among]
     return weights @ values.double() / weights.sum(1, keepdim=True)
+
+
+def left_out(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `count` draws stay when each of min(count, `GROUPS`) groups is left out in turn, boolean (G, count)."""
+    groups = min(count, GROUPS)
+    return torch.arange(count, device=device) % groups != torch.arange(groups, device=device)[:, None]
+
+
+def jackknife_error(values: Tensor) -> Tensor:
+    """Standard error (...) of a statistic from its values (G, ...) without each of G groups (Tukey 1958).
+
+    √((G − 1) / G · Σ_g (θ_g − θ̄)²), with G − 1 degrees of freedom. It holds for smooth functions of means; of the mean
+    of G draws it is s / √G.
+    """
+    groups = len(values)
+    return ((groups - 1) / groups * (values - values.mean(0)).square().sum(0)).sqrt()
 
 
 def ranks(values: Tensor, weights: Tensor) -> Tensor:

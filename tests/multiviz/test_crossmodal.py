@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from captum.attr import ShapleyValues
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from amr.multiviz.crossmodal import (
     dime,
     emap_estimate,
     emap_gap,
+    interaction_error,
     interaction_index,
     joint_lime,
     joint_shap,
@@ -607,6 +609,46 @@ def test_closed_forms_of_products() -> None:
     index = interaction_index(model, e, "zeros", 0)[0]
     expected = torch.tensor([[17, 15, 15, 14], [15, 10, 15, 0], [15, 15, 10, 0], [14, 0, 0, 28]]).double()
     close(index, expected)
+
+
+@pytest.mark.parametrize("count", [20, 100])
+def test_the_interval_of_a_baseline_covers_the_value_of_its_true_mean(count: int) -> None:
+    """Donors are drawn around a known mean, 150 times; 100 of them are left out in 32 groups of 3 or 4."""
+    model, e = game(lambda a, b, c: (a * b / 4).tanh() + a * c + b, 2.0, 1.5, -1.0)
+    mean = {"a": 0.4, "b": -0.3, "c": 0.2}
+    exact = interaction_index(model, e, {m: torch.tensor([[v]]) for m, v in mean.items()}, 0)
+    generator = torch.Generator().manual_seed(count)
+    donors = {m: v + torch.randn(150, count, 1, generator=generator).double() for m, v in mean.items()}
+    clip = {m: x[:1] for m, x in e.items()}
+    got = [interaction_error(model, clip, {m: x[i] for m, x in donors.items()}, 0) for i in range(150)]
+    values = interaction_index(
+        model, {m: x.expand(150, 1) for m, x in clip.items()}, {m: x.mean(1) for m, x in donors.items()}, 0
+    )
+    assert {one.freedom for one in got} == {min(count, 32) - 1}
+    close(got[0].half, scipy.stats.t.ppf(0.975, got[0].freedom) * got[0].error)
+    covered = ((values - exact[:1]).abs() <= torch.cat([one.half for one in got])).double().mean(0)
+    drawn = values.std(0) > 1e-9  # b and c do not interact, whatever the baseline
+    assert drawn.sum() == 7
+    assert ((covered >= 0.9) & (covered <= 0.99))[drawn].all()
+    assert covered[1, 2] == covered[2, 1] == 1
+    close(torch.cat([one.error for one in got]).mean(0)[drawn], values.std(0)[drawn], rtol=0.15, atol=0)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    """An additive score's Shapley value is linear in the baseline: s / √D, of every donor's own value."""
+    model, e = game(lambda a, b: 3 * a - b, 2.0, 1.0)
+    donors = {m: torch.randn(12, 1, generator=torch.Generator().manual_seed(i)).double() for i, m in enumerate("ab")}
+    with counting(model) as rows:
+        error = interaction_error(model, e, donors, 0).error[0]
+    assert rows["head"] == 12 * 4 * 2
+    spread = torch.stack([3 * donors["a"].std(), donors["b"].std()]) / math.sqrt(12)
+    close(error, torch.diag(spread))
+    with pytest.raises(UserError, match="1 donors; must be at least 2"):
+        interaction_error(model, e, {m: x[:1] for m, x in donors.items()}, 0)
+    close(error, interaction_error(model, e, donors, 0, batch=1).error[0])
+    with counting(model) as rows:
+        interaction_error(model, e, donors, "predicted")
+    assert rows["head"] == (12 * 4 + 1) * 2
 
 
 def test_symmetry_and_dummy() -> None:

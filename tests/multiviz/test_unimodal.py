@@ -7,6 +7,7 @@ from typing import Any
 import captum.attr
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import pairwise_distances
@@ -20,6 +21,7 @@ from amr.model import FusionModel
 from amr.multiviz.base import Unit
 from amr.multiviz.unimodal import (
     Importance,
+    efficient_regression,
     grad_cam,
     gradient,
     gradient_input,
@@ -483,6 +485,55 @@ def test_standard_errors_are_honest_and_shrink(method: Callable[..., Importance]
     wide = method(model, inputs, "one", 1, atoms, samples=60, repeats=240, batch=4096).error
     assert wide is not None
     assert wide.mean() < 0.5 * few.mean()
+
+
+@pytest.mark.parametrize(("samples", "repeats"), [(48, 1), (60, 2)])
+def test_kernel_shap_s_intervals_cover_the_exact_values(samples: int, repeats: int) -> None:
+    """95 % intervals of 10 atoms in 120 repetitions. A game whose values are known by all 1,022 coalitions."""
+    generator = torch.Generator().manual_seed(3)
+    weight, shift = (torch.randn(size, generator=generator).double() for size in ((10, 8), (8,)))
+    function = lambda x: torch.stack([(x @ weight / 2 + shift).tanh().sum(1) + 2 * x[:, 0] * x[:, 1]], 1)  # noqa: E731
+    model = model_of({"one": Flat(1, function), "two": toy.Linear()}, Concat, hidden=None)
+    inputs, atoms = {"one": torch.ones(1, 10).double(), "two": torch.zeros(1, 6).double()}, flat_atoms(10)
+    exact = kernel_shap(model, inputs, "one", 0, atoms, samples=1022)
+    assert exact.half is not None
+    assert not exact.half.any()
+    options: dict[str, Any] = {"samples": samples, "repeats": repeats, "batch": 4096}
+    got = [kernel_shap(model, inputs, "one", 0, atoms, seed=seed, **options) for seed in range(120)]
+    values, half = torch.cat([one.values for one in got]), torch.cat([torch.as_tensor(one.half) for one in got])
+    assert 0.9 <= float(((values - exact.values).abs() <= half).double().mean()) <= 0.99
+    errors = torch.cat([torch.as_tensor(one.error) for one in got])
+    assert float(errors.mean() / values.std(0).mean()) == pytest.approx(1.1, abs=0.15)
+    assert {one.freedom for one in got} == {repeats * ((samples - 20) // 2 - 1)}
+
+
+def test_kernel_shap_s_error_is_the_jackknife_of_its_pairs() -> None:
+    """Against a loop over fits without each pair of complements, its weights as the first fit's."""
+    model, inputs = model_of(), clips(2)
+    seen: list[Tensor] = []
+    handle = model.encoders["one"].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    got = kernel_shap(model, inputs, "one", 1, ATOMS, baseline=9.0, samples=22, repeats=1, batch=999)
+    handle.remove()
+    z = (seen[1] != 9.0).double().reshape(-1, 2, 6)[:, 0]  # the empty one, 12 that all fits have, 5 pairs
+    with torch.no_grad():
+        scores = score_of(model, inputs)(seen[1]).reshape(-1, 2)
+        total = score_of(model, inputs)(inputs["one"]) - scores[0]
+    kernel, draws = shapley_kernel(6), 10
+    left = []
+    for pair in range(5):
+        rows = [row for row in range(1, 23) if row not in (13 + pair, 18 + pair)]
+        drawn = sum(math.comb(6, s) * kernel[s] for s in (2, 3, 4)) / (draws - 2)
+        weights = torch.stack([kernel[int(z[row].sum())] if row < 13 else drawn for row in rows])
+        left.append(efficient_regression(z[rows][None], weights[None], (scores[rows] - scores[0])[None], total)[0].mT)
+    spread = torch.stack(left)
+    expected = (4 / 5 * (spread - spread.mean(0)).square().sum(0)).sqrt()
+    torch.testing.assert_close(got.error, expected)
+    assert got.freedom == 4
+    torch.testing.assert_close(got.half, scipy.stats.t.ppf(0.975, 4) * expected)
+    single = kernel_shap(model, inputs, "one", 1, ATOMS, samples=14, repeats=3)  # one pair a fit: over repeats
+    assert single.freedom == 2
+    assert kernel_shap(model, inputs, "one", 1, ATOMS, samples=14, repeats=1).half is None
+    assert occlusion(model, inputs, "one", 1, ATOMS).half is None
 
 
 # All methods

@@ -47,6 +47,8 @@ def explain(analysis: Analysis, position: int) -> Arrays:
             arrays[f"U/{modality}/{name}"] = _array(found.values)
             if found.error is not None:
                 arrays[f"U_error/{modality}/{name}"] = _array(found.error)
+            if found.half is not None:
+                arrays[f"U_half/{modality}/{name}"] = _array(found.half)
     if len(analysis.model.modalities) > 1:
         arrays |= _interactions(analysis, inputs, classes, units)
         arrays |= _dime(analysis, n, classes)
@@ -106,7 +108,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
                 return method(model, x, modality, target, atoms, **given)
             found = method(model, x, modality, Several(target[None]), atoms, **given)
             error = None if found.error is None else found.error[0]
-            return u.Importance(found.values[0], error, atoms, found.method)
+            return u.Importance(found.values[0], error, atoms, found.method, found.freedom)
 
         return call
 
@@ -230,10 +232,13 @@ def _modalities(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
     means = {m: e.mean(0, keepdim=True) for m, e in encodings.items()}
     copies = {m: e[n : n + 1].expand(len(classes), *e.shape[1:]) for m, e in encodings.items()}
     pairs = c.interaction_index(analysis.model, copies, means, classes)
+    half = c.interaction_error(analysis.model, copies, encodings, classes).half
     additive = analysis.projected[n, classes.cpu()]
     return {
         "pairs": _array(pairs),
+        "pairs_half": _array(half),
         "shapley": _array(pairs.diagonal(dim1=1, dim2=2)),
+        "shapley_half": _array(half.diagonal(dim1=1, dim2=2)),
         "additive": _array(additive),
         "interaction": _array(analysis.logits[analysis.chosen[n], classes.cpu()] - additive),
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from amr.evaluation.statistics import mean_interval
-from amr.multiviz.analysis import maps
+from amr.multiviz.analysis import maps, synergies
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.study import selection, simulation
 from amr.multiviz.base import Unit
@@ -195,8 +195,9 @@ def trust(analysis: Analysis) -> None:
                 reasons = [f"{first!r} and {second!r} do not interact in this score: there is nothing to find"]
             score = partial(score_pairs, analysis, inputs, (first, second), target, kept(name), reasons)
             add("C", name.rpartition("/")[2], {"first": first, "second": second}, score)
-    analysis.each("trust", "maps", todo)
-    rows = [row for part in todo for row in read_table(part)]
+    together = synergies.work(analysis)
+    analysis.each("trust", "maps", todo | together)
+    rows = synergies.merged(*([row for part in some for row in read_table(part)] for some in (todo, together)))
     if analysis.sparse is not None:
         agree = torch.from_numpy(analysis.sparse["agree"]).double()
         low, high = mean_interval(agree.tolist())
@@ -204,9 +205,9 @@ def trust(analysis: Analysis) -> None:
         said = [f"says what the model says for {100 * share:.0f} % of the clips only"] if share < ALIKE else []
         rows.append({"stage": "P", "method": "sparse", "score": share, "low": max(low, 0.0), "high": min(high, 1.0)})
         rows[-1] |= {"score_name": AGREES, "clips": len(agree), "warnings": said}
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys([*(name for row in rows for name in row), *synergies.COLUMNS]))
     write_table(table, [{name: row.get(name) for name in names} for row in rows])
-    remove(list(todo))
+    remove([*todo, *together])
 
 
 def _unimodal(analysis: Analysis, inputs: dict[str, Tensor], modality: str, target: Tensor, one: Any) -> Row:

@@ -10,13 +10,14 @@ from amr.multiviz.crossmodal.contributions import contributions
 from amr.multiviz.crossmodal.dime import Dime, dime
 from amr.multiviz.crossmodal.joint import JointExplanation, Side, Space, joint_lime, joint_shap
 from amr.multiviz.crossmodal.second_order import InteractionMap, second_order
-from amr.multiviz.crossmodal.shapley import interaction_index, modality_shapley
+from amr.multiviz.crossmodal.shapley import SamplingError, interaction_error, interaction_index, modality_shapley
 
 __all__ = [
     "Dime",
     "Estimate",
     "InteractionMap",
     "JointExplanation",
+    "SamplingError",
     "Side",
     "Space",
     "ablation",
@@ -25,6 +26,7 @@ __all__ = [
     "emap",
     "emap_estimate",
     "emap_gap",
+    "interaction_error",
     "interaction_index",
     "joint_lime",
     "joint_shap",

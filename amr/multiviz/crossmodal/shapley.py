@@ -1,14 +1,36 @@
 """Exact Shapley values and interaction indices of modalities: a coalition is those that are not replaced."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from amr.attribution import coalition_index, shapley_values, undisturbed
+from amr.evaluation.bootstrap import jackknife_error, left_out
 from amr.evaluation.head import Baseline, coalition_outputs
+from amr.evaluation.statistics import t_quantile
 from amr.model import FusionModel
 from amr.multiviz.base import Target, Unit, fixed_target
+from amr.utils.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingError:
+    """How far values may be off because their baseline is the mean over a sample of clips.
+
+    Args:
+        error: Standard error, of the values' shape.
+        freedom: Its degrees of freedom.
+    """
+
+    error: Tensor
+    freedom: int
+
+    @property
+    def half(self) -> Tensor:
+        """Half the width of the 95 % interval (Student's t)."""
+        return t_quantile(self.freedom) * self.error
 
 
 def modality_shapley(
@@ -55,7 +77,58 @@ def interaction_index(
     Raises:
         UserError: The target or the baseline does not exist.
     """
-    scores, count = _coalition_scores(model, encodings, baseline, target, batch), len(encodings)
+    return _indices(_coalition_scores(model, encodings, baseline, target, batch))
+
+
+def interaction_error(
+    model: FusionModel,
+    encodings: Mapping[str, Tensor],
+    donors: Mapping[str, Tensor],
+    target: Target,
+    *,
+    batch: int = 4096,
+) -> SamplingError:
+    """Sampling error of `interaction_index`, on its diagonal of `modality_shapley`, against the donors' mean encoding.
+
+    The values are exact for one baseline, but the mean over D clips is itself a sample: other clips of the kind have
+    another mean. The donors are left out in min(D, 32) groups in turn, and the spread of the values against the means
+    of the rest gives the error (jackknife). It covers the choice of the donors alone: not the choice of a mean as the
+    baseline, not the model, and nothing of the explained clip. G · 2^M · N head rows for G groups, and N with target
+    "predicted".
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality of the explained clips, (N, ...).
+        donors: Encodings of the clips whose mean is the baseline, (D, ...), D at least 2.
+        target: What is explained; "predicted" is the class predicted with all modalities.
+        batch: Head rows at a time.
+
+    Returns:
+        Errors, (N, M, M), with G − 1 degrees of freedom.
+
+    Raises:
+        UserError: There are fewer than two donors, or the target does not exist.
+    """
+    first, clips = next(iter(donors.values())), len(next(iter(encodings.values())))
+    if len(first) < 2:
+        raise UserError(f"interaction_error: {len(first)} donors; must be at least 2")
+    with undisturbed(model), torch.no_grad():
+        fixed = fixed_target(model, encodings, target)
+    values = []
+    for stays in left_out(len(first), first.device).split(max(1, batch // (clips << len(encodings)))):
+        means = {name: torch.stack([e[stay].mean(0) for stay in stays]) for name, e in donors.items()}
+        copies = {name: e.repeat(len(stays), *[1] * (e.ndim - 1)) for name, e in encodings.items()}
+        baseline = {name: means[name].repeat_interleave(clips, dim=0) for name in encodings}
+        classes = fixed if isinstance(fixed, Unit) else fixed.repeat(len(stays))
+        found = _indices(_coalition_scores(model, copies, baseline, classes, batch))
+        values.append(found.unflatten(0, (len(stays), clips)))
+    every = torch.cat(values)
+    return SamplingError(jackknife_error(every), len(every) - 1)
+
+
+def _indices(scores: Tensor) -> Tensor:
+    """Interaction index of each pair of modalities, (N, M, M), from the scores (2^M, N) of all coalitions."""
+    count = (len(scores) - 1).bit_length()
     rows = [torch.stack([coalition_index(scores, sorted({i, j})) for j in range(count)], dim=1) for i in range(count)]
     return torch.stack(rows, dim=1)
 

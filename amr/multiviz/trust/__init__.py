@@ -1,7 +1,8 @@
 """Trust: how far a map of one modality's atoms can be believed.
 
 Scores that perturb inputs encode the clips once and then run nothing but that modality's encoder and the head; scores
-of a method call it again: on noisy clips, on copies of the model with other parameters, with other seeds.
+of a method call it again: on noisy clips, on copies of the model with other parameters, with other seeds. `synergy` is
+of the maps of two modalities together.
 """
 
 from amr.multiviz.trust.areas import Area, deletion, insertion
@@ -12,6 +13,7 @@ from amr.multiviz.trust.randomised import RankCorrelation, cascading_randomisati
 from amr.multiviz.trust.scores import Trust, trust
 from amr.multiviz.trust.stability import Stability, max_sensitivity, stability
 from amr.multiviz.trust.sums import infidelity, sensitivity_n
+from amr.multiviz.trust.synergy import Synergy, synergies, synergy
 
 __all__ = [
     "Area",
@@ -19,6 +21,7 @@ __all__ = [
     "Pointing",
     "RankCorrelation",
     "Stability",
+    "Synergy",
     "Trust",
     "cascading_randomisation",
     "deletion",
@@ -31,5 +34,7 @@ __all__ = [
     "sensitivity_n",
     "spearman",
     "stability",
+    "synergies",
+    "synergy",
     "trust",
 ]

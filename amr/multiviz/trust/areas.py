@@ -11,7 +11,7 @@ from amr.evaluation.statistics import mean_interval
 from amr.model import FusionModel
 from amr.multiviz.base import Target, at_least
 from amr.multiviz.held import Held, masked_scores, one_baseline
-from amr.multiviz.trust.explain import held_with_map
+from amr.multiviz.trust.explain import held_with_map, ordered
 from amr.multiviz.unimodal.importance import Importance
 
 
@@ -133,9 +133,7 @@ def areas_of(
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([torch.randperm(size, generator=generator) for _ in range((orders + 1) * count)])
     shuffled = shuffled.reshape(orders + 1, count, size).to(values.device)
-    # Sorting shuffled values, and stably, leaves ties in random order.
-    largest = values.gather(1, shuffled[0]).argsort(dim=1, descending=True, stable=True)
-    best = shuffled[0].gather(1, largest)
+    best = ordered(values, shuffled[0])
     own = {"insertion": best, "deletion": best.flip(1)}  # what is deleted last is what was there first
     counts = torch.arange(min(steps, size) + 1, device=values.device) * size // min(steps, size)
     ranks = torch.stack([*(own[name] for name in wanted), *shuffled[1:]]).argsort(2)  # place of an atom in an order

@@ -65,6 +65,12 @@ def finite_values(importance: Importance) -> Tensor:
     return values
 
 
+def ordered(values: Tensor, shuffled: Tensor) -> Tensor:
+    """Atoms by falling value, equal ones in the order of a permutation: (N, A) and (N, A) to (N, A) int64."""
+    largest = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    return shuffled.gather(1, largest)
+
+
 def pearson(first: Tensor, second: Tensor, scale: Tensor | None) -> Tensor:
     """Pearson's correlation of rows (N, S); 0 where one is constant, the second up to rounding at a scale (N,)."""
     a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (first, second))

@@ -178,7 +178,7 @@ def gradient_shap(
             sums.index_add_(0, clip, values)
             squares.index_add_(0, clip, values**2)
         variance = (squares - sums**2 / samples).clamp_min(0) / (samples - 1)
-        return Importance(sums / samples, (variance / samples).sqrt(), atoms, "gradient_shap")
+        return Importance(sums / samples, (variance / samples).sqrt(), atoms, "gradient_shap", samples - 1)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
+from amr.evaluation.bootstrap import jackknife_error, left_out
 from amr.model import FusionModel
 from amr.multiviz.base import Several, Target, at_least
 from amr.multiviz.held import hold, masked_scores
@@ -133,7 +134,8 @@ def kernel_shap(
         batch: As in `gradient`.
 
     Returns:
-        Importance in float64; the error is the standard error over repeats, 0 where the values are exact.
+        Importance in float64. The error is that of the draws, by a jackknife over the pairs of complements of every
+        fit (32 groups of them at most), or over repeats where a fit draws a single pair; 0 where the values are exact.
 
     Raises:
         UserError: As in `gradient`, or an option has a value that is not allowed.
@@ -163,12 +165,24 @@ def kernel_shap(
         own = scores[1 + len(once) :].reshape(fits, -1, len(empty))
         scores = torch.cat((shared.expand(fits, -1, -1), own), dim=1) - empty  # (repeats, samples, N · T)
         keep = torch.cat((once.expand(fits, -1, -1), drawn), dim=1)
-        weights = torch.cat((kernel[once.sum(1)].expand(fits, -1), torch.full(drawn.shape[:2], weight)), dim=1)
         total = fixed.unperturbed().flatten() - empty
-        values = efficient_regression(keep.to(scores), weights.to(scores), scores, total).mT.reshape(fits, *shape, -1)
+        shared_weights = kernel[once.sum(1)].expand(fits, -1).to(scores)
+
+        def fit(stay: Tensor) -> Tensor:
+            """Values (R, N, ..., A) of the shared coalitions and the drawn ones that stay, boolean (draws,)."""
+            of_drawn = weight * stay.to(scores) * (len(stay) / stay.sum()) if len(stay) else stay.to(scores)
+            weights = torch.cat((shared_weights, of_drawn.expand(fits, -1)), dim=1)
+            return efficient_regression(keep.to(scores), weights, scores, total).mT.reshape(fits, *shape, -1)
+
+        values = fit(torch.ones(drawn.shape[1], dtype=torch.bool))
         if exact:
-            return Importance(values[0], torch.zeros_like(values[0]), atoms, "kernel_shap")
-        return _over_repeats(values, atoms, "kernel_shap")
+            return Importance(values[0], torch.zeros_like(values[0]), atoms, "kernel_shap", len(once))
+        pairs = drawn.shape[1] // 2
+        if pairs < 2:
+            return _over_repeats(values, atoms, "kernel_shap")
+        stays = left_out(pairs)
+        error = jackknife_error(torch.stack([fit(stay.repeat(2)) for stay in stays])).square().sum(0).sqrt() / fits
+        return Importance(values.mean(0), error, atoms, "kernel_shap", fits * (len(stays) - 1))
 
 
 def _coalitions(count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -182,4 +196,4 @@ def _over_repeats(values: Tensor, atoms: Atoms, method: str) -> Importance:
     """Mean of (repeats, N, ..., A) and its standard error."""
     repeats = len(values)
     error = values.std(0) / math.sqrt(repeats) if repeats > 1 else None
-    return Importance(values.mean(0), error, atoms, method)
+    return Importance(values.mean(0), error, atoms, method, repeats - 1 if repeats > 1 else None)

@@ -20,7 +20,7 @@ from amr.evaluation.use import calibration
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
-from amr.multiviz.analysis import maps, stages, summary
+from amr.multiviz.analysis import maps, stages, summary, synergies
 from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.plan import STAGES, Plan
 from amr.multiviz.base import Unit
@@ -49,7 +49,8 @@ TABLES = {
     | {"shapley_audio", "shapley_video", "pair_audio_video"},
     "trust": {"stage", "method", "modality", "first", "second", "atoms", "score", "low", "high", "score_name", "clips"}
     | {"insertion_gain", "deletion_gain", "infidelity", "max_sensitivity", "stability", "top_overlap"}
-    | {"randomised_head", "randomised_encoder", "randomised_model", "warnings"},
+    | {"randomised_head", "randomised_encoder", "randomised_model", "warnings"}
+    | set(synergies.COLUMNS),
     "simulation": {"stage", "seed", "accuracy", "shuffled", "mean", "low", "high", "gain", "gain_low", "gain_high"}
     | {"alpha", "clips", "classes"},
     "selection": {"by", "budget", "seed", "accuracy", "errors_found"},
