@@ -240,13 +240,16 @@ def _tables(analysis: Analysis, archives: list[Path]) -> None:
                 for k, target in enumerate(targets):
                     text = {"id": id, "class": None if of_unit else target, "stage": stage}
                     text |= {"modality": where[0], "method": where[1], "atoms": "coarse" if stage == "D" else "fine"}
-                    single.add(text, target if of_unit else None, values[k], None if error is None else error[k])
+                    spread = {"error": error, "half": arrays.get(f"{stage}_half/{rest}")}
+                    of_target = {kind: None if some is None else some[k] for kind, some in spread.items()}
+                    single.add(text, target if of_unit else None, values[k], **of_target)
             elif stage in ("C", "RC"):
                 coarse = values.shape[1:] == tuple(len(analysis.coarse[m]) for m in where[:2])
                 for k, target in enumerate(targets):
                     text = {"id": id, "class": None if of_unit else target, "first": where[0], "second": where[1]}
                     text |= {"method": where[2], "atoms": "coarse" if coarse else "fine"}
-                    double.add(text, target if of_unit else None, values[k], None if error is None else error[k])
+                    of_target = {"error": None if error is None else error[k]}
+                    double.add(text, target if of_unit else None, values[k], **of_target)
         if "shapley" in arrays:
             rows.append(_modality_row(analysis, n, arrays, id))
     write_table(analysis.out / "unimodal.parquet", single.table(("atom",)))
@@ -264,14 +267,20 @@ def _modality_row(analysis: Analysis, n: int, arrays: Arrays, id: str) -> Row:
         "emap_predicted": labels[int(analysis.projected[n].argmax())],
         "additive": float(arrays["additive"][0]),
         "interaction": float(arrays["interaction"][0]),
-        **{f"shapley_{m}": float(arrays["shapley"][0, k]) for k, m in enumerate(names)},
+        **{f"shapley{of}_{m}": _at(arrays, f"shapley{of}", k) for of in ("", "_half") for k, m in enumerate(names)},
         **{
-            f"pair_{first}_{second}": float(arrays["pairs"][0, a, b])
+            f"pair{of}_{first}_{second}": _at(arrays, f"pairs{of}", a, b)
+            for of in ("", "_half")
             for a, first in enumerate(names)
             for b, second in enumerate(names)
             if a < b
         },
     }
+
+
+def _at(arrays: Arrays, name: str, *place: int) -> float | None:
+    """A number of the predicted class; None from an archive of before that had it."""
+    return float(arrays[name][(0, *place)]) if name in arrays else None
 
 
 class _Long:
@@ -281,14 +290,16 @@ class _Long:
         self.texts: list[Row] = []
         self.units: list[int | None] = []
         self.values: list[NDArray[Any]] = []
-        self.errors: list[NDArray[Any]] = []
+        self.spread: dict[str, list[NDArray[Any]]] = {}
 
-    def add(self, text: Row, unit: int | None, values: NDArray[Any], error: NDArray[Any] | None) -> None:
-        """One map."""
+    def add(self, text: Row, unit: int | None, values: NDArray[Any], **spread: NDArray[Any] | None) -> None:
+        """One map, with what there is of the spread of its values."""
         self.texts.append(text)
         self.units.append(unit)
         self.values.append(values)
-        self.errors.append(np.full(values.shape, np.nan, dtype=values.dtype) if error is None else error)
+        for name, some in spread.items():
+            there = np.full(values.shape, np.nan, dtype=values.dtype) if some is None else some
+            self.spread.setdefault(name, []).append(there)
 
     def table(self, axes: tuple[str, ...]) -> Any:
         """All of them; `axes` name the maps' dimensions."""
@@ -309,6 +320,7 @@ class _Long:
         for axis, name in enumerate(axes):
             columns[name] = np.concatenate([p[axis] for p in places]).astype(np.int32)
         columns["value"] = np.concatenate([v.ravel() for v in self.values])
-        errors = np.concatenate([e.ravel() for e in self.errors])
-        columns["error"] = pa.array(errors, mask=np.isnan(errors))
+        for name, parts in self.spread.items():
+            spread = np.concatenate([part.ravel() for part in parts])
+            columns[name] = pa.array(spread, mask=np.isnan(spread))
         return pa.table(columns)

@@ -248,7 +248,16 @@ class Source:
         for name in ("predicted", "classes", "units"):
             if name in arrays:
                 found[name] = arrays[name].tolist()
-        for name in ("logits", "activations", "shapley", "pairs", "additive", "interaction"):
+        for name in (
+            "logits",
+            "activations",
+            "shapley",
+            "shapley_half",
+            "pairs",
+            "pairs_half",
+            "additive",
+            "interaction",
+        ):
             if name in arrays:
                 found[name] = arrays[name].astype(np.float32)
         if "P/units" in arrays:
@@ -281,14 +290,19 @@ class Source:
 
 
 def _maps(arrays: Mapping[str, NDArray[Any]], stage: str) -> dict[str, Any]:
-    """{modality or pair: {method: {"v": values, "e": errors, "why": reason of a map that is all zeros}}}."""
+    """{modality or pair: {method: {"v": values, "h" or "e": their spread, "why": reason of a map that is all zeros}}}.
+
+    "h" is half a 95 % interval; where that is not known, "e" is a standard error.
+    """
     found: dict[str, Any] = defaultdict(dict)
     for name, values in arrays.items():
         kind, _, rest = name.partition("/")
         where, _, method = rest.rpartition("/")
         if kind == stage:
             one = {"v": quantised(values)}
-            if (error := arrays.get(f"{stage}_error/{rest}")) is not None:
+            if (half := arrays.get(f"{stage}_half/{rest}")) is not None:
+                one["h"] = quantised(half)
+            elif (error := arrays.get(f"{stage}_error/{rest}")) is not None:
                 one["e"] = quantised(error)
             if (why := arrays.get(f"{stage}_reason/{rest}")) is not None:
                 one["why"] = str(why)

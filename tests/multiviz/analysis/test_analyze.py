@@ -42,11 +42,12 @@ TABLES = {
     "representation": {"unit", "end", "rank", "id", "value", "label"},
     "errors": {"id", "label", "predicted", "kind", "modality", "interaction_confidence", "prediction_confidence"}
     | {"references", "perception_audio_confidence", "perception_video_confidence"},
-    "unimodal": {"id", "class", "stage", "unit", "modality", "method", "atoms", "atom", "value", "error"},
+    "unimodal": {"id", "class", "stage", "unit", "modality", "method", "atoms", "atom", "value", "error"} | {"half"},
     "crossmodal": {"id", "class", "unit", "first", "second", "method", "atoms", "first_atom", "second_atom"}
     | {"value", "error"},
     "modalities": {"id", "label", "predicted", "emap_predicted", "additive", "interaction"}
-    | {"shapley_audio", "shapley_video", "pair_audio_video"},
+    | {"shapley_audio", "shapley_video", "pair_audio_video"}
+    | {"shapley_half_audio", "shapley_half_video", "pair_half_audio_video"},
     "trust": {"stage", "method", "modality", "first", "second", "atoms", "score", "low", "high", "score_name", "clips"}
     | {"insertion_gain", "deletion_gain", "infidelity", "max_sensitivity", "stability", "top_overlap"}
     | {"randomised_head", "randomised_encoder", "randomised_model", "warnings"}

@@ -212,6 +212,7 @@ class _Clips:
                 arrays[f"U_error/{m}/{method}"] = (
                     np.abs(rng.normal(size=arrays[f"U/{m}/{method}"].shape)).astype(np.float32) * 0.02
                 )
+            arrays[f"U_half/{m}/kernel_shap"] = 2 * arrays[f"U_error/{m}/kernel_shap"]
             for part in ("dime_unimodal", "dime_multimodal"):
                 arrays[f"D/{m}/{part}"] = np.stack([_blob(COARSE[m], rng) for _ in classes])
                 arrays[f"D_error/{m}/{part}"] = (
@@ -228,6 +229,8 @@ class _Clips:
                 )
             arrays[f"C/audio/video/{method}"] = pairs.astype(np.float32)
         arrays["shapley"] = rng.normal(size=(k, 2)).astype(np.float32) + 1
+        arrays["shapley_half"] = np.abs(rng.normal(size=(k, 2))).astype(np.float32) * 0.2
+        arrays["pairs_half"] = np.abs(rng.normal(size=(k, 2, 2))).astype(np.float32) * 0.1
         arrays["pairs"] = rng.normal(size=(k, 2, 2)).astype(np.float32) * 0.3
         arrays["additive"], arrays["interaction"] = rng.normal(size=(2, k)).astype(np.float32)
         used = self.units[: min(6, len(self.units))]
@@ -342,6 +345,7 @@ class _Clips:
             + [_trust("D", "dime", modality=mod) for mod in FINE]
             + [_trust("C", m, first="audio", second="video") for m, _ in PAIRS]
             + [_trust("R", m, modality=mod) for mod in FINE for m in METHODS[:2]]
+            + [_pair("U", m) for m in METHODS]
             + [_trust("P", "sparse")],
         )
 
@@ -510,6 +514,13 @@ def _methods() -> list[dict[str, Any]]:
     ]
 
 
+def _pair(stage: str, method: str) -> dict[str, Any]:
+    """A row that has nothing but the synergy of two modalities' maps."""
+    row = _trust(stage, method, first="audio", second="video")
+    alone = {"score": None, "low": None, "high": None, "score_name": None, "insertion_gain": None, "stability": None}
+    return {**row, **alone, "warnings": []}
+
+
 def _trust(
     stage: str, method: str, modality: str | None = None, first: str | None = None, second: str | None = None
 ) -> dict[str, Any]:
@@ -535,5 +546,10 @@ def _trust(
         "randomised_model",
     ):
         row[key] = 0.3 if stage == "U" else None
+    names = ("synergy", "synergy_low", "synergy_high", "synergy_top", "synergy_random", "synergy_whole")
+    gain = 0.1 * (len(method) % 5) - 0.15
+    values = (gain, gain - 0.12, gain + 0.2, gain + 0.1, 0.1, 0.3)
+    row |= {name: value if first else None for name, value in zip(names, values, strict=True)}
+    row["synergy_clips"] = 24 if first else None
     row["warnings"] = ["The map hardly changes when the encoder is randomised."] if method == "gradient_input" else []
     return row

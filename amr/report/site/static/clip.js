@@ -37,7 +37,8 @@
   AMR.valuesOf = (run, data, modality, method, k) => {
     const known = run.methods.find((one) => ["U", "D"].includes(one.stage) && one.method === method);
     const map = known && data[known.stage][modality]?.[method];
-    return map ? { values: AMR.row(map.v, k), errors: map.e ? AMR.row(map.e, k) : null, atoms: known.atoms || "fine", unit: known.unit, stage: known.stage } : null;
+    const spread = map && (map.h || map.e); // half a 95 % interval or, where it is not known, a standard error
+    return map ? { values: AMR.row(map.v, k), errors: spread ? AMR.row(spread, k) : null, sure: Boolean(map.h), atoms: known.atoms || "fine", unit: known.unit, stage: known.stage } : null;
   };
 
   AMR.clip = async (main, [slug], query) => {
@@ -101,14 +102,17 @@
     });
     const shares = clips.runs[r].shares.subarray(i * run.modalities.length, (i + 1) * run.modalities.length), facts = h("dl.facts");
     redraw.push(() => {
-      const rows = [], fixed = (x) => AMR.signed(Math.round(100 * x) / 100);
-      if (data.shapley) run.modalities.forEach((m, n) => rows.push([`Shapley value of ${m}`, fixed(AMR.row(data.shapley, k)[n])]));
-      if (data.pairs) for (let a = 0; a < run.modalities.length; a++) for (let b = a + 1; b < run.modalities.length; b++) rows.push([`Interaction of ${run.modalities[a]} and ${run.modalities[b]}`, fixed(AMR.row(data.pairs, k, a)[b])]);
+      const rows = [], fixed = (x) => AMR.signed(Math.round(100 * x) / 100), known = [];
+      if (data.shapley) run.modalities.forEach((m, n) => known.push([`Shapley value of ${m}`, AMR.row(data.shapley, k)[n], data.shapley_half ? AMR.row(data.shapley_half, k)[n] : NaN]));
+      if (data.pairs) for (let a = 0; a < run.modalities.length; a++) for (let b = a + 1; b < run.modalities.length; b++) known.push([`Interaction of ${run.modalities[a]} and ${run.modalities[b]}`, AMR.row(data.pairs, k, a)[b], data.pairs_half ? AMR.row(data.pairs_half, k, a)[b] : NaN]);
+      const most = Math.max(...known.map(([, value, half]) => Math.abs(value) + (half || 0)), 1e-9);
+      for (const [name, value, half] of known) rows.push([name, Number.isFinite(half) ? [fixed(value), h("span.quiet", ` ± ${AMR.number(half)}`), AMR.interval(value, value - half, value + half, -most, most)] : fixed(value)]);
       if (data.additive) rows.push(["Additive part (EMAP)", fixed(data.additive[k])], ["Rest: what both do together", fixed(data.interaction[k])]);
       facts.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", name), h("dd", value)]));
     });
     const decision = h("section.card.w4.stay", h("header", h("h2", "Decision"), h("p", "A click on a class aims every map at it.")), h("div", rows),
-      run.modalities.length > 1 ? [h("p.label", { style: { margin: "14px 0 5px" } }, "Shares of the decision"), AMR.shares(run.modalities, shares), h("p.label", { style: { margin: "16px 0 5px" } }, "Whole modalities, in logits of the class"), facts] : null,
+      run.modalities.length > 1 ? [h("p.label", { style: { margin: "14px 0 5px" } }, "Shares of the decision"), AMR.shares(run.modalities, shares), h("p.label", { style: { margin: "16px 0 5px" } }, "Whole modalities, in logits of the class"), facts,
+        data.shapley_half ? h("p.note", "± and bars: 95 % interval, had other clips made up the mean encoding that stands for an absent modality.") : null] : null,
       runs.length > 1 ? h("p.note", h("a", { href: AMR.address.make(["compare", slug], {}) }, "This clip in both models")) : null);
 
     main.append(h("div.grid", watch, decision, interactions(run, data, state, note, redraw, () => [k, strength, run.labels[data.classes[k]]]), graph(run, r, data, slug, redraw, () => k, aim)));
@@ -117,7 +121,7 @@
 
   function preferred(run, methods) { // the most faithful one, on average over modalities
     const score = (one) => {
-      const rows = (run.trust || []).filter((row) => row.stage === one.stage && row.method === (one.stage === "D" ? "dime" : one.method));
+      const rows = (run.trust || []).filter((row) => row.stage === one.stage && row.method === (one.stage === "D" ? "dime" : one.method) && Number.isFinite(row.score));
       return rows.length && one.stage === "U" ? rows.reduce((a, row) => a + row.score, 0) / rows.length : -1;
     };
     return methods.reduce((best, one) => (score(one) > score(best) ? one : best), methods[0])?.method;
@@ -132,10 +136,14 @@
   function cycle(field) { const box = field.querySelector("select"); box.selectedIndex = (box.selectedIndex + 1) % box.options.length; box.dispatchEvent(new Event("change")); }
 
   // The map's largest values in words, for who cannot see it.
-  AMR.strongest = (run, modality, { values, errors, atoms, unit }) => {
+  AMR.strongest = (run, modality, { values, errors, sure, atoms, unit }) => {
     const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 8);
-    return h("details", h("summary", "Strongest blocks"), AMR.table(`Strongest blocks, ${modality}`, ["where", unit, ...(errors ? ["± error"] : [])],
-      order.map((a) => [AMR.where(run, modality, atoms, a), AMR.signed(values[a], 3), ...(errors ? [AMR.number(errors[a], 3)] : [])]), { numeric: [1, 2], hidden: true }));
+    const most = Math.abs(values[order[0]]) * 1.5 || 1;
+    const spread = (a) => (sure ? AMR.interval(values[a], values[a] - errors[a], values[a] + errors[a], -most, most) : AMR.number(errors[a], 3));
+    const value = (a) => AMR.signed(values[a], 3) + (sure ? ` ± ${AMR.number(errors[a], 3)}` : "");
+    return h("details", h("summary", "Strongest blocks"), AMR.table(`Strongest blocks, ${modality}`, ["where", unit, ...(errors ? [sure ? "95 %" : "± error"] : [])],
+      order.map((a) => [AMR.where(run, modality, atoms, a), value(a), ...(errors ? [spread(a)] : [])]), { numeric: [1, 2], hidden: true }),
+    sure ? h("p.note", "The interval covers what the method drew at random: where infinitely many draws would end. It does not say how well the method fits the model.") : null);
   };
 
   // ---- C: what an atom of one modality interacts with in another, for a class or, with stage RC, for a unit

@@ -164,7 +164,7 @@
   }
 
   function faithfulness(runs) {
-    const known = runs.filter((run) => (run.trust || []).length);
+    const known = runs.filter((run) => (run.trust || []).length).map((run) => ({ ...run, pairs: run.trust, trust: run.trust.filter((row) => row.score_name || row.warnings.length) }));
     if (!known.length) return null;
     const titles = new Map([["D dime", "DIME, both parts"], ...known.flatMap((run) => run.methods.map((one) => [`${one.stage} ${one.method}`, one.title]))]);
     const title = (row) => titles.get(`${row.stage} ${row.method}`) || row.method;
@@ -183,11 +183,33 @@
     const head = ["method", "of", "modality", ...known.flatMap((run) => [single ? "score" : run.name, "95 % interval, −1 to 1"]), ...(single ? ["insertion gain", "stability"] : []), "warnings"];
     const numeric = [...known.map((_, i) => 3 + 2 * i), ...(single ? [5, 6] : [])];
     const warnings = known.flatMap((run) => run.trust.flatMap((row) => row.warnings.map((text) => [`${single ? "" : `${run.name}: `}${title(row)}, ${where(row)}: `, text])));
-    const names = [...new Set(known.flatMap((run) => run.trust.map((row) => row.score_name)))];
+    const names = [...new Set(known.flatMap((run) => run.trust.map((row) => row.score_name)))].filter(Boolean);
     return AMR.card("w12", "How far the maps can be believed", "Measured on a few clips: whether a map foretells what happens to the score when parts of the input are replaced.",
       AMR.table("Faithfulness of each kind of map", head, rows, { numeric, hidden: true }),
       h("p.note", `Score: ${names.join("; ")}.${single ? " Insertion gain: how much more of the score is there, on average, when parts are put in by importance rather than at random, in logits. Stability: rank correlation between seeds." : ""}`),
+      synergy(known, title, where, key, single),
       warnings.length ? h("details", h("summary", "Warnings"), h("ul.small", warnings.map(([who, text]) => h("li", h("b", who), text)))) : null);
+  }
+
+  // What the atoms that a method picks in two modalities bring together, beyond what each brings alone.
+  function synergy(known, title, where, key, single) {
+    const measured = (run) => run.pairs.filter((row) => Number.isFinite(row.synergy));
+    const all = new Map(known.flatMap((run) => measured(run).map((row) => [key(row), row])));
+    if (!all.size) return null;
+    const most = Math.max(...known.flatMap((run) => measured(run).flatMap((row) => [row.synergy, row.synergy_low ?? 0, row.synergy_high ?? 0].map(Math.abs)))) || 1;
+    const rows = [...all].map(([name, one]) => [title(one), AMR.TEXT.stages[one.stage] || one.stage, where(one),
+      ...(single ? [AMR.signed(one.synergy_top), AMR.signed(one.synergy_random)] : []),
+      ...known.flatMap((run) => {
+        const row = measured(run).find((found) => key(found) === name);
+        return row ? [AMR.signed(row.synergy), AMR.interval(row.synergy, row.synergy_low ?? NaN, row.synergy_high ?? NaN, -most, most)] : ["–", ""];
+      })]);
+    const bar = `95 % interval, ±${AMR.number(most)}`;
+    const head = ["method", "of", "modalities", ...(single ? ["top blocks", "random blocks", "difference", bar] : known.flatMap((run) => [run.name, bar]))];
+    const numeric = single ? [3, 4, 5] : known.map((_, i) => 3 + 2 * i), clips = Math.max(...[...all.values()].map((row) => row.synergy_clips));
+    return [h("h3", { style: { margin: "26px 0 4px" } }, "Synergy of what the maps pick"),
+      h("p.small", { style: { margin: "0 0 10px" } }, "Keep a map's top blocks of both modalities, then of each alone: what do both bring beyond the two alone? The difference to random blocks is above 0 where the top blocks count only together, below 0 where they say the same thing, and 0 in an additive model. Scores of one modality at a time, as above, cannot tell these apart."),
+      AMR.table("Synergy of the top blocks of each kind of map", head, rows, { numeric, hidden: true }),
+      h("p.note", `In logits (units: activation), mean over how many blocks are kept, ${AMR.plural(clips, "clip")}.${single ? "" : " Difference of top and random blocks."}`)];
   }
 
   function simulation(runs) {
