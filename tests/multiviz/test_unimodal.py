@@ -522,7 +522,7 @@ def test_kernel_shap_s_error_is_the_jackknife_of_its_pairs() -> None:
     left = []
     for pair in range(5):
         rows = [row for row in range(1, 23) if row not in (13 + pair, 18 + pair)]
-        drawn = sum(math.comb(6, s) * kernel[s] for s in (2, 3, 4)) / (draws - 2)
+        drawn = torch.stack([math.comb(6, s) * kernel[s] for s in (2, 3, 4)]).sum() / (draws - 2)
         weights = torch.stack([kernel[int(z[row].sum())] if row < 13 else drawn for row in rows])
         left.append(efficient_regression(z[rows][None], weights[None], (scores[rows] - scores[0])[None], total)[0].mT)
     spread = torch.stack(left)

@@ -114,8 +114,9 @@ def _of_units(analysis: Analysis, few: list[int], archives: list[Arrays]) -> lis
             m: Importance(torch.from_numpy(archive[f"R/{m}/occlusion"][:1]), None, atoms, "occlusion")
             for m, atoms in analysis.fine.items()
         }
-        unit, options = Unit(int(archive["units"][0])), {"orders": ORDERS, "steps": STEPS, "seed": analysis.seed}
-        for pair, curve in synergies(analysis.model, analysis.inputs([position]), unit, [maps], **options)[0].items():
+        unit, inputs = Unit(int(archive["units"][0])), analysis.inputs([position])
+        options: Any = {"orders": ORDERS, "steps": STEPS, "seed": analysis.seed}
+        for pair, curve in synergies(analysis.model, inputs, unit, [maps], **options)[0].items():
             found[pair].append(curve)
     rows = []
     for (first, second), curves in found.items():

@@ -115,13 +115,13 @@ def interaction_error(
     with undisturbed(model), torch.no_grad():
         fixed = fixed_target(model, encodings, target)
     values = []
-    for stays in left_out(len(first), first.device).split(max(1, batch // (clips << len(encodings)))):
+    for stays in torch.split(left_out(len(first), first.device), max(1, batch // (clips << len(encodings)))):
         means = {name: torch.stack([e[stay].mean(0) for stay in stays]) for name, e in donors.items()}
         copies = {name: e.repeat(len(stays), *[1] * (e.ndim - 1)) for name, e in encodings.items()}
         baseline = {name: means[name].repeat_interleave(clips, dim=0) for name in encodings}
         classes = fixed if isinstance(fixed, Unit) else fixed.repeat(len(stays))
         found = _indices(_coalition_scores(model, copies, baseline, classes, batch))
-        values.append(found.unflatten(0, (len(stays), clips)))
+        values.append(found.reshape(len(stays), clips, *found.shape[1:]))
     every = torch.cat(values)
     return SamplingError(jackknife_error(every), len(every) - 1)
 

@@ -148,7 +148,8 @@ def synergies(
                     sets = perturbed(model, name, x, atoms[name], keep, base, "inputs", encoder_batch)
                     pools[name] = torch.cat([pools[name], sets])
             curves.append(_synergies_of_clip(scorer(model, fixed, clip), pools, [*atoms], batch))
-    found = torch.stack(curves, dim=1).unflatten(-1, (len(maps) + orders, points))  # (pairs, N, O, P - 1)
+    found = torch.stack(curves, dim=1)
+    found = found.reshape(*found.shape[:2], len(maps) + orders, points)  # (pairs, N, O, P - 1)
     found = torch.nn.functional.pad(found, (1, 0)).movedim(2, 1)  # without atoms there is no synergy
     fraction = torch.arange(points + 1, dtype=torch.float64, device=found.device) / points
     return [

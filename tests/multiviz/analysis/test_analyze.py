@@ -177,10 +177,15 @@ def test_maps_are_what_the_functions_say(
     encodings = {m: e[order] for m, e in kept["encodings"].items()}
     found = {str(a["id"]): a for a in archives}
     expected = c.modality_shapley(model, encodings, "mean", "predicted")
+    error = c.interaction_error(model, encodings, encodings, "predicted")  # the explained clips are the mean's
     projected = c.emap(model, encodings)
     for n, row in enumerate(rows(whole / "modalities.parquet")):
         np.testing.assert_allclose([row["shapley_audio"], row["shapley_video"]], expected[n], atol=1e-5)
         np.testing.assert_allclose(found[row["id"]]["shapley"][0], expected[n], atol=1e-5)
+        half = found[row["id"]]["pairs_half"]
+        np.testing.assert_allclose(half[0], error.half[n], atol=1e-5)
+        np.testing.assert_array_equal(found[row["id"]]["shapley_half"], half.diagonal(axis1=1, axis2=2))
+        np.testing.assert_allclose([row["shapley_half_audio"], row["pair_half_audio_video"]], half[0, 0])
         classes = found[row["id"]]["classes"]
         np.testing.assert_allclose(found[row["id"]]["additive"], projected[n][classes], atol=1e-5)
     dime = c.dime(
@@ -232,7 +237,9 @@ def test_tables_hold_the_archives_numbers(whole: Path, archives: list[dict[str, 
     assert [r["atom"] for r in picked] == list(range(32))
     np.testing.assert_array_equal([r["value"] for r in picked], arrays["U/video/kernel_shap"][1])
     np.testing.assert_array_equal([r["error"] for r in picked], arrays["U_error/video/kernel_shap"][1])
-    assert all(r["error"] is None for r in single if r["method"] == "occlusion")
+    np.testing.assert_array_equal([r["half"] for r in picked], arrays["U_half/video/kernel_shap"][1])
+    assert (arrays["U_half/video/kernel_shap"] > 1.9 * arrays["U_error/video/kernel_shap"]).any()
+    assert all(r["error"] is r["half"] is None for r in single if r["method"] == "occlusion")
     unit = int(arrays["units"][1])
     local = [r["value"] for r in single if (r["id"], r["unit"], r["modality"], r["stage"]) == (id, unit, "audio", "R")]
     np.testing.assert_array_equal(local, arrays["R/audio/occlusion"][1])

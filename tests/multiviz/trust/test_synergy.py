@@ -154,7 +154,8 @@ def test_curves_equal_a_loop_over_the_whole_model(target: Any) -> None:
         encodings = model.encode(x)
         if isinstance(goal, Unit):
             return model.penultimate(encodings)[0, goal.index]
-        return model.head(encodings)[0, goal if isinstance(goal, int) else goal[n]]
+        logits: Tensor = model.head(encodings)
+        return logits[0, goal if isinstance(goal, int) else int(goal[n])]
 
     for n in range(3):
         best = {m: values[m][n].argsort(descending=True) for m in atoms}
@@ -237,7 +238,8 @@ def test_refusals() -> None:
     for maps, message in cases:
         with pytest.raises(UserError, match=message):
             synergies(model, inputs, 1, maps)
-    for options in ({"orders": 0}, {"steps": 0}, {"batch": 0}):
+    bad: list[Any] = [{"orders": 0}, {"steps": 0}, {"batch": 0}]
+    for options in bad:
         with pytest.raises(UserError, match="=0: must be at least 1"):
             synergy(model, inputs, 1, good, **options)
     with pytest.raises(UserError, match="baseline='none'"):

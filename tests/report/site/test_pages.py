@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from amr.report.site import write_site
+from amr.utils.readers import read_arrays
 from tests.report.site.analysis import write_analysis
 from tests.report.site.browser import serve, visit
 
@@ -183,6 +184,30 @@ def test_class_method_and_strength_change_the_maps(watched: Page, address: str) 
     expect(watched.get_by_text("Faithfulness").first).to_be_visible()
     watched.locator("details", has_text="When not to trust it").first.locator("summary").click()
     expect(watched.get_by_text("Redundant atoms hide one another").first).to_be_visible()
+
+
+def test_intervals_and_synergies_show(watched: Page, address: str, analyses: list[Path]) -> None:
+    visit(watched, address, "#/")
+    table = watched.get_by_role("region", name="Synergy of the top blocks of each kind of map")
+    wanted = {(r["stage"], r["method"]) for r in _rows(analyses[0] / "trust.parquet") if r["synergy"] is not None}
+    expect(table.locator("tbody tr")).to_have_count(len(wanted))
+    row = table.locator("tr", has=watched.get_by_text("LIME", exact=True))
+    expect(row).to_contain_text("+0.25")
+    expect(row.get_by_role("img", name="0.25, interval 0.13 to 0.45").first).to_be_visible()
+    scores = watched.get_by_role("region", name="Faithfulness of each kind of map")
+    expect(scores.locator("tr", has_text="One modality").filter(has_text="audio × video")).to_have_count(0)
+    visit(watched, address, "#/clip/clip00001?method=kernel_shap")
+    arrays = read_arrays(analyses[0] / "clips/clip00001.npz")
+    value, half = float(arrays["shapley"][0, 0]), float(arrays["shapley_half"][0, 0])
+    said = watched.locator("dd", has=watched.locator("svg")).first
+    found = re.match(r"([+−]?[\d.]+) ± ([\d.]+)", said.inner_text().replace("\n", " "))
+    assert found
+    assert float(found[1].replace("−", "-")) == pytest.approx(value, abs=0.006)
+    assert float(found[2]) == pytest.approx(half, abs=0.006)
+    watched.locator("summary", has_text="Strongest blocks").first.click()
+    top = watched.get_by_role("region", name="Strongest blocks, audio").locator("tbody tr").first
+    order = int(np.abs(arrays["U/audio/kernel_shap"][0]).argmax())
+    expect(top).to_contain_text(f"± {arrays['U_half/audio/kernel_shap'][0, order]:.3f}")
 
 
 def test_a_map_without_strength_is_the_picture(watched: Page, address: str) -> None:
