@@ -329,7 +329,8 @@ def train(world: int, case: str) -> dict[str, Tensor]:
     few = case.startswith("few ")
     options, lacking = CASES[case.removeprefix("few ")]
     model = build(fusion=Gated, amr=amr(**options))
-    fit_on(world, model, Few(batch_size=16) if few else Toy(batch_size=16, lacking=lacking))
+    data = Few(batch_size=16) if few else Toy(batch_size=16, lacking=lacking)
+    fit_on(world, model, data, max_epochs=1 if few else 2, limit_val_batches=0)
     means = {f"reported {key}": torch.tensor(value) for key, value in model.regularizers.report().items()}
     return {**weights(model), **means}
 
