@@ -29,6 +29,7 @@ def write_table(run: Path, acc: float, share: float) -> None:
             found.append((f"dial_auc@audio={r:g}", m, "mean", None, (acc - LOSS[m]) * (1 - (r - 0.5) ** 2)))
     found += [(f"dial_acc@audio={r:g}", "", "", None, acc - abs(r - 0.5)) for r in (0, 0.5, 1)]
     found += [("outcome_synergistic", "", "", None, 0.02), ("outcome_lost", "", "", None, 0.04)]
+    found += [("outcome_lost@class=3", "", "", None, 0.5)]
     found += [("outcome_lost", "audio", "", None, 0.01)]
     found += [("cooperation", "audio+video", "", None, 0.03)]
     for label, loss in LOSS.items():
@@ -76,6 +77,12 @@ def test_the_table(folder: Path) -> None:
     assert naive["Right only together"] == "2.0 ± 0.0"
     assert naive["Lost together"] == "4.0 ± 0.0"
     assert body[2] == ["umt", *["–"] * (len(head) - 1)]
+
+
+def test_rows_by_class_are_not_read(folder: Path) -> None:
+    kinds = {key[0] for key in read_run(folder / "naive0").robustness}
+    assert {"outcome_lost", "dial_acc@audio=0.5"} < kinds
+    assert not any("class" in kind for kind in kinds)
 
 
 def test_the_plots_show_the_means(folder: Path) -> None:

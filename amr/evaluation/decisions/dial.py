@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amr.attribution import predicted_shapley_shares, undisturbed
+from amr.attribution import absolute_shares, class_score, shapley_values, undisturbed
 from amr.evaluation import use
 from amr.evaluation.table import Table
 from amr.model import FusionModel
@@ -17,6 +17,7 @@ from amr.model import FusionModel
 STEPS = 10
 """Steps of the weight from 0 to 1."""
 _CLIPS = 1024  # at a time
+_ROUNDING = 1e-12  # of the logits: less than this is not moved by any modality
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,9 @@ def dial_rows(table: Table, names: Sequence[str], dial: Dial, logits: Tensor, la
             at = dial.logits(position, logits[:, part])
             correct = use.right(at, labels[part])
             right.append(torch.cat([correct[-1:], use.missing(correct)]))
-            shares.append(predicted_shapley_shares(at, "probability"))
+            values = shapley_values(class_score(at, at[-1].argmax(1), "probability"))
+            moved = values.abs().sum(1, keepdim=True) > _ROUNDING * at.abs().amax((0, 2))[:, None]
+            shares.append(absolute_shares(torch.where(moved, values, 0.0)))
         rows = [(f"dial_acc@{setting.name}", "", ""), *((f"dial_missing@{setting.name}", name, "") for name in names)]
         table.means(rows, torch.cat(right, dim=1).T)
         share = torch.cat(shares)

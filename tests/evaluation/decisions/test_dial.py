@@ -111,6 +111,16 @@ def test_a_dial_at_its_ends_is_one_modality() -> None:
     assert [rows[f"dial_acc@a={r / 10:g}"].value for r in range(11)] == [1.0] * 3 + [0.5] * 8  # 3 w_a < w_b
 
 
+def test_a_modality_that_the_head_ignores_has_no_share_at_any_weight() -> None:
+    """With all weight on it nothing decides, and there is no row: rounding is no decision."""
+    encodings = {m: e.double() / 3 for m, e in draw("abc").items()}  # in double precision, where sums are rounded
+    model = known(lambda a, b, c: b.pow(3) - 0.1 * c.roll(1, 1) * b + 0.7, 3, a=3, b=3, c=3)
+    rows = {row.name: row.value for row in measure_encodings(model, clips(torch.arange(30) % 3, **encodings))}
+    assert [rows.get(f"dial_share@a={r / 10:g}/a") for r in range(11)] == [pytest.approx(0, abs=1e-9)] * 10 + [None]
+    means_alone = model.head(means(encodings)).argmax()
+    assert rows["dial_acc@a=1"] == float((torch.arange(30) % 3 == means_alone).double().mean())
+
+
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_other_heads_are_dialled_by_shapley_values_of_each_logit(names: str) -> None:
     """Against the mean over orders, of every coalition as a game of its own."""
