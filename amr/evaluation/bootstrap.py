@@ -50,12 +50,16 @@ class Bootstrap:
 
     def each(self, statistics: Statistic) -> list[Interval]:
         """The same of K statistics that are computed together, (R, K)."""
-        values = statistics(torch.ones(1, self.clips, dtype=torch.float64))[0]
-        drawn = torch.cat([statistics(block.double()) for block in self._blocks()])
+        values, drawn = self.draws(statistics)
         tail = (1 - self.level) / 2
         low, high = (torch.nanquantile(drawn, q, dim=0) for q in (tail, 1 - tail))
         low, high = (torch.where(values.isnan(), torch.nan, end) for end in (low, high))
         return [Interval(*ends) for ends in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
+
+    def draws(self, statistics: Statistic) -> tuple[Tensor, Tensor]:
+        """K statistics (R, K) of the clips as they are, (K,), and of each resample, (resamples, K)."""
+        values = statistics(torch.ones(1, self.clips, dtype=torch.float64))[0]
+        return values, torch.cat([statistics(block.double()) for block in self._blocks()])
 
     def _blocks(self) -> list[Tensor]:
         """Views of the counts, (r, N) each."""

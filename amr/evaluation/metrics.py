@@ -18,6 +18,7 @@ from amr.evaluation import use
 from amr.evaluation.bootstrap import spearman
 from amr.evaluation.decisions.conflict import conflict_rows
 from amr.evaluation.decisions.dial import Dial, dial_rows
+from amr.evaluation.decisions.intershap import intershap_rows
 from amr.evaluation.decisions.outcomes import outcome_rows
 from amr.evaluation.emap import emap
 from amr.evaluation.head import coalition_outputs
@@ -89,6 +90,7 @@ def measure_encodings(
         table.mean("shapley", name, accuracy_parts[:, m])
     for i, j in combinations(range(len(names)), 2):
         table.mean("cooperation", f"{names[i]}+{names[j]}", use.cooperation(correct["mean"], i, j))
+    intershap_rows(table, names, logits["mean"])
 
     few = clean.some(EMAP_CLIPS, seed)
     place = {id: i for i, id in enumerate(clean.ids)}

@@ -15,6 +15,7 @@ from amr.attribution import (
 from amr.datamodules import ClipDataModule
 from amr.evaluation import use
 from amr.evaluation.bootstrap import Interval
+from amr.evaluation.decisions.information import information_rows
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
 from amr.model import FusionModel
@@ -40,12 +41,16 @@ def probe_rows(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Row]:
-    """What a linear classifier reads from each encoder alone, and how far that is from the unimodal model."""
-    table = Table(len(clean.ids), resamples, seed)
+    """What a linear classifier reads from each encoder alone, and how far that is from the unimodal model.
+
+    With several modalities also how what the encoders know of the label, and of the model's prediction, is split.
+    """
+    table, answers = Table(len(clean.ids), resamples, seed), {}
     for name in model.modalities:
         if bool((train.labels == train.labels[0]).all()):
             break
-        probed = use.linear_probe(train.encodings[name], train.labels, clean.encodings[name], clean.labels)
+        answers[name] = use.probe_classes(train.encodings[name], train.labels, clean.encodings[name])
+        probed = (answers[name] == clean.labels.cpu()).double()
         table.mean("probe", name, probed)
         best = unimodal.get(name)
         if isinstance(best, FusionModel):
@@ -61,6 +66,8 @@ def probe_rows(
             table.rows.append(Row("unimodal", name, "", None, best, best, best, len(clean.ids)))
             gap = Interval(best - found.value, best - found.high, best - found.low)
             table.rows.append(Row("probe_gap", name, "", None, gap.value, gap.low, gap.high, len(clean.ids)))
+    if len(answers) > 1:
+        table.rows += information_rows(model, clean, train, answers, resamples=resamples, seed=seed)
     return table.rows
 
 

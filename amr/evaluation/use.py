@@ -175,8 +175,6 @@ def class_means(values: Tensor, labels: Tensor, weights: Tensor, classes: int) -
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Tensor:
     """Whether a linear classifier of one frozen encoder's outputs gets each clip right (Alain, Bengio 2016): (N,).
 
-    Logistic regression on standardised features with sklearn's default penalty (C = 1); token sequences are averaged.
-
     Args:
         train: Encodings that it is fitted to, (N', D) or (N', T, D).
         train_labels: (N',); at least two classes.
@@ -186,6 +184,19 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     Returns:
         (N,) float64 of 0 and 1.
     """
+    return (probe_classes(train, train_labels, test) == test_labels.cpu()).double()
+
+
+def probe_classes(train: Tensor, train_labels: Tensor, test: Tensor) -> Tensor:
+    """Class that a linear classifier of one frozen encoder's outputs predicts of each clip, (N,) on the CPU.
+
+    Logistic regression on standardised features with sklearn's default penalty (C = 1); token sequences are averaged.
+
+    Args:
+        train: Encodings that it is fitted to, (N', D) or (N', T, D).
+        train_labels: (N',); at least two classes.
+        test: Encodings of the clips to classify.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -193,4 +204,4 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     features, others = (pool_tokens(part).double().cpu().numpy() for part in (train, test))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(features, train_labels.cpu().numpy())
-    return (torch.from_numpy(probe.predict(others)) == test_labels.cpu()).double()
+    return torch.from_numpy(probe.predict(others))

@@ -34,7 +34,9 @@ ROBUSTNESS_CAPTION = (
     "modalities add beyond what each adds alone. EMAP gap: accuracy owed to interactions. ECE: calibration error. "
     "Decides (conflict): how often the output is this modality's class where the others come from a clip of another "
     "class. Right only together, lost together: clips that no modality alone gets right and all together do, and clips "
-    "that some modality alone gets right and all together get wrong."
+    "that some modality alone gets right and all together get wrong. "
+    "InterSHAP: part of what modalities change in the predicted class's logit that they change only together. Unique, "
+    "redundant and synergistic: information of the encoders' linear probes about the label, in bits, not in %."
 )
 SEVERITIES = range(1, 6)
 
@@ -46,6 +48,10 @@ def robustness_cells(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[st
         dict.fromkeys(key[1] for row in rows for run in row.runs for key in run.robustness if key[0] == "auc")
     )
     pairs = {key[1] for row in rows for run in row.runs for key in run.robustness if key[0] == "cooperation"}
+    wholes = {
+        term: {key[1] for row in rows for run in row.runs for key in run.robustness if key[0] == f"pid_label_{term}"}
+        for term in ("redundant", "synergistic")
+    }
     columns: dict[str, Key] = {
         "Accuracy": ("acc", "", "", None),
         "Worst missing": ("worst_missing_mean", "", "", None),
@@ -60,13 +66,29 @@ def robustness_cells(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[st
         "Lost together": ("outcome_lost", "", "", None),
         "EMAP gap": ("emap_gap", "", "", None),
         "ECE": ("ece", "", "", None),
+        "InterSHAP": ("intershap", "", "", None),
     }
+    bits: dict[str, Key] = {f"Unique {m} (bits)": ("pid_label_unique", m, "", None) for m in modalities}
+    for term, found in wholes.items():
+        for whole in sorted(found):
+            title = f"{term.capitalize()} {whole}" if len(found) > 1 else term.capitalize()
+            bits[f"{title} (bits)"] = (f"pid_label_{term}", whole, "", None)
     body = []
     for name, row in zip(names, rows, strict=True):
         stats = [Stat.of(_values(row, key)) for key in columns.values()]
-        body.append([name, *(show(stat, len(row.runs)) for stat in stats)])
-    kept = [i for i in range(len(columns) + 1) if any(line[i] != BLANK for line in body)]
-    return [["Method", *columns][i] for i in kept], [[line[i] for i in kept] for line in body]
+        cells = [show(stat, len(row.runs)) for stat in stats]
+        body.append([name, *cells, *(_number(_values(row, key), len(row.runs)) for key in bits.values())])
+    head = ["Method", *columns, *bits]
+    kept = [i for i in range(len(head)) if any(line[i] != BLANK for line in body)]
+    return [head[i] for i in kept], [[line[i] for i in kept] for line in body]
+
+
+def _number(values: Sequence[float], runs: int) -> str:
+    """A cell of what is no fraction: mean and standard deviation as they are, and how many runs have it if not all."""
+    if not values:
+        return BLANK
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}" + ("" if len(values) == runs else f" (n={len(values)})")
 
 
 def plot_robustness(rows: Sequence[Row]) -> list[Plot]:

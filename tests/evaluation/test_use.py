@@ -1,7 +1,7 @@
 """Measures of modality use on heads whose use is known: additive, deaf to one modality, and in need of both."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import permutations
 
 import pytest
@@ -11,51 +11,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from amr.attribution import absolute_shares
-from amr.encoders.base import Encoder
 from amr.evaluation import use
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.metrics import measure_encodings
-from amr.evaluation.table import Row
-from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.model.encoded import Encoded
-
-
-class Same(Encoder):
-    def __init__(self, dim: int = 1) -> None:
-        super().__init__()
-        self.out_dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-class Planted(Fusion):
-    """Two classes; the log-odds of the second are a given function of the encodings."""
-
-    def __init__(self, names: tuple[str, ...], odds: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-        super().__init__(dict.fromkeys(names, 1), 2, 1)
-        self.odds = odds
-
-    def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
-        return self.odds(encodings)
-
-    def classify(self, fused: Tensor) -> Tensor:
-        return torch.cat([-fused / 2, fused / 2], dim=1)
-
-
-def planted(odds: Callable[[Mapping[str, Tensor]], Tensor], *names: str) -> FusionModel:
-    return FusionModel({name: Same() for name in names}, Planted(names, odds)).eval()
-
-
-def clips(labels: list[int], **values: list[float]) -> Encoded:
-    encodings = {name: torch.tensor(v)[:, None] for name, v in values.items()}
-    return Encoded([f"{i:03d}" for i in range(len(labels))], torch.tensor(labels), encodings)
-
-
-def found(rows: list[Row]) -> dict[str, float]:
-    return {row.name: row.value for row in rows}
-
+from tests.evaluation.planted import Planted, Same, clips, found, planted
 
 ZERO_MEAN = clips([0], a=[0.0], b=[0.0])
 # An additive head: clips by what a and b say. "?" is a tie at zero, which is class 0.

@@ -32,6 +32,11 @@ def write_table(run: Path, acc: float, share: float) -> None:
     found += [("outcome_lost@class=3", "", "", None, 0.5)]
     found += [("outcome_lost", "audio", "", None, 0.01)]
     found += [("cooperation", "audio+video", "", None, 0.03)]
+    found += [("intershap", "", "", None, share / 10)]
+    found += [
+        ("pid_label_unique", "audio", "", None, 2 * share),
+        ("pid_label_redundant", "audio+video", "", None, 0.25),
+    ]
     for label, loss in LOSS.items():
         for n, name in enumerate(("white", EVIL)):
             curve = [max(0.0, acc - (1 + n) * loss * severity) for severity in range(6)]
@@ -76,6 +81,9 @@ def test_the_table(folder: Path) -> None:
     assert naive["video decides (conflict)"] == "1.6 ± 0.0"
     assert naive["Right only together"] == "2.0 ± 0.0"
     assert naive["Lost together"] == "4.0 ± 0.0"
+    assert naive["InterSHAP"] == "7.5 ± 0.0"
+    assert (naive["Unique audio (bits)"], naive["Redundant (bits)"]) == ("1.50 ± 0.00", "0.25 ± 0.00")
+    assert "Synergistic (bits)" not in naive
     assert body[2] == ["umt", *["–"] * (len(head) - 1)]
 
 

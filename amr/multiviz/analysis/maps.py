@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amr.evaluation.decisions.intershap import local_intershap, split_indices
 from amr.model import FusionModel
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
@@ -239,6 +240,7 @@ def _modalities(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
         "pairs_half": _array(half),
         "shapley": _array(pairs.diagonal(dim1=1, dim2=2)),
         "shapley_half": _array(half.diagonal(dim1=1, dim2=2)),
+        "intershap": _array(local_intershap(split_indices(pairs))),
         "additive": _array(additive),
         "interaction": _array(analysis.logits[analysis.chosen[n], classes.cpu()] - additive),
     }

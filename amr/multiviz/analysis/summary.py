@@ -267,6 +267,7 @@ def _modality_row(analysis: Analysis, n: int, arrays: Arrays, id: str) -> Row:
         "emap_predicted": labels[int(analysis.projected[n].argmax())],
         "additive": float(arrays["additive"][0]),
         "interaction": float(arrays["interaction"][0]),
+        "intershap": float(arrays["intershap"][0]) if "intershap" in arrays else None,  # older maps have none
         **{f"shapley{of}_{m}": _at(arrays, f"shapley{of}", k) for of in ("", "_half") for k, m in enumerate(names)},
         **{
             f"pair{of}_{first}_{second}": _at(arrays, f"pairs{of}", a, b)

@@ -255,6 +255,7 @@ class Source:
             "shapley_half",
             "pairs",
             "pairs_half",
+            "intershap",
             "additive",
             "interaction",
         ):

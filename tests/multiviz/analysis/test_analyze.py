@@ -45,7 +45,7 @@ TABLES = {
     "unimodal": {"id", "class", "stage", "unit", "modality", "method", "atoms", "atom", "value", "error"} | {"half"},
     "crossmodal": {"id", "class", "unit", "first", "second", "method", "atoms", "first_atom", "second_atom"}
     | {"value", "error"},
-    "modalities": {"id", "label", "predicted", "emap_predicted", "additive", "interaction"}
+    "modalities": {"id", "label", "predicted", "emap_predicted", "additive", "interaction", "intershap"}
     | {"shapley_audio", "shapley_video", "pair_audio_video"}
     | {"shapley_half_audio", "shapley_half_video", "pair_half_audio_video"},
     "trust": {"stage", "method", "modality", "first", "second", "atoms", "score", "low", "high", "score_name", "clips"}
@@ -186,6 +186,9 @@ def test_maps_are_what_the_functions_say(
         np.testing.assert_allclose(half[0], error.half[n], atol=1e-5)
         np.testing.assert_array_equal(found[row["id"]]["shapley_half"], half.diagonal(axis1=1, axis2=2))
         np.testing.assert_allclose([row["shapley_half_audio"], row["pair_half_audio_video"]], half[0, 0])
+        pair = abs(row["pair_audio_video"])
+        alone = sum(abs(row[f"shapley_{m}"] - row["pair_audio_video"] / 2) for m in ("audio", "video"))
+        assert row["intershap"] == pytest.approx(pair / (pair + alone), abs=1e-5)
         classes = found[row["id"]]["classes"]
         np.testing.assert_allclose(found[row["id"]]["additive"], projected[n][classes], atol=1e-5)
     dime = c.dime(

@@ -232,6 +232,7 @@ class _Clips:
         arrays["shapley_half"] = np.abs(rng.normal(size=(k, 2))).astype(np.float32) * 0.2
         arrays["pairs_half"] = np.abs(rng.normal(size=(k, 2, 2))).astype(np.float32) * 0.1
         arrays["pairs"] = rng.normal(size=(k, 2, 2)).astype(np.float32) * 0.3
+        arrays["intershap"] = rng.uniform(size=k).astype(np.float32)
         arrays["additive"], arrays["interaction"] = rng.normal(size=(2, k)).astype(np.float32)
         used = self.units[: min(6, len(self.units))]
         arrays |= self._local(used)

@@ -107,6 +107,7 @@
       if (data.pairs) for (let a = 0; a < run.modalities.length; a++) for (let b = a + 1; b < run.modalities.length; b++) known.push([`Interaction of ${run.modalities[a]} and ${run.modalities[b]}`, AMR.row(data.pairs, k, a)[b], data.pairs_half ? AMR.row(data.pairs_half, k, a)[b] : NaN]);
       const most = Math.max(...known.map(([, value, half]) => Math.abs(value) + (half || 0)), 1e-9);
       for (const [name, value, half] of known) rows.push([name, Number.isFinite(half) ? [fixed(value), h("span.quiet", ` ± ${AMR.number(half)}`), AMR.interval(value, value - half, value + half, -most, most)] : fixed(value)]);
+      if (data.intershap && Number.isFinite(data.intershap[k])) rows.push(["InterSHAP: part that is interaction", AMR.percent(data.intershap[k])]);
       if (data.additive) rows.push(["Additive part (EMAP)", fixed(data.additive[k])], ["Rest: what both do together", fixed(data.interaction[k])]);
       facts.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", name), h("dd", value)]));
     });
