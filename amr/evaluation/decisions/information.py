@@ -6,7 +6,7 @@ when not to trust the result.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -127,12 +127,12 @@ def information(
         UserError: A variable has more states than its cells have clips for.
     """
     count, first, second, target = len(target), first.cpu(), second.cpu(), target.cpu()
-    labels, codes = torch.cat([x for x, deal in zip((first, second), classes, strict=True) if deal] + [target]).unique(
-        return_inverse=True
-    )
-    if len(target.unique()) < 2 or count < CLIPS_PER_CELL * 2**3:
+    if count < CLIPS_PER_CELL * 2**3 or len(set(target.tolist())) < 2:
         return None
-    parts = list(codes.split(count))
+    named = [x for x, dealt in zip((first, second), classes, strict=True) if dealt] + [target]
+    labels, places = np.unique(torch.cat(named).numpy(), return_inverse=True)
+    codes = torch.from_numpy(places).long()
+    parts = list(codes.view(len(named), count))
     target = parts.pop()
     first, second = (parts.pop(0) if deal else x for x, deal in zip((first, second), classes, strict=True))
     others = [int(x.max()) + 1 for x, deal in zip((first, second), classes, strict=True) if not deal]
@@ -143,7 +143,8 @@ def information(
     deals = [torch.arange(len(labels))]
     if groups < len(labels):
         deals = [torch.randperm(len(labels), generator=generator) % groups for _ in range(DEALS)]
-    cells, shape = [], ()
+    cells: list[Tensor] = []
+    shape: tuple[int, ...] = ()
     for deal in deals:
         x, z = (deal[v] if dealt else v for v, dealt in zip((first, second), classes, strict=True))
         sizes = [groups if dealt else int(v.max()) + 1 for v, dealt in zip((first, second), classes, strict=True)]
@@ -208,8 +209,10 @@ def unique_information(
         seed: Of clusters, deals and resamples.
 
     Raises:
-        UserError: There are too few clips, one class only, or no such variables.
+        UserError: There are too few clips, one class or one modality only, or no such variables.
     """
+    if len(clean.encodings) < 2 or len(set(train.labels.tolist())) < 2:
+        raise UserError("unique information: needs two modalities, and training clips of two classes")
     bits = {}
     for name, found in _each(clean, train, clean.labels, variables, {}, RESAMPLES, seed).items():
         if found is None:
@@ -295,7 +298,7 @@ def _each(
     if variables not in get_args(Variables):
         raise UserError(f"variables={variables!r}: must be one of {', '.join(get_args(Variables))}")
     names, dealt = list(clean.encodings), variables == "classes"
-    states = cluster_states(len(clean.ids), len(target.unique()))
+    states = cluster_states(len(clean.ids), len(set(target.tolist())))
 
     def variable(members: Sequence[str]) -> Tensor:
         if len(members) == 1 and dealt and members[0] in answers:
@@ -305,7 +308,7 @@ def _each(
             return use.probe_classes(old, train.labels, new)
         return clusters(old, new, states, seed=seed)
 
-    if len(target.unique()) < 2 or len(clean.ids) < CLIPS_PER_CELL * 2**3:
+    if len(set(target.tolist())) < 2 or len(clean.ids) < CLIPS_PER_CELL * 2**3:
         return dict.fromkeys(names)
     options = {"resamples": resamples, "seed": seed}
     parts = {name: variable([name]) for name in names}
@@ -313,9 +316,7 @@ def _each(
         a, b = names
         found = information(parts[a], parts[b], target, classes=(dealt, dealt), **options)
         assert found is not None
-        swapped = Information(
-            found.unique[::-1], *(getattr(found, term) for term in TERMS[2:]), found.entropy, found.groups
-        )
+        swapped = replace(found, unique=(found.unique[1], found.unique[0]))
         return {a: found, b: swapped}
     return {
         name: information(
@@ -332,7 +333,8 @@ def _terms(cells: Sequence[Tensor], shape: tuple[int, ...], weights: Tensor) -> 
 
 
 def _xlogy(weights: Tensor, values: Tensor) -> Tensor:
-    return torch.special.xlogy(weights, values) / np.log(2)
+    bits: Tensor = torch.special.xlogy(weights, values) / np.log(2)
+    return bits
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -257,3 +257,5 @@ def test_a_ratio_of_unique_information() -> None:
     few = Encoded(data.ids[:9], data.labels[:9], {m: e[:9] for m, e in data.encodings.items()})
     with pytest.raises(UserError, match="9 clips: must be at least 40"):
         pid.unique_information(few, data)
+    with pytest.raises(UserError, match="needs two modalities, and training clips of two classes"):
+        pid.unique_information(data, data.part(range(1)))
