@@ -12,13 +12,24 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
 
-from amr.attribution import Score, attributed_rows, attribution_shares
+from amr.attribution import (
+    Score,
+    at_least_float32,
+    attributed_rows,
+    attribution_shares,
+    predicted_shapley_shares,
+    shapley_shares,
+)
 from amr.callbacks.tables import log_table
 from amr.classifier import SPLITS, FusionClassifier
-from amr.model import complete_rows
+from amr.evaluation.head import coalition_outputs
+from amr.model import FusionModel, complete_rows
 from amr.model.batches import StepOutput
+from amr.model.encoded import Collected
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
+
+DECISION_ROWS = 1 << 13  # of the head, per split: 2,048 clips of two modalities
 
 
 class MeanShares(Metric):
@@ -74,11 +85,17 @@ def class_rows(totals: Tensor) -> list[tuple[int, int, float, list[float | None]
 
 
 class Dominance(pl.Callback):
-    """Logs `{train,val,test}/dominance/<modality>`: the mean attribution share over the split's clips, in [0, 1].
+    """Logs each modality's mean attribution share (dominance) and what the decisions really owe to it, in [0, 1].
 
-    Shares are those of `amr.attribution.attribution_shares`, of the model as it stands, over the clips that have every
-    modality and any attribution; under DDP over all ranks. At the end of a run the same numbers by class, with the
-    accuracy, go to a CSV and to W&B.
+    `{train,val,test}/dominance/<modality>` is the mean of `amr.attribution.attribution_shares` over the split's clips,
+    `{train,val,test}/decision_share/<modality>` the mean Shapley share of the log-odds of the predicted class
+    (`amr.attribution.shapley_shares`, where a missing modality has the mean encoding). Training can move the first
+    without the second.
+
+    Both are of the model as it stands and of the clips that have every modality; under DDP of all ranks. The decision
+    share is that of at most 2^13 / 2^M clips of the split (2,048 for two modalities), chosen by a hash of their ids; in
+    training it is that of each batch, with the mean encoding of this rank's batch. At the end of a run the dominance by
+    class, with the accuracy, goes to a CSV and to W&B.
 
     `metrics` holds each split's `MeanShares`, and `totals` what they were over all ranks at the last end of an epoch.
 
@@ -106,6 +123,9 @@ class Dominance(pl.Callback):
         self.table = table
         self.ig_steps = ig_steps
         self.metrics: dict[str, MeanShares] = {}
+        self.decisions: MeanShares | None = None
+        """Decision shares of the training batches."""
+        self._collected = Collected()
         self.totals: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -114,6 +134,8 @@ class Dominance(pl.Callback):
         model = pl_module.model
         for split in SPLITS:
             self.metrics.setdefault(split, MeanShares(model.modalities, model.head.num_classes))
+        self.decisions = self.decisions or MeanShares(model.modalities, model.head.num_classes)
+        self._start(model)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -148,19 +170,27 @@ class Dominance(pl.Callback):
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the untrained model's numbers."""
+        assert isinstance(pl_module, FusionClassifier)
         self.metrics["val"].reset()
+        self._start(pl_module.model)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
+        assert self.decisions is not None
         self.metrics["train"].reset()
+        self.decisions.reset()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
+        assert isinstance(pl_module, FusionClassifier)
         self.metrics["val"].reset()
+        self._start(pl_module.model)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
+        assert isinstance(pl_module, FusionClassifier)
         self.metrics["test"].reset()
+        self._start(pl_module.model)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the training clips' shares, each measured right after its own step."""
@@ -187,17 +217,49 @@ class Dominance(pl.Callback):
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
         shares = attribution_shares(module.model.head, encodings, score=self.score, ig_steps=self.ig_steps)
-        if (rows := complete_rows(encodings, present)) is not None:
+        rows = complete_rows(encodings, present)
+        if rows is not None:
             shares = shares * rows.unsqueeze(1)
         self.metrics[split].to(label.device).update(shares, outputs["logits"], label)
+        if split != "train":
+            self._collected.add(outputs)
+            return
+        assert self.decisions is not None
+        kept = torch.arange(len(label), device=label.device) if rows is None else rows.nonzero().flatten()
+        if len(kept):
+            chosen = {name: encoding[kept] for name, encoding in encodings.items()}
+            mean = {name: at_least_float32(encoding).mean(0, keepdim=True) for name, encoding in chosen.items()}
+            shares = shapley_shares(module.model.head, chosen, mean)
+            self.decisions.to(label.device).update(shares, outputs["logits"][kept], label[kept])
+
+    def _start(self, model: FusionModel) -> None:
+        self._collected = Collected(max(2, DECISION_ROWS >> len(model.modalities)))
+
+    def _decision_shares(self, split: str, model: FusionModel) -> dict[str, Tensor]:
+        """Mean decision share by modality over all ranks; empty if no clip has any."""
+        if split == "train":
+            assert self.decisions is not None
+            total = self.decisions.totals().sum(0)
+            return dict(zip(model.modalities, total[3:] / total[2], strict=True)) if total[2] > 0 else {}
+        clips = self._collected.of_all_ranks().to(next(model.parameters()).device)  # a rank may have had no batch
+        self._start(model)
+        if not clips.ids:
+            return {}
+        logits = coalition_outputs(model, clips.encodings, "mean").double()
+        shares = predicted_shapley_shares(logits, "probability")
+        shares = shares[attributed_rows(shares)]
+        return dict(zip(model.modalities, shares.mean(0).float(), strict=True)) if len(shares) else {}
 
     def _log(self, split: str, module: pl.LightningModule) -> None:
+        assert isinstance(module, FusionClassifier)
         totals = self.totals[split] = self.metrics[split].totals()
         total = totals.sum(0)
         if total[2] > 0:
             for name, share in zip(self.metrics[split].modalities, total[3:] / total[2], strict=True):
                 # The sums are every rank's already; sync_dist, of equal values, only tells Lightning so.
                 module.log(f"{split}/dominance/{name}", share, sync_dist=True)
+        for name, share in self._decision_shares(split, module.model).items():
+            module.log(f"{split}/decision_share/{name}", share, sync_dist=True)
 
     def _write_table(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, FusionClassifier)

@@ -12,6 +12,7 @@ from typing import Any
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateFinder
 
+from amr.evaluation.runs import SHARES
 from amr.utils.errors import UserError
 
 LIGHTNING = ("pytorch_lightning.", "lightning_fabric.")
@@ -65,7 +66,7 @@ def check_monitors(callbacks: Sequence[Callback], scheduler: str | None, modalit
     Raises:
         UserError: A metric is never logged.
     """
-    names = ("loss", "acc", "mAP", *(f"dominance/{name}" for name in modalities))
+    names = ("loss", "acc", "mAP", *(f"{kind}/{name}" for kind in SHARES for name in modalities))
     allowed = [f"{split}/{name}" for split in ("val", "train") for name in names]
     watched = [("trainer.callbacks", type(each).__name__, getattr(each, "monitor", None)) for each in callbacks]
     for key, watcher, metric in [*watched, ("model.lr_scheduler", "the schedule", scheduler)]:

@@ -34,6 +34,7 @@ from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lack
 from amr.cli.runs.run_files import RunRecord, config_of_checkpoint, last_checkpoint
 from amr.cli.runs.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ClipDataModule
+from amr.evaluation.runs import SHARES
 from amr.load import read_config
 from amr.report.card import write_card
 from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
@@ -255,7 +256,10 @@ class AmrCLI(LightningCLI):
             if lacking:
                 has = ", ".join(map(repr, self.datamodule.modalities))
                 raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
-        monitors = [f"val/{name}" for name in ("acc", "mAP", "loss", *(f"dominance/{name}" for name in modalities))]
+        monitors = [
+            f"val/{name}"
+            for name in ("acc", "mAP", "loss", *(f"{kind}/{name}" for kind in SHARES for name in modalities))
+        ]
         if options.best.monitor not in monitors:
             raise UserError(f"best.monitor={options.best.monitor}: must be one of {', '.join(monitors)}")
         init: Namespace = self.config_init[self.config.subcommand]

@@ -19,6 +19,7 @@ Key = tuple[str, str, str, int | None]
 """Measure, modality, corruption and severity of one of robustness.parquet's numbers."""
 BLANK = "\N{EN DASH}"
 ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
+SHARES = ("dominance", "decision_share")  # logged as {split}/{share}/{modality}
 SPLITS = ("train/", "val/", "test/")
 PLACES = ("ckpt_path", "data.init_args.root", "data.init_args.store")  # settings that say where a run took place
 NUMBERS = 2_000_000  # of a run, of all epochs: some 250 MB

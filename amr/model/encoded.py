@@ -81,9 +81,15 @@ class Encoded:
 
 
 class Collected:
-    """The encodings that a pass of the Trainer's makes, of the clips that have every modality, batch by batch."""
+    """The encodings that a pass of the Trainer's makes, of the clips that have every modality, batch by batch.
 
-    def __init__(self) -> None:
+    Args:
+        most: At most so many of all processes' clips are kept, chosen by a hash of their ids as `Encoded.some` chooses
+            them, so that the choice does not depend on the order or on the ranks; None for all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self.ids: list[str] = []
         self._labels: list[Tensor] = []
         self._encodings: list[dict[str, Tensor]] = []
@@ -103,17 +109,27 @@ class Collected:
         self._encodings.append({m: at_least_float32(e[rows]) for m, e in encodings.items()})
         self._labels.append(labels[rows])
         self.ids += [outputs["id"][i] for i in rows.tolist()]
+        if self.most is not None and len(self.ids) > 2 * self.most:
+            self._prune()
         return rows
 
     def joined(self) -> Encoded:
-        """This process's clips, in the order in which they came."""
+        """This process's clips, in the order in which they came; without encodings if it has had no batch."""
+        if not self._encodings:
+            return Encoded([], torch.empty(0, dtype=torch.int64), {})
         encodings = {m: torch.cat([part[m] for part in self._encodings]) for m in self._encodings[0]}
         return Encoded(self.ids, torch.cat(self._labels), encodings)
 
     def of_all_ranks(self) -> Encoded:
         """All processes' clips, in the order of their ids."""
+        if self.most is not None and self.ids:
+            self._prune()
         own = self.joined()
-        return Encoded.of(own.ids, own.labels, own.encodings)
+        return Encoded.of(own.ids, own.labels, own.encodings).some(self.most)
+
+    def _prune(self) -> None:
+        own = self.joined().some(self.most)
+        self.ids, self._labels, self._encodings = own.ids, [own.labels], [own.encodings]
 
 
 def encode(

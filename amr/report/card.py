@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amr.evaluation.runs import Run, Source, read_folder
+from amr.evaluation.runs import SHARES, Run, Source, read_folder
 from amr.utils.files import write_text
 from amr.utils.names.version import __version__
 from amr.utils.readers import printable, read_object, reading
@@ -169,7 +169,7 @@ def _data(run: Run, facts: Mapping[str, Any], splits: Iterable[str]) -> str:
 def _numbers(run: Run, robustness: "Sequence[Row]") -> str:
     found = {SPLIT_NAMES[split]: run.numbers(split) for split in SOURCES}
     found = {split: numbers for split, numbers in found.items() if numbers}
-    names = ["acc", "mAP", "loss", *(f"dominance/{m}" for m in run.modalities)]
+    names = ["acc", "mAP", "loss", *(f"{kind}/{m}" for kind in SHARES for m in run.modalities)]
     rows = [
         (name, *(f"{numbers[name]:.4f}" if name in numbers else "" for numbers in found.values()))
         for name in names

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amr.evaluation.runs import SHARES
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
 
@@ -128,7 +129,11 @@ def _sections(modalities: list[str]) -> dict[str, list[Any]]:
     )
     return {
         "Test": [bars(metric) for metric in _columns(modalities)[:-1]],
-        "Dominance": [lines(f"Dominance of {m}", [f"val/dominance/{m}"], range_y=(0, 1)) for m in modalities],
+        "Dominance": [
+            lines(f"{title} of {m}", [f"val/{kind}/{m}"], range_y=(0, 1))
+            for m in modalities
+            for title, kind in (("Dominance", "dominance"), ("Decision share", "decision_share"))
+        ],
         "Accuracy": [lines(metric, [metric]) for metric in ("val/acc", "val/mAP", "val/loss", "train/acc")],
         "Accuracy against dominance": [
             wr.ScatterPlot(
@@ -148,7 +153,7 @@ def _sections(modalities: list[str]) -> dict[str, list[Any]]:
 
 def _columns(modalities: list[str]) -> list[str]:
     """Summary metrics in the runs table."""
-    return ["test/acc", "test/mAP", *(f"test/dominance/{m}" for m in modalities), "val/acc.max"]
+    return ["test/acc", "test/mAP", *(f"test/{kind}/{m}" for kind in SHARES for m in modalities), "val/acc.max"]
 
 
 def _filters(board: Board) -> list[Any]:

@@ -43,7 +43,7 @@ def plot_curves(runs: Iterable[Run]) -> list[Plot]:
 
 
 def plot_summary(runs: Iterable[Run]) -> Figure:
-    """Validation accuracy and the first modality's dominance over epochs, side by side; a row for each dataset."""
+    """Validation accuracy, the first modality's dominance and decision share over epochs; a row for each dataset."""
     rows, _ = leading(summarise(runs))
     with drawing():
         from matplotlib.figure import Figure
@@ -54,7 +54,9 @@ def plot_summary(runs: Iterable[Run]) -> Figure:
         figure = Figure(figsize=(12, sum(heights)), dpi=100, layout="constrained")
         parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         for part, dataset, chosen in zip(parts, datasets, members, strict=False):
-            panels = [panel for panel in _panels(chosen) if panel.column.startswith(("val/acc", "val/dom"))][:2]
+            drawn = _panels(chosen)
+            first = [next((panel for panel in drawn if panel.column.startswith(start)), None) for start in LEADING]
+            panels = [panel for panel in first if panel is not None]
             several = any(len(row.runs) > 1 for row in chosen)
             part.suptitle(f"{dataset}" + ("   (line: mean over seeds, band: lowest to highest)" if several else ""))
             if is_crowded(chosen):
@@ -67,6 +69,9 @@ def plot_summary(runs: Iterable[Run]) -> Figure:
                 axes.set_title(panel.title, fontsize=12)
             add_legend(part, chosen, lines, columns=6, size=11)
     return figure
+
+
+LEADING = ("val/acc", "val/dominance", "val/decision_share")  # what the summary shows, of the first modality
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def _panels(rows: Sequence[Row]) -> list[_Panel]:
     panels = [
         _Panel("val/acc", "Validation accuracy (%)"),
         *(_Panel(f"val/dominance/{m}", f"Dominance of {m}, validation (%)", even=even) for m in shown),
+        *(_Panel(f"val/decision_share/{m}", f"Decision share of {m}, validation (%)", even=even) for m in shown),
         _Panel("val/mAP", "Validation mAP (%)"),
         _Panel("train/loss", "Training loss", scale=1.0),
     ]
@@ -93,7 +99,7 @@ def _panels(rows: Sequence[Row]) -> list[_Panel]:
 
 def _curve(row: Row, panel: _Panel) -> list[tuple[int, float, float, float]]:
     """(epoch, mean, lowest, highest) over the row's runs, at the epochs that every one of them has."""
-    if "/dominance/" in panel.column and len(row.runs[0].modalities) == 1:
+    if panel.even is not None and len(row.runs[0].modalities) == 1:
         return []
     logged = [{e: v.get(panel.column, math.nan) * panel.scale for e, v in run.epochs.items()} for run in row.runs]
     finite = [{e: value for e, value in values.items() if math.isfinite(value)} for values in logged]
@@ -134,7 +140,7 @@ def _plots(rows: Sequence[Row]) -> list[Plot]:
             if not crowded:
                 figure = small_figure(rows)
                 add_legend(figure, rows, _draw(figure.subplots(), rows, panel), columns=2)
-            elif panel.column.startswith(("val/acc", "val/dom")):
+            elif panel.column.startswith(LEADING):
                 figure = new_figure(0.9 + 1.15 * math.ceil(len(row_groups(rows)) / 2))
                 _multiples(figure, rows, panel, columns=2)
             else:

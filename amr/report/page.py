@@ -224,19 +224,20 @@ def _settings_table(rows: Sequence[Row]) -> list[str]:
 
 def _run_table(rows: Sequence[Row]) -> list[str]:
     modalities = union_of_modalities(rows)
+    kinds = {"dominance": DOMINANCE} | ({"decision_share": " decides"} if any(row.decision for row in rows) else {})
     body = []
     for name, row in zip(row_names(rows), rows, strict=True):
         for run in row.runs:
             numbers = run.numbers(row.source)
-            columns = ["mAP", "acc", *(f"dominance/{m}" for m in modalities if row.dominance)]
-            values = [f"{100 * numbers[c]:.1f}" if c in numbers else BLANK for c in columns]
-            values += [BLANK] * (2 + len(modalities) - len(values))
+            shares = [f"{kind}/{m}" if row.dominance else "" for kind in kinds for m in modalities]
+            values = [f"{100 * numbers[c]:.1f}" if c in numbers else BLANK for c in ("mAP", "acc", *shares)]
             best = BLANK if run.best_epoch is None else str(run.best_epoch)
             seed = BLANK if run.seed is None else str(run.seed)
             body.append([run.where, name, seed, str(len(run.epochs)), best, *values])
     if not body:
         return []
-    head = ["Run", "Method", "Seed", "Epochs", "Best epoch", "mAP", "Accuracy", *(f"{m} dominance" for m in modalities)]
+    shares = [f"{m}{said}" for said in kinds.values() for m in modalities]
+    head = ["Run", "Method", "Seed", "Epochs", "Best epoch", "mAP", "Accuracy", *shares]
     caption = (
         f"In %, {SPLIT_NAMES[rows[0].source]} split. Epochs count from 0; best: the first with the highest val/acc."
     )
@@ -250,10 +251,13 @@ def _run_table(rows: Sequence[Row]) -> list[str]:
 
 def _definitions() -> str:
     terms = {
-        "Dominance": "A modality's share of the decision, in %. Gradient x input at the encoder outputs: the gradient "
-        "of the winning class's score with respect to the encoder's output, times that output, elementwise; the L2 "
+        "Dominance": "A modality's share of the attribution, in %. Gradient x input at the encoder outputs: the "
+        "gradient of the winning class's score with respect to the encoder's output, times that output, elementwise; the L2 "
         "norm of this, divided by the sum of these norms over modalities; averaged over clips. The shares of a run "
         f"add up to 100; with two modalities, 50 is balance. A unimodal run's is always 100: left blank ({BLANK}).",
+        "Decides": "A modality's decision share, in %: the mean over clips of its Shapley value's share in the "
+        "log-odds of the predicted class, where a missing modality has the mean encoding. It is what the output owes "
+        "to the modality. Training can move dominance and leave this where it is.",
         "Accuracy": "Clips whose highest-scored class is the right one, in %.",
         "mAP": "Average precision of each class, averaged over classes, in %.",
         " and ".join(DIFFERENCES.values()): "Mean, over the seeds that a row and naive fusion both have, of the row's "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amr.evaluation.runs import BLANK, Run, check_facts, one_nan
+from amr.evaluation.runs import BLANK, SHARES, Run, check_facts, one_nan
 from amr.report.page import check_target
 from amr.report.table import choose_source
 from amr.utils.files import write_bytes
@@ -44,7 +44,7 @@ def write_results(runs: Sequence[Run], path: str | Path) -> None:
         "seed": whole,
         **dict.fromkeys(("modalities", "labels"), names),
         "split": text,
-        **dict.fromkeys(("accuracy", "mAP", *(f"dominance_{m}" for m in modalities)), number),
+        **dict.fromkeys(("accuracy", "mAP", *(f"{kind}_{m}" for kind in SHARES for m in modalities)), number),
         **dict.fromkeys(("best_epoch", "epochs"), whole),
         **dict.fromkeys(("run", *NESTED), text),
         "has_metrics": pa.bool_(),
@@ -54,7 +54,8 @@ def write_results(runs: Sequence[Run], path: str | Path) -> None:
     rows = []
     for run in runs:
         numbers = run.numbers(source)
-        shares = {f"dominance_{m}": numbers.get(f"dominance/{m}") for m in run.modalities if len(run.modalities) > 1}
+        several = run.modalities if len(run.modalities) > 1 else ()
+        shares = {f"{kind}_{m}": numbers.get(f"{kind}/{m}") for kind in SHARES for m in several}
         nested = {"curves": run.epochs, "test": run.test, "per_class": run.per_class, "settings": run.settings}
         rows.append(
             {key: getattr(run, key) for key in ("dataset", "fusion", "method", "title", "seed", "best_epoch")}

@@ -57,6 +57,7 @@ class Row:
         accuracy: Over the runs.
         mean_ap: Over the runs; None if not logged.
         dominance: By modality; empty for a unimodal run, whose 100 % says nothing.
+        decision: Decision share by modality; empty like dominance, or if it was not logged.
     """
 
     dataset: str
@@ -68,6 +69,7 @@ class Row:
     accuracy: Stat | None
     mean_ap: Stat | None
     dominance: dict[str, Stat]
+    decision: dict[str, Stat]
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -138,11 +140,16 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     for (dataset, fusion, method), members in groups.items():
         members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.path))
         numbers = [run.numbers(source) for run in members]
-        multimodal = {m: f"dominance/{m}" for run in members if len(run.modalities) > 1 for m in run.modalities}
-        stats = {c: Stat.of([n[c] for n in numbers if c in n]) for c in ("acc", "mAP", *multimodal.values())}
-        dominance = {m: stat for m, column in multimodal.items() if (stat := stats[column])}
-        title = members[0].title
-        rows.append(Row(dataset, fusion, method, title, source, tuple(members), stats["acc"], stats["mAP"], dominance))
+        multimodal = list(dict.fromkeys(m for run in members if len(run.modalities) > 1 for m in run.modalities))
+
+        def stat(name: str, numbers: list[dict[str, float]] = numbers) -> Stat | None:
+            return Stat.of([found[name] for found in numbers if name in found])
+
+        dominance, decision = (
+            {m: found for m in multimodal if (found := stat(f"{kind}/{m}"))} for kind in ("dominance", "decision_share")
+        )
+        about = (dataset, fusion, method, members[0].title, source, tuple(members))
+        rows.append(Row(*about, stat("acc"), stat("mAP"), dominance, decision))
     return sorted(rows, key=_order)
 
 
@@ -218,10 +225,13 @@ def cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[list
     to_naive = {m: [difference(row, naive_of(row, naive), m) for row in shown] for m in DIFFERENCES}
     to_naive = {metric: column for metric, column in to_naive.items() if any(column)}
     shares = [f"{m} dominance" for m in modalities]
+    decided = [m for m in modalities if any(m in row.decision for row in rows)]
+    shares += [f"{m} decides" for m in decided]
     head = [*named, "mAP", "Accuracy", *shares, *(DIFFERENCES[metric] for metric in to_naive), "Seeds"]
     body = []
     for index, row in enumerate(shown):
         stats = [row.mean_ap, row.accuracy, *(row.dominance.get(m) for m in modalities)]
+        stats += [row.decision.get(m) for m in decided]
         seeds = ", ".join(BLANK if seed is None else str(seed) for seed in row.seeds)
         values = [show(stat, len(row.runs)) for stat in [*stats, *(column[index] for column in to_naive.values())]]
         for place, metric in enumerate(DIFFERENCES):
@@ -245,22 +255,22 @@ def amr_cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[
         return None
     modalities = union_of_modalities([row for row, _ in pairs])
     named = _named([plain for _, plain in pairs], rows)
-    head = [*named, "mAP", "Accuracy", *(f"{m} dominance" for m in modalities)]
+    decided = [m for m in modalities if any(m in row.decision for pair in pairs for row in pair)]
+    head = [*named, "mAP", "Accuracy", *(f"{m} dominance" for m in modalities), *(f"{m} decides" for m in decided)]
     body = []
     for index, (row, plain) in enumerate(pairs):
         changes = [show(difference(row, plain, metric), len(row.runs)) for metric in DIFFERENCES]
-        for m in modalities:
-            before, after = (
-                stat and f"{100 * stat.mean:.1f}" for stat in (plain.dominance.get(m), row.dominance.get(m))
-            )
-            changes.append(f"{before or BLANK} → {after or BLANK}")
+        both = [(plain.dominance.get(m), row.dominance.get(m)) for m in modalities]
+        both += [(plain.decision.get(m), row.decision.get(m)) for m in decided]
+        for before, after in both:
+            changes.append(" → ".join(f"{100 * stat.mean:.1f}" if stat else BLANK for stat in (before, after)))
         body.append([*(column[index] for column in named.values()), *changes])
     return head, body
 
 
 AMR_CAPTION = (
     "Paired differences to the same method without AMR, over the seeds that both have, in percentage points, with 95 % "
-    "t-intervals; mean dominance in %, without → with AMR."
+    "t-intervals; mean dominance and decision share in %, without → with AMR."
 )
 
 

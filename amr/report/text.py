@@ -22,6 +22,7 @@ from amr.report.table import (
 )
 
 TOLERANCE = 0.05  # of a share, from its target
+PARTED = 0.1  # dominance from decision share, in rows whose dominance was trained
 NOTES = 100  # that are printed
 
 
@@ -112,7 +113,21 @@ def _balance_notes(rows: Sequence[Row]) -> list[str]:
             if away:
                 notes.append(f"{name}: dominance farther than {TOLERANCE} from its target: {', '.join(away)}.")
     if measured and not notes:
-        return [f"Every AMR row's dominance is within {TOLERANCE} of its target."]
+        notes.append(f"Every AMR row's dominance is within {TOLERANCE} of its target.")
+    return notes + _parted_notes(rows)
+
+
+def _parted_notes(rows: Sequence[Row]) -> list[str]:
+    """In which rows with AMR dominance and decision share part."""
+    notes = []
+    for name, row in zip(row_names(rows), rows, strict=True):
+        shares = {m: (row.dominance[m].mean, row.decision[m].mean) for m in row.decision if m in row.dominance}
+        if row.with_amr and any(abs(share - decision) > PARTED for share, decision in shares.values()):
+            m, (share, decision) = max(shares.items(), key=lambda entry: abs(entry[1][0] - entry[1][1]))
+            notes.append(
+                f"{name}: the share moved, the decisions did not: {m} has {100 * share:.1f} % of the attribution and "
+                f"{100 * decision:.1f} % of the decisions."
+            )
     return notes
 
 

@@ -109,9 +109,10 @@ def test_panels_draw_what_runs_log(specification: dict[str, Any], training: list
         assert {config["xAxis"] for config in curves} == {"epoch"} <= history
         metrics = {metric for config in curves for metric in config["metrics"]}
         assert metrics <= history
-        assert metrics >= {"val/acc", "val/mAP", "val/dominance/audio", "val/dominance/video"}
+        assert metrics >= {"val/acc", "val/mAP", "val/dominance/audio", "val/decision_share/video"}
         bars = {m for p in drawn if p["viewType"] == "Bar Chart" for m in p["config"]["metrics"]}
-        assert bars == {"test/acc", "test/mAP", "test/dominance/audio", "test/dominance/video"} <= summary.keys()
+        shares = {f"test/{kind}/{m}" for kind in ("dominance", "decision_share") for m in ("audio", "video")}
+        assert bars == {"test/acc", "test/mAP", *shares} <= summary.keys()
         scatter = [p["config"] for p in drawn if p["viewType"] == "Scatter Plot"]
         axes = {config[axis] for config in scatter for axis in ("xAxis", "yAxis")}
         assert axes == {"summary:test/acc", "summary:test/dominance/audio", "summary:test/dominance/video"}
