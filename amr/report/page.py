@@ -252,9 +252,9 @@ def _run_table(rows: Sequence[Row]) -> list[str]:
 def _definitions() -> str:
     terms = {
         "Dominance": "A modality's share of the attribution, in %. Gradient x input at the encoder outputs: the "
-        "gradient of the winning class's score with respect to the encoder's output, times that output, elementwise; the L2 "
-        "norm of this, divided by the sum of these norms over modalities; averaged over clips. The shares of a run "
-        f"add up to 100; with two modalities, 50 is balance. A unimodal run's is always 100: left blank ({BLANK}).",
+        "gradient of the winning class's score with respect to the encoder's output, times that output, elementwise; "
+        "the L2 norm of this, divided by the sum of these norms over modalities; averaged over clips. The shares of a "
+        f"run add up to 100; with two modalities, 50 is balance. A unimodal run's is always 100: left blank ({BLANK}).",
         "Decides": "A modality's decision share, in %: the mean over clips of its Shapley value's share in the "
         "log-odds of the predicted class, where a missing modality has the mean encoding. It is what the output owes "
         "to the modality. Training can move dominance and leave this where it is.",
