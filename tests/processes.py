@@ -60,5 +60,5 @@ def warm() -> ForkServerContext:
     To import torch takes a process seconds. Variables of the environment are those of the first use.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training", "amr.cli.fit"])
+    context.set_forkserver_preload(["tests.preload"])
     return context

@@ -1,10 +1,7 @@
 """Two ranks at little cost: what they take long for is to import torch and to start."""
 
-import atexit
-import json
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -93,13 +90,3 @@ def _rank(rank: int, port: str, folder: Path, train: Callable[[int, str], Any], 
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.dup2(os.open(folder / str(rank), os.O_CREAT | os.O_WRONLY), 2)
     torch.save({case: train(2, case) for case in cases}, folder / f"{rank}.pt")
-
-
-if __name__ == "__main__":
-    from amr.cli import main
-
-    # The first to be registered is the last of all to run.
-    atexit.register(lambda: print("group open at exit:", torch.distributed.is_initialized()))
-    folder = Path(sys.argv[1])
-    statuses = [main(command) for command in json.loads((folder / "commands.json").read_text())]
-    (folder / f"statuses-{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(statuses))

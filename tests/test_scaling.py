@@ -91,7 +91,7 @@ def ranks(common: tuple[list[str], Path]) -> tuple[Path, list[list[int]]]:
     (folder / "naive/robustness.parquet").rename(folder / "naive/robustness-1.parquet")
     commands.append([*two(measure), "--robustness.resamples", "20"])
     (folder / "commands.json").write_text(json.dumps(commands))
-    launch = [sys.executable, "-m", "tests.ranks", str(folder)]  # which Lightning starts again as the second rank
+    launch = [sys.executable, "-m", "tests.commands", str(folder)]  # which Lightning starts again as the second rank
     slurm = {"PATH": f"{make_scontrol(folder)}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
     done = subprocess.run(launch, env=environment(**slurm), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,12 +1,14 @@
 """The command line: finds the command, and tells every mistake in one line. Heavy imports are inside the commands."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
+from amr.cli.imports import quick_imports
 from amr.cli.keys import RUN_COMMANDS
 from amr.cli.outcome import exit_status
 from amr.cli.parser import Parser
@@ -123,18 +125,23 @@ def _dispatch(arguments: list[str]) -> int:
 
         rest = check(rest, command=name)
     if not command.arguments:
-        run = getattr(import_module(command.module), command.run)
+        run = _loaded(command.module, command.run)
         status: int | None = run(rest)
         return status or 0
     options = _parser(name).parse_args(rest)
-    status = getattr(import_module(command.module), command.run)(options)
+    status = _loaded(command.module, command.run)(options)
     return status or 0
+
+
+def _loaded(module: str, name: str) -> Callable[..., Any]:
+    with quick_imports():
+        return cast(Callable[..., Any], getattr(import_module(module), name))
 
 
 def _parser(name: str) -> Parser:
     command = COMMANDS[name]
     parser = Parser(prog=f"amr {name}", description=f"{command.help[0].upper()}{command.help[1:]}.")
-    getattr(import_module(command.module), command.arguments)(parser)
+    _loaded(command.module, command.arguments)(parser)
     return parser
 
 

@@ -25,7 +25,7 @@ from amr.utils.names.version import __version__
 def forkserver() -> ForkServerContext:
     """Makes processes out of one that has imported what `fit` needs, and has done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["amr.cli.fit"])
+    context.set_forkserver_preload(["amr.cli.benchmark.preload"])
     return context
 
 
