@@ -1,12 +1,13 @@
 """`amr export`: onnxruntime and torch.export against the model, the stated preprocessing against the loader's."""
 
+import functools
 import hashlib
 import json
 import math
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ from tests.toy import Linear, Tokens
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, Shared]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators_once() -> Iterator[None]:
+    """Each export parses the source of ONNX's 500 operators anew, which is two fifths of its time."""
+    from torch.onnx._internal.exporter import _registration
+
+    apis = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        yield
 
 
 def model_of(fusion: type[Fusion], video: type[Encoder] = Linear) -> FusionModel:
