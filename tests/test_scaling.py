@@ -41,7 +41,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def assert_close(a: Path, b: Path, atol: float = 1e-6) -> None:
     theirs = weights(b)
     for key, value in weights(a).items():
-        torch.testing.assert_close(value, theirs[key], rtol=0, atol=atol, msg=key)
+        # What is logged only: sums of logarithms of shares, which are further from each other than the weights.
+        allowed = 1e-4 if atol and ".measures." in key else atol
+        torch.testing.assert_close(value, theirs[key], rtol=0, atol=allowed, msg=key)
 
 
 def make_scontrol(folder: Path) -> Path:
