@@ -116,7 +116,8 @@
         data.shapley_half ? h("p.note", "± and bars: 95 % interval, had other clips made up the mean encoding that stands for an absent modality.") : null] : null,
       runs.length > 1 ? h("p.note", h("a", { href: AMR.address.make(["compare", slug], {}) }, "This clip in both models")) : null);
 
-    main.append(h("div.grid", watch, decision, interactions(run, data, state, note, redraw, () => [k, strength, run.labels[data.classes[k]]]), graph(run, r, data, slug, redraw, () => k, aim)));
+    // A sticky card may not leave its own grid, or it would cover the cards below.
+    main.append(h("div.grid", watch, decision), h("div.grid", interactions(run, data, state, note, redraw, () => [k, strength, run.labels[data.classes[k]]]), graph(run, r, data, slug, redraw, () => k, aim)));
     redraw.forEach((one) => one());
   };
 
