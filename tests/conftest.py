@@ -2,6 +2,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,7 @@ def nothing_twice() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         if "pytorch_lightning" in sys.modules:
-            from lightning_fabric.utilities import registry
-
-            patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+            patch.setattr("lightning_fabric.utilities.registry.entry_points", functools.cache(entry_points))
         if "torch" in sys.modules:
             import torch
 

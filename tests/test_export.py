@@ -48,9 +48,9 @@ FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Lat
 @pytest.fixture(scope="module", autouse=True)
 def operators_once() -> Iterator[None]:
     """Each export parses the source of ONNX's 500 operators anew, which is two fifths of its time."""
-    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal import _lazy_import
 
-    apis = _registration.onnxscript_apis
+    apis = vars(_lazy_import)["onnxscript_apis"]  # imported when it is first used
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
         yield

@@ -140,7 +140,7 @@ def test_a_run_with_all_of_it(tiny: list[str], tmp_path: Path) -> None:
 
 
 def test_the_whole_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # processes for it take longer to start
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # processes for it take longer to start
     plain, fast = build(amr=AMR(lr=0.2)), build(amr=AMR(lr=0.2), compile_encoders=True)
     fit(plain, max_epochs=1)
     fit(fast, max_epochs=1)
