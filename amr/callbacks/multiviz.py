@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amr.callbacks.tables import log_table
 from amr.classifier import FusionClassifier
-from amr.datamodules import ClipDataModule
+from amr.datamodules import ListedClips
 from amr.model.batches import as_batch
 from amr.model.encoded import Collected
 from amr.utils.errors import UserError
@@ -71,7 +71,7 @@ class MultiVizCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
-        if "unimodal" in self.stages and not isinstance(trainer.datamodule, ClipDataModule):  # type: ignore[attr-defined]
+        if "unimodal" in self.stages and not isinstance(trainer.datamodule, ListedClips):  # type: ignore[attr-defined]
             raise UserError("MultiVizCallback: the stage unimodal needs one of amr's data modules, for its pictures")
         self._started = self.clock()
 
@@ -185,7 +185,7 @@ class MultiVizCallback(pl.Callback):
         from amr.multiviz.figures import draw_maps
         from amr.multiviz.unimodal import integrated_gradients, occlusion
 
-        data: ClipDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: ListedClips = trainer.datamodule  # type: ignore[attr-defined]
         shown, maps = {}, {}
         for modality in module.model.modalities:
             atoms = data.atoms(modality)

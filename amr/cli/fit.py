@@ -33,7 +33,7 @@ from amr.classifier import FusionClassifier
 from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
 from amr.cli.runs.run_files import RunRecord, config_of_checkpoint, last_checkpoint
 from amr.cli.runs.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
-from amr.datamodules import ClipDataModule
+from amr.datamodules import ListedClips
 from amr.evaluation.runs import SHARES
 from amr.load import read_config
 from amr.report.card import write_card
@@ -251,7 +251,7 @@ class AmrCLI(LightningCLI):
         assert self.datamodule is not None
         options: Namespace = self.config[self.config.subcommand]
         modalities = self.model.model.modalities
-        if isinstance(self.datamodule, ClipDataModule):
+        if isinstance(self.datamodule, ListedClips):
             lacking = [name for name in modalities if name not in self.datamodule.modalities]
             if lacking:
                 has = ", ".join(map(repr, self.datamodule.modalities))

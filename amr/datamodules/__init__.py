@@ -11,18 +11,22 @@ if TYPE_CHECKING:
     from amr.datamodules.base import ClipDataModule
     from amr.datamodules.clips import Clips
     from amr.datamodules.crema_d import CremaD
+    from amr.datamodules.listed import ListedClips
     from amr.datamodules.synthetic.clips import Synthetic
+    from amr.datamodules.tensors.module import Tensors
     from amr.datamodules.vggsound import VGGSound
 
 _HOME = {
     "ClipDataModule": "base",
     "Clips": "clips",
     "CremaD": "crema_d",
+    "ListedClips": "listed",
     "Synthetic": "synthetic.clips",
+    "Tensors": "tensors.module",
     "VGGSound": "vggsound",
 }
 
-__all__ = ["ClipDataModule", "Clips", "CremaD", "Synthetic", "VGGSound"]
+__all__ = ["ClipDataModule", "Clips", "CremaD", "ListedClips", "Synthetic", "Tensors", "VGGSound"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from amr.datamodules.explained import ExplainedClips
 from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
+from amr.datamodules.listed import check_batches
 from amr.datamodules.listing import check_listing
-from amr.datamodules.loader import ClipDataset, ClipLoader, ClipSampler, MemoryDataset, finish_video
+from amr.datamodules.loader import ClipDataset, MemoryDataset, finish_video
 from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
@@ -27,7 +27,7 @@ from amr.utils.errors import UserError
 from amr.utils.streams import note
 
 
-class ClipDataModule(pl.LightningDataModule, ExplainedClips):
+class ClipDataModule(ExplainedClips):
     """Clips of any source: a subclass lists them; decoding, transforms, batches and resuming are here.
 
     The listing is read when the module is made, so that mistakes in it come to light at once. A batch is
@@ -68,9 +68,7 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
         UserError: Anything wrong with the arguments or the listing.
     """
 
-    name: str
-    labels: list[str]
-    clips: list[Clip]
+    root: Path
 
     def __init__(
         self,
@@ -96,9 +94,7 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
             raise UserError(f"data.modalities={list(modalities)}: must be of {list(MODALITIES)}, each at most once")
-        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise UserError(f"data.{key}={value}: must be at least {least}")
+        check_batches(batch_size, num_workers)
         self.root = Path(root)
         self.modalities = tuple(modalities)
         self.decode, self.audio, self.video = decode, audio, video
@@ -122,11 +118,6 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
     def locate(self, clip: Clip) -> Clip:
         """The clip with its files, for a listing that leaves them out; called before it is decoded."""
         return clip
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.labels)
 
     def prepare(self, executor: Executor | None = None) -> PrepareReport:
         """Decode what is not in the store yet, and clips with files that were missing and are there now.
@@ -213,32 +204,11 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
             "skipped": {" ".join(reason): count for reason, count in self._skipped.most_common()},
         }
 
-    @property
-    def split_kind(self) -> str:
-        """How the splits were made, in a few words."""
-        return "as listed"
-
     def clips_of(self, split: Literal["train", "val", "test"]) -> ClipDataset:
         """A split's usable clips, in the listing's order, without augmentation."""
-        dataset = self._loader(split).dataset
+        dataset = super().clips_of(split)
         assert isinstance(dataset, ClipDataset)
         return dataset
-
-    def train_dataloader(self) -> ClipLoader:
-        """Shuffled and augmented."""
-        return self._loader("train", train=True)
-
-    def val_dataloader(self) -> ClipLoader:
-        """In the listing's order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> ClipLoader:
-        """In the listing's order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> ClipLoader:
-        """The split named by `predict_split`, in the listing's order."""
-        return self._loader(self.predict_split)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Lightning's hook: decode the frames that the loader left encoded."""
@@ -260,11 +230,9 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
             self.setup()
         return (self._usable or {})[split]
 
-    def _loader(self, split: str, *, train: bool = False) -> ClipLoader:
+    def dataset(self, split: str, *, train: bool = False) -> ClipDataset:
+        """A split's usable clips, in the listing's order; with `train` augmented."""
         clips = self.usable(split)
-        if not clips:
-            hint = " (or set trainer.limit_val_batches to 0)" if split == "val" else ""
-            raise UserError(f"{self.name}: no usable clip has split {split!r}; list some{hint}")
         rate = self.decode.sample_rate
         late = self._decodes_late()
         transforms: dict[str, Callable[..., Tensor | ChosenFrames]] = {
@@ -282,7 +250,7 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
                 "video": self.video.batch,
             }
             kind = partial(MemoryDataset, batched, {"video": self.video.decode})
-        dataset = kind(
+        return kind(
             clips,
             self.labels,
             self._clip_store,
@@ -291,16 +259,6 @@ class ClipDataModule(pl.LightningDataModule, ExplainedClips):
             train=train,
             seed=self.seed,
             present=self.missing == "keep",
-        )
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return ClipLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=ClipSampler(dataset, shuffle=train, seed=self.seed, rank=rank, world_size=world_size),
-            drop_last=train and self.drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
         )
 
     def _default_store(self) -> Path:

@@ -1,6 +1,5 @@
 """What analyses and robustness ask of clips: atoms, pictures, times, evidence, and how inputs are spoilt."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -12,10 +11,10 @@ from amr.datamodules.corruptions import (
     Context,
     CorruptedAudio,
     CorruptedVideo,
-    Corruptible,
     Corruption,
     OtherWaves,
 )
+from amr.datamodules.listed import ListedClips
 from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import ClipDataset
 from amr.datamodules.store.media import KEPT, MODALITIES, Clip, DecodeOptions
@@ -26,21 +25,13 @@ from amr.utils.errors import UserError
 COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms are explained
 
 
-class ExplainedClips(Corruptible):
+class ExplainedClips(ListedClips):
     """The part of a data module that explains its clips' inputs and spoils them; `ClipDataModule` has the rest."""
 
-    name: str
-    labels: list[str]
-    modalities: tuple[str, ...]
     decode: DecodeOptions
     audio: AudioTransform
     video: VideoTransform
-    seed: int
     _clip_store: ClipStore
-
-    @abstractmethod
-    def usable(self, split: str) -> list[Clip]:
-        """The split's clips that can be used, in the listing's order."""
 
     def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> Atoms:
         """A modality's input in the pieces that an analysis explains.
@@ -125,14 +116,6 @@ class ExplainedClips(Corruptible):
             seed=self.seed,
             present=False,
         )
-
-    def evidence(self) -> Mapping[str, frozenset[str]]:
-        """In which modalities each clip's class is really there, by id; empty where nobody knows.
-
-        Raises:
-            UserError: It could be known, with a package that is not installed.
-        """
-        return {}
 
     def _other_waves(self) -> OtherWaves:
         """Sounds of up to 256 training clips."""

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy as copy_of
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +37,32 @@ def damaged(store: ClipStore, id: str, error: Exception) -> UserError:
     return UserError(f"{store.shard_of(id)}: clip {id!r} is damaged ({error}); run prepare --verify")
 
 
-class ClipDataset(Dataset[dict[str, Any]]):
+class ListedDataset(Dataset[dict[str, Any]]):
+    """Clips in an order, each a function of (epoch, clip, copy): what the sampler, and methods that choose clips, ask.
+
+    Attributes:
+        clips: In order.
+        train: Whether to augment.
+    """
+
+    clips: Sequence[Clip]
+    train: bool
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def key(self, epoch: int, clip: int, copy: int) -> Key:
+        """What to ask for to get a clip in an epoch, or a further copy of it, which is augmented by itself."""
+        return ((epoch, copy) if copy else epoch), clip
+
+    def plain(self) -> Self:
+        """The same clips without augmentation."""
+        plain = copy_of(self)
+        plain.train = False
+        return plain
+
+
+class ClipDataset(ListedDataset):
     """One split's clips, read from the store and transformed.
 
     In training the random choices are a function of (seed, epoch, clip, modality); otherwise of (clip, modality), so
@@ -70,9 +95,6 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.train, self.seed, self.present = train, seed, present
         self.index = {label: i for i, label in enumerate(labels)}
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         """One clip of the batch format; a plain index means epoch 0.
 
@@ -91,16 +113,6 @@ class ClipDataset(Dataset[dict[str, Any]]):
             raise damaged(self.store, clip.id, error) from error
         finally:
             torch.set_num_threads(threads)
-
-    def key(self, epoch: int, clip: int, copy: int) -> Key:
-        """What to ask for to get a clip in an epoch, or a further copy of it, which is augmented by itself."""
-        return ((epoch, copy) if copy else epoch), clip
-
-    def plain(self) -> "ClipDataset":
-        """The same clips without augmentation."""
-        plain = copy_of(self)
-        plain.train = False
-        return plain
 
     def _draw(self, epoch: object) -> tuple[object, ...]:
         """What a clip's random choices depend on, besides the clip and the modality."""
@@ -223,7 +235,7 @@ class ClipSampler(DistributedSampler[Key]):
     It is a DistributedSampler so that Lightning leaves it in place, which knows no other sampler for many ranks.
     """
 
-    def __init__(self, dataset: ClipDataset, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, dataset: ListedDataset, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed)
         self.clips = len(dataset)
         self.start = 0  # of the next pass, in clips of this rank; for resuming
@@ -245,7 +257,7 @@ class ClipSampler(DistributedSampler[Key]):
 class ClipLoader(DataLoader[dict[str, Any]]):
     """A DataLoader that a checkpoint taken in the middle of an epoch can resume, without decoding what was seen."""
 
-    def __init__(self, dataset: ClipDataset, **kwargs: Any) -> None:
+    def __init__(self, dataset: ListedDataset, **kwargs: Any) -> None:
         super().__init__(dataset, collate_fn=collate_clips, **kwargs)
         self._epoch, self._batches = 0, 0  # where the last pass stands
         self._resume: dict[str, Any] | None = None

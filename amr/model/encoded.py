@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from amr.attribution import at_least_float32, undisturbed
-from amr.datamodules import ClipDataModule
+from amr.datamodules import ListedClips
 from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
 from amr.model import FusionModel, complete_rows
@@ -222,7 +222,7 @@ def _read(cache: Path, model: FusionModel, listed: set[str] | None) -> Encoded |
 
 def _listed(data: pl.LightningDataModule, split: Split) -> set[str] | None:
     """Ids of a split's clips; None if the data module does not list them."""
-    if not isinstance(data, ClipDataModule):
+    if not isinstance(data, ListedClips):
         return None
     data.setup()
     return {clip.id for clip in data.clips_of(split).clips}
@@ -237,7 +237,7 @@ def _batches(
     wanted: set[str] | None,
 ) -> Iterator[Any]:
     """A split's batches on the model's device, those of this process under DDP."""
-    if not isinstance(data, ClipDataModule):
+    if not isinstance(data, ListedClips):
         done = 0
         for number, given in enumerate(loader_of(data, split)):
             batch = as_batch(_moved(data, given, model), model.modalities, (rank_and_world()[0], number))

@@ -265,20 +265,33 @@ def csv_rows(file: Path, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, 
 
 
 def read_arrays(file: Path) -> "dict[str, NDArray[Any]]":
-    """All arrays of an .npz archive.
+    """All arrays of an .npz archive that amr wrote; see `some_arrays`."""
+    return some_arrays(file, None, ARCHIVE_BYTES, ARRAY_BYTES, "an .npz of plain arrays, as amr writes it")[0]
+
+
+def some_arrays(
+    file: Path, only: Sequence[str] | None, archive_bytes: int, array_bytes: int, allowed: str
+) -> "tuple[dict[str, NDArray[Any]], list[str]]":
+    """Arrays of an .npz archive, and the names of all that it has.
+
+    Args:
+        file: The archive.
+        only: Names of the arrays to read, if it has them; None for all.
+        archive_bytes: Largest size of the file.
+        array_bytes: Largest size of the arrays that are read.
+        allowed: What the file should be, the end of an error's message.
 
     Raises:
-        UserError: It cannot be read, is damaged, holds Python objects, or more than `ARRAY_BYTES` in all.
+        UserError: It cannot be read, is damaged, holds Python objects, or is larger.
     """
-    allowed = "an .npz of plain arrays, as amr writes it"
-    with opened(file, ARCHIVE_BYTES) as stream, reading(file, allowed), zipfile.ZipFile(stream) as archive:
-        members = archive.infolist()
-        size = sum(member.file_size for member in members)
-        if len(members) > MEMBERS or size > ARRAY_BYTES:
-            raise bad(
-                file, f"{len(members):,} arrays of {size:,} bytes; must be at most {MEMBERS:,} of {ARRAY_BYTES:,}"
-            )
-        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+    with opened(file, archive_bytes) as stream, reading(file, allowed), zipfile.ZipFile(stream) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        wanted = {name: member for name, member in members.items() if only is None or name in only}
+        size = sum(member.file_size for member in wanted.values())
+        if len(archive.infolist()) > MEMBERS or size > array_bytes:
+            what = f"{len(archive.infolist()):,} arrays of {size:,} bytes"
+            raise bad(file, f"{what}; must be at most {MEMBERS:,} of {array_bytes:,}")
+        return {name: _array(archive.read(member)) for name, member in wanted.items()}, [*members]
 
 
 def _array(content: bytes) -> "NDArray[Any]":
@@ -322,40 +335,59 @@ def read_table(
             text.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = []
-    text = 0
-    with opened(file, 1 << 40) as stream, reading(file, allowed):
-        metadata = pq.read_metadata(stream)
-        columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-        names = [name for name in metadata.schema.to_arrow_schema().names if only is None or name in only]
-        if absent := [name for name in needs if name not in names]:
-            raise ValueError(f"no column {absent[0]!r}")
-        kept = [i for i, column in enumerate(columns) if column.path.split(".")[0] in names]
-        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-        counts = [group.column(i).num_values for group in groups for i in kept]
-        size = sum(group.column(i).total_uncompressed_size for group in groups for i in kept)
-        values = max(sum(counts), metadata.num_rows * len(names))
-        _bounded(file, metadata.num_rows, values, size)
-        if min(counts, default=0) < 0:
-            raise ValueError("a negative number of values")
-        texts = [columns[i].path for i in kept if columns[i].physical_type == "BYTE_ARRAY"]
-        table = pq.ParquetFile(stream, read_dictionary=texts)  # each text once, however many rows have it
-        for batch in table.iter_batches(batch_size=4096, columns=names, use_threads=False):
-            text += sum(_text_bytes(pa, column) for column in batch.columns)
-            _bounded(file, len(rows) + len(batch), 0, text)
+    rows, text = list[dict[str, Any]](), 0
+    with reading(file, allowed):
+        for batch in table_batches(file, allowed, needs, only, (ROWS, VALUES, STRING_BYTES)):
+            text += sum(text_bytes(pa, column) for column in batch.columns)
+            _bounded(file, (len(rows) + len(batch), 0, text), (ROWS, VALUES, STRING_BYTES))
             rows += batch.to_pylist()
     return rows
 
 
-def _bounded(file: Path, rows: int, values: int, size: int) -> None:
-    if not 0 <= rows <= ROWS or values > VALUES or not 0 <= size <= STRING_BYTES:
-        most = f"{ROWS:,} rows, {VALUES:,} values and {STRING_BYTES:,} bytes"
-        raise bad(file, f"{rows:,} rows, {values:,} values, {size:,} bytes; must be at most {most}")
+def table_batches(
+    file: Path, allowed: str, needs: Sequence[str], only: Sequence[str] | None, most: tuple[int, int, int]
+) -> Iterator[Any]:
+    """A parquet file's rows, as pyarrow's record batches; texts are dictionaries.
+
+    Args:
+        file: The file.
+        allowed: What it should be, the end of an error's message.
+        needs: Columns that it must have.
+        only: Columns to read, of those that it has; None for all.
+        most: Rows, values and bytes that the file may declare of these columns.
+
+    Raises:
+        UserError: It cannot be read, lacks a column, or declares more.
+    """
+    import pyarrow.parquet as pq
+
+    with opened(file, 1 << 40) as stream, reading(file, allowed):
+        metadata = pq.read_metadata(stream)
+        columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+        there = metadata.schema.to_arrow_schema().names
+        names = [name for name in there if only is None or name in only]
+        if absent := [name for name in needs if name not in names]:
+            raise bad(file, f"no column {absent[0]!r}; it has {', '.join(there)[:500]}; must be {allowed}")
+        kept = [i for i, column in enumerate(columns) if column.path.split(".")[0] in names]
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        counts = [group.column(i).num_values for group in groups for i in kept]
+        size = sum(group.column(i).total_uncompressed_size for group in groups for i in kept)
+        _bounded(file, (metadata.num_rows, max(sum(counts), metadata.num_rows * len(names)), size), most)
+        if min(counts, default=0) < 0:
+            raise ValueError("a negative number of values")
+        texts = [columns[i].path for i in kept if columns[i].physical_type == "BYTE_ARRAY"]
+        table = pq.ParquetFile(stream, read_dictionary=texts)  # each text once, however many rows have it
+        yield from table.iter_batches(batch_size=4096, columns=names, use_threads=False)
 
 
-def _text_bytes(pa: Any, column: Any) -> int:
+def _bounded(file: Path, counts: tuple[int, int, int], most: tuple[int, int, int]) -> None:
+    if any(not 0 <= count <= limit for count, limit in zip(counts, most, strict=True)):
+        found, allowed = (f"{r:,} rows, {v:,} values and {b:,} bytes" for r, v, b in (counts, most))
+        raise bad(file, f"{found}; must be at most {allowed}")
+
+
+def text_bytes(pa: Any, column: Any) -> int:
     """Bytes of the text that a column's rows hold, each row's counted; lists and structures are looked into."""
     import pyarrow.compute as pc
 
@@ -364,5 +396,5 @@ def _text_bytes(pa: Any, column: Any) -> int:
         return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
     if pa.types.is_nested(column.type):
         inside = column.flatten()
-        return sum(_text_bytes(pa, one) for one in (inside if isinstance(inside, list) else [inside]))
+        return sum(text_bytes(pa, one) for one in (inside if isinstance(inside, list) else [inside]))
     return 0

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from amr.cli import main
-from amr.datamodules import Clips
+from amr.datamodules import Clips, ListedClips
 from amr.datamodules.loader import ClipLoader, ClipSampler, collate_clips
 from amr.datamodules.store.media import Clip
 from amr.datamodules.store.shards import ClipStore
@@ -23,6 +23,7 @@ from amr.utils.errors import UserError
 from tests.datamodules.conftest import write_clip, write_csv
 
 Make = Callable[..., Clips]
+Data = TypeVar("Data", bound=ListedClips)
 
 
 def batches(loader: Iterable[Any], epoch: int = 0) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ class _Rank:
         self.global_rank, self.world_size = rank, world_size
 
 
-def of_rank(module: Clips, rank: int, world_size: int) -> Clips:
+def of_rank(module: Data, rank: int, world_size: int) -> Data:
     module.trainer = _Rank(rank, world_size)  # type: ignore[assignment]
     return module
 

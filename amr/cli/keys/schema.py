@@ -168,7 +168,9 @@ def _subclasses(base: type) -> list[str]:
     from amr import callbacks, datamodules, encoders, fusion, regularizers
 
     if base is pytorch_lightning.LightningDataModule:
-        return [f"amr.datamodules.{name}" for name in datamodules.__all__ if name != "ClipDataModule"]
+        return [
+            f"amr.datamodules.{name}" for name in datamodules.__all__ if name not in ("ClipDataModule", "ListedClips")
+        ]
     if base.__module__.startswith("amr.") and base not in _abstract():
         modules = [regularizers] if issubclass(base, regularizers.Regularizer) else []
     else:

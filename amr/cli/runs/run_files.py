@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
 from amr.classifier import FusionClassifier
-from amr.datamodules import ClipDataModule
+from amr.datamodules import ClipDataModule, ListedClips
 from amr.report.card import versions
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
@@ -44,7 +44,7 @@ class RunRecord(Callback):
             **({"store": str(data.store.resolve())} if isinstance(data, ClipDataModule) else {}),
             "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
             "versions": versions(),
-            **(data.census() if isinstance(data, ClipDataModule) else {}),
+            **(data.census() if isinstance(data, ListedClips) else {}),
         }
         write_text(self.folder / "run.json", json.dumps(facts, indent=1) + "\n")
 

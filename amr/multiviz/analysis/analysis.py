@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from amr.attribution import undisturbed
-from amr.datamodules import ClipDataModule
+from amr.datamodules import ListedClips
 from amr.datamodules.listing import stable_order
 from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
@@ -52,7 +52,7 @@ class Analysis:
         notes: What was left out, and why, by what it is about.
     """
 
-    def __init__(self, plan: Plan, model: FusionModel, data: ClipDataModule | PlainClips) -> None:
+    def __init__(self, plan: Plan, model: FusionModel, data: ListedClips | PlainClips) -> None:
         self.plan, self.out, self.checkpoint = plan, plan.out, plan.checkpoint
         self.model, self.data = model, data
         self.split: Split = plan.split
@@ -85,12 +85,12 @@ class Analysis:
         given = model
         if model is None:
             model = load_model(plan.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-        data: ClipDataModule | PlainClips
+        data: ListedClips | PlainClips
         if source is None:
             section = data_section(plan.checkpoint, plan.data)
             data = datamodule(section)
         else:
-            data = source if isinstance(source, ClipDataModule) else PlainClips(as_data(source), model, plan.split)
+            data = source if isinstance(source, ListedClips) else PlainClips(as_data(source), model, plan.split)
             data.prepare_data()
             data.setup()
             clips = json.dumps([clip.id for clip in data.clips_of(plan.split).clips]).encode()
@@ -231,11 +231,11 @@ def digest(model: FusionModel) -> str:
     return total.hexdigest()
 
 
-def datamodule(section: Any) -> ClipDataModule:
+def datamodule(section: Any) -> ListedClips:
     """The data that a `data` section describes."""
     from amr.utils.parser import OneLineParser
 
     parser = OneLineParser(prog="amr analyze")
-    parser.add_subclass_arguments(ClipDataModule, "data", required=True)
-    built: ClipDataModule = parser.instantiate_classes(parser.parse_object({"data": section})).data
+    parser.add_subclass_arguments(ListedClips, "data", required=True)
+    built: ListedClips = parser.instantiate_classes(parser.parse_object({"data": section})).data
     return built

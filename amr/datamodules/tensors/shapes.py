@@ -12,6 +12,7 @@ from amr.datamodules.transforms.picture import Picture, picture_of
 FINE, COARSE = (4, 4, 4), (2, 2, 2)  # blocks along frames, rows and columns
 SEGMENTS, FEWER = 16, 6  # of a vector
 COLOURS = 3
+MOST = 64  # tokens that are atoms by themselves
 
 
 def tensor_atoms(shape: Sequence[int], *, coarse: bool = False) -> Atoms:
@@ -62,3 +63,29 @@ def tensor_picture(x: Tensor, atoms: Atoms) -> Picture:
     low, high = pixels.min(), pixels.max()
     image = ((pixels - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)
     return picture_of(image, element, atoms, f"frames {', '.join(map(str, shown))} of {len(frames)}")
+
+
+def kind_atoms(kind: str, shape: Sequence[int], owner: Sequence[int] = (), *, coarse: bool = False) -> Atoms:
+    """The atoms of one kind of input: a table's columns, a text's tokens, blocks of all others.
+
+    Args:
+        kind: A `Column`'s.
+        shape: One input's.
+        owner: A table's column of each dimension, from 0; the dimensions of one column go together.
+        coarse: Fewer atoms: neighbouring columns or tokens together.
+    """
+    if kind == "table":
+        return _pieces("column", torch.tensor(owner), FEWER if coarse else len(owner))
+    if kind == "tokens":
+        return _pieces("token", torch.arange(shape[0]), FEWER if coarse else MOST)
+    return tensor_atoms(shape, coarse=coarse)
+
+
+def _pieces(key: str, place: Tensor, most: int) -> Atoms:
+    """Neighbouring places together, so that there are `most` atoms at most; place (D,) counts from 0."""
+    count = int(place.max()) + 1
+    blocks = min(most, count)
+    edges = [block * count // blocks for block in range(blocks + 1)]
+    label = torch.bucketize(place, torch.tensor(edges[1:]), right=True)
+    coordinates = tuple({key: float(start), f"end_{key}": float(end)} for start, end in pairwise(edges))
+    return Atoms(label, coordinates, (blocks,))
