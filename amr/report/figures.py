@@ -66,7 +66,7 @@ def plot_summary(runs: Iterable[Run]) -> Figure:
             lines: dict[int, Line2D] = {}
             for axes, panel in zip(part.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
                 lines |= _draw(axes, chosen, panel)
-                axes.set_title(panel.title, fontsize=12)
+                axes.set_title(panel.title, fontsize=12 if len(panels) < 3 else 10)
             add_legend(part, chosen, lines, columns=6, size=11)
     return figure
 
