@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 from amr.encoders.base import Encoder
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
-from amr.model import FusionModel, HasModel, bare_model, layers_of, model_section
+from amr.model import FusionModel, HasModel, fusion_model, layers_of, model_section
 from amr.regularizers.base import Regularizer
 from amr.regularizers.composite import Composite, wrapping_methods, wrapping_section
 from amr.utils.checkpoints import AtomicCheckpointIO, check_same_architecture, read_checkpoint
@@ -72,7 +72,7 @@ def load_model(
             with trusting(trust):
                 filled = _build(facts, weights)
         else:
-            filled = bare_model(model)
+            filled = fusion_model(model)
             _check_skeleton(filled, facts)
             check_same_architecture(filled.state_dict(), weights)
     except UserError as error:
@@ -99,7 +99,7 @@ def save_model(model: FusionModel | HasModel, path: str | Path) -> Path:
     Raises:
         UserError: It cannot be written.
     """
-    bare, section = bare_model(model), getattr(model, "config", None)
+    bare, section = fusion_model(model), getattr(model, "config", None)
     weights = {f"model.{key}": value.detach().cpu() for key, value in bare.state_dict().items()}
     content = {"state_dict": weights, "amr": {**bare.facts(), "model": section}}
     AtomicCheckpointIO().save_checkpoint(content, path)

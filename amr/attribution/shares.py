@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amr.utils.errors import UserError
+
 Score = Literal["probability", "logit"]
 Head = Callable[[dict[str, Tensor]], Tensor]
 
@@ -47,6 +49,10 @@ def attribution_shares(
     runs in eval mode and is put back. So nothing upstream of the encodings, no running statistic and no random state is
     touched, also under `torch.inference_mode`.
 
+    A head that is linear in each encoding by itself (two towers whose score is a dot product) has
+    e^a · ∂f/∂e^a = e^b · ∂f/∂e^b, dimension by dimension: every share is exactly 1/M, whatever the model has learned.
+    `equal_by_construction` detects this. Read `shapley_shares` of such a head.
+
     Args:
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
@@ -64,6 +70,7 @@ def attribution_shares(
     if ig_steps is not None and ig_steps < 1:
         raise ValueError(f"ig_steps={ig_steps}: must be an integer >= 1, or None")
     _check(score, encodings)
+    require_gradient(encodings)
     device_type = next(iter(encodings.values())).device.type
     with (
         torch.inference_mode(False),
@@ -83,6 +90,21 @@ def attribution_shares(
         norms = torch.stack([torch.linalg.vector_norm(p / scale, dim=1) for p in products], dim=1)
         shares = absolute_shares(norms)
     return shares if create_graph else shares.detach()
+
+
+def equal_by_construction(shares: Tensor) -> str:
+    """One line for the user if every clip's gradient shares are equal, as for a dot product of towers; else empty.
+
+    Args:
+        shares: Shares, (N, M); rows of zeros are left out.
+    """
+    rows, count = shares[attributed_rows(shares)], shares.shape[1]
+    if count < 2 or len(rows) < 2 or bool(((rows - 1 / count).abs() > 1e-4).any()):
+        return ""
+    return (
+        f"dominance: every clip's gradient shares are exactly 1/{count}, as they are by construction where the score "
+        "is a product of the encodings (a dot product of towers); read the Shapley shares (decision share) instead"
+    )
 
 
 def shapley_shares(
@@ -229,14 +251,30 @@ def class_score(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in single precision, or as it is in double: half precision is too coarse for sums and gradients."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """The tensor in single precision, or as it is in double: half precision is too coarse for sums and gradients.
+
+    Integers stay as they are: they are ids to look up, not numbers.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def modules_in(model: object, depth: int = 2) -> list[nn.Module]:
+    """The module itself, or the modules among the attributes of an object that is none, and of its attributes."""
+    if isinstance(model, nn.Module):
+        return [model]
+    if isinstance(owner := getattr(model, "__self__", None), nn.Module):  # a method of it
+        return [owner]
+    found: list[nn.Module] = []
+    for value in vars(model).values() if depth and hasattr(model, "__dict__") else ():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        found += [each for each in inside if isinstance(each, nn.Module)] or modules_in(value, depth - 1)
+    return found
 
 
 @contextmanager
 def evaluating(head: object) -> Iterator[None]:
-    """Runs a module in eval mode and restores each submodule's own mode; any other callable is left alone."""
-    modes = [(module, module.training) for module in head.modules()] if isinstance(head, nn.Module) else []
+    """Runs the modules of an object in eval mode and restores each submodule's own mode."""
+    modes = [(module, module.training) for each in modules_in(head) for module in each.modules()]
     for module, _ in modes:
         module.training = False
     try:
@@ -247,12 +285,13 @@ def evaluating(head: object) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: object) -> Iterator[None]:
     """Evaluation mode in fp32, gradients only where asked for; mode, RNG state and `.grad` fields are as before after.
 
     Inference mode, which Lightning validates in, is left: tensors made inside it must be cloned to get a gradient.
     """
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    parameters = [parameter for module in modules_in(model) for parameter in module.parameters()]
+    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     with (
         torch.random.fork_rng(devices),
         torch.inference_mode(False),
@@ -269,6 +308,16 @@ def _check(score: Score, encodings: Mapping[str, Tensor]) -> None:
         raise ValueError(f"score={score!r}: must be one of {', '.join(get_args(Score))}")
     if not encodings:
         raise ValueError("encodings: must have at least one modality")
+
+
+def require_gradient(encodings: Mapping[str, Tensor]) -> None:
+    """Raises UserError, naming it, for an encoding of ids, which has no gradient."""
+    for name, encoding in encodings.items():
+        if not encoding.is_floating_point():
+            raise UserError(
+                f"encodings.{name}={encoding.dtype}: must be floating-point to have a gradient; name the modality's "
+                "embedding layer, or use Shapley shares"
+            )
 
 
 def _detached(encoding: Tensor) -> Tensor:

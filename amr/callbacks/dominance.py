@@ -17,17 +17,20 @@ from amr.attribution import (
     at_least_float32,
     attributed_rows,
     attribution_shares,
+    equal_by_construction,
     predicted_shapley_shares,
     shapley_shares,
 )
 from amr.callbacks.tables import log_table
 from amr.classifier import SPLITS, FusionClassifier
 from amr.evaluation.head import coalition_outputs
-from amr.model import FusionModel, complete_rows
+from amr.model import complete_rows, device_of, head_of
 from amr.model.batches import StepOutput
 from amr.model.encoded import Collected
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
+from amr.utils.streams import note
 
 DECISION_ROWS = 1 << 13  # of the head, per split: 2,048 clips of two modalities
 
@@ -127,14 +130,15 @@ class Dominance(pl.Callback):
         """Decision shares of the training batches."""
         self._collected = Collected()
         self.totals: dict[str, Tensor] = {}
+        self.hint = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Makes the metrics."""
         assert isinstance(pl_module, FusionClassifier)
         model = pl_module.model
         for split in SPLITS:
-            self.metrics.setdefault(split, MeanShares(model.modalities, model.head.num_classes))
-        self.decisions = self.decisions or MeanShares(model.modalities, model.head.num_classes)
+            self.metrics.setdefault(split, MeanShares(model.modalities, model.num_classes))
+        self.decisions = self.decisions or MeanShares(model.modalities, model.num_classes)
         self._start(model)
 
     def on_train_batch_end(
@@ -154,7 +158,7 @@ class Dominance(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a validation batch."""
-        self._add("val", pl_module, outputs)
+        self._add("val", pl_module, outputs, hint=batch_idx == 0)
 
     def on_test_batch_end(
         self,
@@ -166,7 +170,7 @@ class Dominance(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a test batch."""
-        self._add("test", pl_module, outputs)
+        self._add("test", pl_module, outputs, hint=batch_idx == 0)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the untrained model's numbers."""
@@ -213,13 +217,17 @@ class Dominance(pl.Callback):
         """Writes the table by class."""
         self._write_table(trainer, pl_module)
 
-    def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput) -> None:
+    def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput, hint: bool = False) -> None:
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
-        shares = attribution_shares(module.model.head, encodings, score=self.score, ig_steps=self.ig_steps)
+        shares = attribution_shares(head_of(module.model), encodings, score=self.score, ig_steps=self.ig_steps)
         rows = complete_rows(encodings, present)
         if rows is not None:
             shares = shares * rows.unsqueeze(1)
+        if hint and not self.hint:
+            self.hint = equal_by_construction(shares)
+            if self.hint and module.global_rank == 0:
+                note(self.hint)
         self.metrics[split].to(label.device).update(shares, outputs["logits"], label)
         if split != "train":
             self._collected.add(outputs)
@@ -229,19 +237,19 @@ class Dominance(pl.Callback):
         if len(kept):
             chosen = {name: encoding[kept] for name, encoding in encodings.items()}
             mean = {name: at_least_float32(encoding).mean(0, keepdim=True) for name, encoding in chosen.items()}
-            shares = shapley_shares(module.model.head, chosen, mean)
+            shares = shapley_shares(head_of(module.model), chosen, mean)
             self.decisions.to(label.device).update(shares, outputs["logits"][kept], label[kept])
 
-    def _start(self, model: FusionModel) -> None:
+    def _start(self, model: Explained) -> None:
         self._collected = Collected(max(2, DECISION_ROWS >> len(model.modalities)))
 
-    def _decision_shares(self, split: str, model: FusionModel) -> dict[str, Tensor]:
+    def _decision_shares(self, split: str, model: Explained) -> dict[str, Tensor]:
         """Mean decision share by modality over all ranks; empty if no clip has any."""
         if split == "train":
             assert self.decisions is not None
             total = self.decisions.totals().sum(0)
             return dict(zip(model.modalities, total[3:] / total[2], strict=True)) if total[2] > 0 else {}
-        clips = self._collected.of_all_ranks().to(next(model.parameters()).device)  # a rank may have had no batch
+        clips = self._collected.of_all_ranks().to(device_of(model))  # a rank may have had no batch
         self._start(model)
         if not clips.ids:
             return {}
@@ -265,7 +273,7 @@ class Dominance(pl.Callback):
         assert isinstance(module, FusionClassifier)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.head.num_classes)]  # type: ignore[attr-defined]
+        names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.num_classes)]  # type: ignore[attr-defined]
         columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]
         rows: list[list[Any]] = []
         for split in ("val", "test"):

@@ -161,7 +161,7 @@ class MultiVizCallback(pl.Callback):
 
         with undisturbed(module.model), torch.no_grad():
             features = module.model.penultimate(encodings)
-        classes = module.model.head.num_classes
+        classes = module.model.num_classes
         top = sparse_path(features, labels, lambdas=1, num_classes=classes).lambdas
         lambdas = top * torch.logspace(0, -1.5, 8, dtype=top.dtype, device=top.device)
         path = sparse_path(features, labels, lambdas=lambdas, num_classes=classes, tol=1e-2)

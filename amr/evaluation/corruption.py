@@ -24,8 +24,9 @@ from amr.evaluation.decisions.dial import Dial
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
-from amr.model import FusionModel
+from amr.model import encode_alone
 from amr.model.encoded import Context, Encoded, Split, loaded, logits_of
+from amr.model.protocol import Explained
 from amr.utils.arrays import slug, write_arrays
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.names.version import __version__
@@ -53,7 +54,7 @@ _ARRAYS = [array.name for array in fields(_Spoilt)]
 
 
 def corruption_rows(
-    model: FusionModel,
+    model: Explained,
     data: pl.LightningDataModule,
     split: Split,
     clean: Encoded,
@@ -124,7 +125,7 @@ def corruption_rows(
         with undisturbed(model), torch.no_grad():
             for batch in loaded(data, ConcatDataset(datasets), model):
                 with context():
-                    found.append(at_least_float32(model.encoders[modality](batch["inputs"][modality])))
+                    found.append(at_least_float32(encode_alone(model, modality, batch["inputs"][modality])))
                 progress.advance(len(batch["id"]))
         own = torch.cat(found) if found else next(iter(clean.encodings.values()))[:0]
         return _join(own, len(ids), clean.encodings[modality])

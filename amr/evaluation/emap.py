@@ -8,7 +8,8 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.head import head_rows
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 _EXACT_ROWS = 2**20
@@ -24,7 +25,7 @@ class Estimate:
 
 
 def emap(
-    model: FusionModel, encodings: Mapping[str, Tensor], *, pairings: int = 8, seed: int = 0, batch: int = 4096
+    model: Explained, encodings: Mapping[str, Tensor], *, pairings: int = 8, seed: int = 0, batch: int = 4096
 ) -> Tensor:
     """Empirical multimodally-additive projection of the logits (Hessel & Lee 2020, section 3).
 
@@ -49,7 +50,7 @@ def emap(
 
 
 def emap_estimate(
-    model: FusionModel, encodings: Mapping[str, Tensor], *, pairings: int = 8, seed: int = 0, batch: int = 4096
+    model: Explained, encodings: Mapping[str, Tensor], *, pairings: int = 8, seed: int = 0, batch: int = 4096
 ) -> Estimate:
     """`emap` with its standard error, which is 0 where all N^M combinations are run.
 
@@ -71,11 +72,11 @@ def emap_estimate(
         UserError: `pairings` or `batch` is below 1.
     """
     with undisturbed(model), torch.no_grad():
-        return projection(model.head, encodings, pairings, seed, batch)
+        return projection(head_of(model), encodings, pairings, seed, rows_at_once(model, batch))
 
 
 def emap_gap(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     labels: Tensor,
     *,
@@ -98,7 +99,7 @@ def emap_gap(
     """
     projected = emap(model, encodings, pairings=pairings, seed=seed, batch=batch)
     with undisturbed(model), torch.no_grad():
-        logits = clip_rows(model.head, encodings, batch)
+        logits = clip_rows(head_of(model), encodings, rows_at_once(model, batch))
     labels = labels.to(logits.device)
     return float((logits.argmax(1) == labels).double().mean() - (projected.argmax(1) == labels).double().mean())
 

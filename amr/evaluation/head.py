@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from amr.attribution import undisturbed
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
@@ -25,6 +26,9 @@ def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[st
         UserError: The name is unknown, or a modality's tensor is missing or of another shape.
     """
     if isinstance(baseline, str):
+        ids = [m for m, x in values.items() if not x.is_floating_point()]
+        if ids and baseline == "mean":
+            raise UserError(f"baseline='mean': {ids[0]!r} holds ids, which have no mean; give {{{ids[0]!r}: an id}}")
         match baseline:
             case "zeros":
                 return {m: torch.zeros_like(x) for m, x in values.items()}
@@ -53,7 +57,7 @@ def head_rows(
     """Runs the head on rows whose encodings are drawn from pools: `batch` of them are in memory at a time.
 
     Args:
-        function: Maps encodings (R, ...) to (R, ...); `model.head`, or a score.
+        function: Maps encodings (R, ...) to (R, ...); `head_of(model)`, or a score.
         pools: Encodings of each modality to draw from, (P_m, ...).
         picks: Maps row numbers (R,) to each modality's positions in its pool, (R,).
         count: Number of rows.
@@ -74,7 +78,7 @@ def head_rows(
 
 
 def coalition_outputs(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     baseline: Baseline,
     *,
@@ -105,5 +109,7 @@ def coalition_outputs(
         return {name: torch.where((coalition >> bit) & 1 == 1, clip, clip + clips) for name, bit in bits.items()}
 
     with undisturbed(model), torch.no_grad():
-        rows = torch.cat([*head_rows(function or model.head, pools, picks, clips << len(bits), batch)])
+        rows = torch.cat(
+            [*head_rows(function or head_of(model), pools, picks, clips << len(bits), rows_at_once(model, batch))]
+        )
     return rows.reshape(-1, clips, rows.shape[1])

@@ -23,15 +23,16 @@ from amr.evaluation.decisions.outcomes import outcome_rows
 from amr.evaluation.emap import emap
 from amr.evaluation.head import coalition_outputs
 from amr.evaluation.table import Row, Table
-from amr.model import FusionModel
+from amr.model import device_of, head_of, rows_at_once
 from amr.model.encoded import Encoded
+from amr.model.protocol import Explained
 
 EMAP_CLIPS = 1000  # a million head rows for two modalities
 MEANS = ("zeros", "mean")  # what a missing modality's encoding becomes, besides another clip's
 
 
 def measure_encodings(
-    model: FusionModel,
+    model: Explained,
     clean: Encoded,
     train: Encoded | None = None,
     *,
@@ -130,7 +131,7 @@ def measure_encodings(
 
 
 def attribution(
-    model: FusionModel,
+    model: Explained,
     clips: Encoded,
     centre: Mapping[str, Tensor] | None = None,
     *,
@@ -148,12 +149,11 @@ def attribution(
         score: What is attributed.
         ig_steps: Points of integrated gradients; None for gradient⊙input.
     """
-    parts, size = [], max(1, 1024 // (ig_steps or 1))  # a clip is so many rows of the head
-    device = next(model.parameters()).device
+    head, device = head_of(model), device_of(model)
+    parts, size = [], max(1, rows_at_once(model, 1024) // (ig_steps or 1))  # a clip is so many rows of the head
 
     def shifted(rest: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = model.head({m: e + centre[m].to(e) for m, e in rest.items()} if centre else rest)
-        return logits
+        return head({m: e + centre[m].to(e) for m, e in rest.items()} if centre else rest)
 
     with undisturbed(model):
         for start in range(0, len(clips.ids), size):

@@ -18,8 +18,8 @@ from amr.evaluation.bootstrap import Interval
 from amr.evaluation.decisions.information import information_rows
 from amr.evaluation.metrics import attribution
 from amr.evaluation.table import Row, Table
-from amr.model import FusionModel
 from amr.model.encoded import Encoded, Split, encode, logits_of
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 from amr.utils.streams import note
 
@@ -31,12 +31,12 @@ def _difference(values: Tensor, inside: Tensor, outside: Tensor, weights: Tensor
 
 
 def probe_rows(
-    model: FusionModel,
+    model: Explained,
     data: pl.LightningDataModule,
     split: Split,
     clean: Encoded,
     train: Encoded,
-    unimodal: Mapping[str, FusionModel | float],
+    unimodal: Mapping[str, Explained | float],
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -53,12 +53,12 @@ def probe_rows(
         probed = (answers[name] == clean.labels.cpu()).double()
         table.mean("probe", name, probed)
         best = unimodal.get(name)
-        if isinstance(best, FusionModel):
+        if best is not None and not isinstance(best, float | int):
             own = encode(best, data, split, None, seed=seed, ids=clean.ids)
             if not torch.equal(own.labels.cpu(), clean.labels.cpu()):
                 raise UserError(f"data: its {split} loader gives other clips under the same names; must not shuffle")
             with undisturbed(best), torch.no_grad():
-                alone = use.right(best.head(own.encodings), own.labels).cpu()
+                alone = use.right(logits_of(best, own.encodings), own.labels).cpu()
             table.mean("unimodal", name, alone)
             table.mean("probe_gap", name, alone - probed)
         elif best is not None:
@@ -71,21 +71,21 @@ def probe_rows(
     return table.rows
 
 
-def check_unimodal(model: FusionModel, unimodal: Mapping[str, FusionModel | float]) -> None:
+def check_unimodal(model: Explained, unimodal: Mapping[str, Explained | float]) -> None:
     """Raises `UserError` unless these are of single modalities of the model, and of as many classes."""
     for name, best in unimodal.items():
         where = f"robustness.unimodal.{name}"
         if name not in model.modalities:
             raise UserError(f"{where}: no such modality; must be one of {', '.join(model.modalities)}")
-        if isinstance(best, FusionModel) and best.modalities != (name,):
+        if not isinstance(best, float | int) and best.modalities != (name,):
             raise UserError(f"{where}: it is a model of {', '.join(best.modalities)}")
-        if isinstance(best, FusionModel) and best.head.num_classes != model.head.num_classes:
-            theirs, ours = best.head.num_classes, model.head.num_classes
+        if not isinstance(best, float | int) and best.num_classes != model.num_classes:
+            theirs, ours = best.num_classes, model.num_classes
             raise UserError(f"{where}: a model of {theirs} classes; must have the {ours} of this model")
 
 
 def evidence_rows(
-    model: FusionModel,
+    model: Explained,
     data: ClipDataModule,
     clean: Encoded,
     *,

@@ -14,6 +14,7 @@ import torch
 
 from amr.attribution import (
     Score,
+    modules_in,
     undisturbed,
 )
 from amr.datamodules import ClipDataModule
@@ -22,20 +23,21 @@ from amr.evaluation.corruption import corruption_rows
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import check_unimodal, evidence_rows, probe_rows
 from amr.evaluation.table import Row
-from amr.model import FusionModel, HasModel, bare_model
+from amr.model import HasModel, bare_model
 from amr.model.encoded import Context, Encoded, Split, encode, logits_of
 from amr.model.loaders import Data, as_data
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 
 def measure(
-    model: FusionModel | HasModel,
+    model: Explained | HasModel,
     data: Data,
     split: Split = "test",
     *,
     clean: Encoded | None = None,
     train: Encoded | None = None,
-    unimodal: Mapping[str, FusionModel | float] | None = None,
+    unimodal: Mapping[str, Explained | float] | None = None,
     corruptions: bool = True,
     corruption_clips: int | None = 1000,
     train_clips: int | None = 2000,
@@ -106,10 +108,10 @@ def measure(
     return rows
 
 
-def _digest(model: FusionModel, *clips: Encoded) -> str:
+def _digest(model: Explained, *clips: Encoded) -> str:
     """SHA-256 of a model's weights and of clips as it sees them, by which what was measured before is known again."""
     digest = hashlib.sha256()
-    tensors = list(model.state_dict().values())
+    tensors = [value for module in modules_in(model) for value in module.state_dict().values()]
     for part in clips:
         digest.update(json.dumps(part.ids).encode())
         with undisturbed(model), torch.no_grad():

@@ -14,7 +14,8 @@ from torch import Tensor
 from amr.attribution import coalition_index, shapley_values, undisturbed
 from amr.evaluation.head import head_rows
 from amr.fusion.base import pool_tokens
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 
 Correct = Tensor
 """(2^M, N) float64 of 0 and 1; bit m of the first index says whether modality m is kept."""
@@ -60,7 +61,7 @@ def confused(correct: Correct) -> Tensor:
 
 
 def shuffled(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     labels: Tensor,
     *,
@@ -97,7 +98,9 @@ def shuffled(
             def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
                 return {**dict.fromkeys(encodings, rows % count), name: partners[rows]}
 
-            logits = torch.cat([*head_rows(model.head, encodings, picks, repeats * count, batch)])
+            logits = torch.cat(
+                [*head_rows(head_of(model), encodings, picks, repeats * count, rows_at_once(model, batch))]
+            )
             found.append(right(logits.reshape(repeats, count, -1), labels).mean(0))
     return torch.stack(found, dim=1)
 

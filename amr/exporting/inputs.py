@@ -33,7 +33,7 @@ def model_and_inputs(
     """
     from amr.datamodules.preprocessing import preprocessing
     from amr.load import data_section, load_model
-    from amr.model import bare_model
+    from amr.model import fusion_model
 
     named = data is None or isinstance(data, str | Path)
     if isinstance(checkpoint, Path):
@@ -46,7 +46,7 @@ def model_and_inputs(
     elif named:
         raise UserError("data: must be a data module or loaders, with a model that no run's folder tells of")
     else:
-        model, found = bare_model(checkpoint), {}
+        model, found = fusion_model(checkpoint), {}
     labels = None
     if data is not None and not isinstance(data, str | Path):
         found, labels = _shown(data, model), getattr(data, "labels", None)

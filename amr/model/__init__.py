@@ -8,10 +8,11 @@ import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from amr.attribution import Score, attribution_shares, evaluating, undisturbed
+from amr.attribution import Head, Score, attribution_shares, evaluating, modules_in, undisturbed
 from amr.encoders.base import Encoder
 from amr.fusion.base import Fusion
 from amr.model.batches import inputs_of
+from amr.model.protocol import Explained, lacking
 from amr.utils.errors import UserError
 
 
@@ -56,6 +57,11 @@ class FusionModel(nn.Module):
         """Names of the modalities, in the order of shares."""
         return tuple(self.encoders)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return self.head.num_classes
+
     def encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Encodes every modality by itself.
 
@@ -84,6 +90,14 @@ class FusionModel(nn.Module):
     def penultimate(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Features that the classifier sees, (B, D)."""
         return self.head.fuse(encodings)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of penultimate features (B, D)."""
+        return self.head.classify(features)
+
+    def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Parts of the logits, (B, C) per modality, whose sum is the logits; None where the head is no such sum."""
+        return self.head.additive_logits(encodings)
 
     def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits, (B, C)."""
@@ -125,7 +139,7 @@ class FusionModel(nn.Module):
         """What a checkpoint says of its model, from which `amr.load_model` builds it."""
         return {
             "modalities": list(self.modalities),
-            "num_classes": self.head.num_classes,
+            "num_classes": self.num_classes,
             "built": self.section,
             "layers": layers_of(self),
         }
@@ -137,8 +151,8 @@ class HasModel(Protocol):
     model: FusionModel
 
 
-def bare_model(model: object, key: str = "model") -> FusionModel:
-    """The model itself, of a model or of what trains it.
+def fusion_model(model: object, key: str = "model") -> FusionModel:
+    """The `FusionModel` itself, of a model or of what trains it.
 
     Args:
         model: The model or its classifier.
@@ -151,6 +165,97 @@ def bare_model(model: object, key: str = "model") -> FusionModel:
     if not isinstance(bare, FusionModel):
         raise UserError(f"{key}={type(model).__name__}: must be a FusionModel or a FusionClassifier")
     return bare
+
+
+def bare_model(model: object, key: str = "model") -> Explained:
+    """The model itself, of anything that can be explained or of what trains it.
+
+    Args:
+        model: A `FusionModel`, a `FusionClassifier`, or another `Explained`.
+        key: What the message calls it.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    if not lacking(model):
+        return model  # type: ignore[return-value]
+    bare = getattr(model, "model", model)
+    if missing := lacking(bare):
+        raise UserError(
+            f"{key}={type(model).__name__}: it has no {', '.join(missing)}; must be a FusionModel, a FusionClassifier "
+            "or an amr.multiviz.Explained, which amr.multiviz.explained(module, ...) makes of any module"
+        )
+    return bare  # type: ignore[no-any-return]
+
+
+class ComposedHead:
+    """Encodings to logits by `penultimate` and `classify`; evaluation mode reaches the model's modules through it."""
+
+    def __init__(self, model: Explained) -> None:
+        self.model = model
+
+    def __call__(self, encodings: Mapping[str, Tensor]) -> Tensor:
+        """Logits, (B, C)."""
+        return self.model.classify(self.model.penultimate(encodings))
+
+
+def head_of(model: Explained) -> Head:
+    """What maps a model's encodings to its logits: a `FusionModel`'s own head, or `ComposedHead`."""
+    return model.head if isinstance(model, FusionModel) else ComposedHead(model)
+
+
+def encoder_of(model: Explained, modality: str) -> nn.Module:
+    """The module that encodes a modality and nothing else.
+
+    Raises:
+        UserError: The model does not have the modality, or has no such module.
+    """
+    require_modality(model, modality)
+    if not isinstance(model, FusionModel):
+        raise UserError(
+            f"model={type(model).__name__}: it has no encoder of {modality!r} alone, as a FusionModel has; "
+            "use a method that needs none"
+        )
+    return model.encoders[modality]
+
+
+def encode_alone(model: Explained, modality: str, x: Tensor) -> Tensor:
+    """Encoding (B, ...) of one modality's input; no other modality is encoded.
+
+    Args:
+        model: The model.
+        modality: The modality.
+        x: Its input, (B, ...); left as it is by a first layer that works in place.
+
+    Raises:
+        UserError: `encode` wants another modality, too.
+    """
+    if isinstance(model, FusionModel):
+        encoding: Tensor = model.encoders[modality](x.clone())
+        return encoding
+    try:
+        return model.encode({modality: x.clone()})[modality]
+    except KeyError as error:
+        raise UserError(
+            f"model={type(model).__name__}: encode must take {modality!r} alone; it asked for {error}"
+        ) from error
+
+
+def require_modality(model: Explained, modality: str) -> None:
+    """Raises UserError unless the model has the modality."""
+    if modality not in model.modalities:
+        raise UserError(f"modality={modality!r}: must be one of {', '.join(model.modalities)}")
+
+
+def device_of(model: object) -> torch.device:
+    """Where a model's parameters are; the CPU for a model without any."""
+    tensors = (tensor for module in modules_in(model) for tensor in (*module.parameters(), *module.buffers()))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def rows_at_once(model: object, most: int) -> int:
+    """Head rows in memory at once: `most`, or fewer if the model says so by `batch_rows`, as a whole network does."""
+    return min(most, getattr(model, "batch_rows", most))
 
 
 def model_section(encoders: Mapping[str, nn.Module], head: nn.Module) -> dict[str, Any]:

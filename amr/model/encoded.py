@@ -19,9 +19,10 @@ from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules import ListedClips
 from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import collate_clips
-from amr.model import FusionModel, complete_rows
+from amr.model import complete_rows, device_of, head_of
 from amr.model.batches import as_batch
 from amr.model.loaders import loader_of
+from amr.model.protocol import Explained
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
@@ -133,7 +134,7 @@ class Collected:
 
 
 def encode(
-    model: FusionModel,
+    model: Explained,
     data: pl.LightningDataModule,
     split: Split,
     most: int | None = None,
@@ -166,7 +167,7 @@ def encode(
     Raises:
         UserError: No clip has every modality.
     """
-    where = torch.device(next(model.parameters()).device if keep_on is None else keep_on)
+    where = torch.device(device_of(model) if keep_on is None else keep_on)
     if cache is not None:
         rank, _ = rank_and_world()
         # The first process alone looks: the others' disks may lag.
@@ -202,7 +203,7 @@ def encode(
     return every
 
 
-def _read(cache: Path, model: FusionModel, listed: set[str] | None) -> Encoded | None:
+def _read(cache: Path, model: Explained, listed: set[str] | None) -> Encoded | None:
     """What `encode` wrote; None if it is not there, or damaged or of other clips, which is said."""
     if not cache.is_file():
         return None
@@ -229,7 +230,7 @@ def _listed(data: pl.LightningDataModule, split: Split) -> set[str] | None:
 
 
 def _batches(
-    model: FusionModel,
+    model: Explained,
     data: pl.LightningDataModule,
     split: Split,
     most: int | None,
@@ -258,20 +259,20 @@ def _batches(
         progress.advance(len(batch["id"]))
 
 
-def loaded(data: Any, dataset: Any, model: FusionModel) -> Iterator[Any]:
+def loaded(data: Any, dataset: Any, model: Explained) -> Iterator[Any]:
     """Batches of a dataset in its order, on the model's device, as the data module's own loaders give them."""
     size, workers = getattr(data, "batch_size", 64), getattr(data, "num_workers", 0)
     for batch in DataLoader(dataset, size, num_workers=workers, collate_fn=collate_clips):
         yield _moved(data, batch, model)
 
 
-def _moved(data: pl.LightningDataModule, batch: Any, model: FusionModel) -> Any:
-    device = next(model.parameters()).device
+def _moved(data: pl.LightningDataModule, batch: Any, model: Explained) -> Any:
+    device = device_of(model)
     return data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
 
 
-def logits_of(model: FusionModel, encodings: Mapping[str, Tensor]) -> Tensor:
+def logits_of(model: Explained, encodings: Mapping[str, Tensor]) -> Tensor:
     """The head's logits (N, C) of encodings (N, ...), a few thousand rows at a time."""
-    count = len(next(iter(encodings.values())))
+    head, count = head_of(model), len(next(iter(encodings.values())))
     blocks = [{m: e[start : start + 4096] for m, e in encodings.items()} for start in range(0, count, 4096)]
-    return torch.cat([model.head(block) for block in blocks])
+    return torch.cat([head(block) for block in blocks])

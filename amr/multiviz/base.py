@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amr.model import FusionModel
+from amr.model import head_of
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 
@@ -40,7 +41,7 @@ Fixed = Tensor | Unit | Several
 """A target without names to look up: classes are one a clip."""
 
 
-def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Target | Several) -> Tensor | Unit:
+def fixed_target(model: Explained, encodings: Mapping[str, Tensor], target: Target | Several) -> Tensor | Unit:
     """The target with "predicted" looked up on these, unperturbed, encodings: perturbed clips keep it.
 
     Args:
@@ -65,17 +66,16 @@ def fixed_target(model: FusionModel, encodings: Mapping[str, Tensor], target: Ta
         if target != "predicted":
             raise UserError(f"target={target!r}: must be 'predicted', a class, a class per clip, or a Unit")
         with torch.no_grad():
-            predicted: Tensor = model.head(dict(encodings)).argmax(1)
-        return predicted
+            return head_of(model)(dict(encodings)).argmax(1)
     classes = torch.as_tensor(target, device=device).long().reshape(-1)
     if len(classes) not in (1, count):
         raise UserError(f"target: {len(classes)} classes for {count} clips")
-    if classes.min() < 0 or classes.max() >= model.head.num_classes:
-        raise UserError(f"target: classes {classes.tolist()[:5]}; must be 0 to {model.head.num_classes - 1}")
+    if classes.min() < 0 or classes.max() >= model.num_classes:
+        raise UserError(f"target: classes {classes.tolist()[:5]}; must be 0 to {model.num_classes - 1}")
     return classes.expand(count)
 
 
-def fixed_targets(model: FusionModel, encodings: Mapping[str, Tensor], target: Target | Several) -> Fixed:
+def fixed_targets(model: Explained, encodings: Mapping[str, Tensor], target: Target | Several) -> Fixed:
     """`fixed_target`, and several scores a clip as they are, checked."""
     if not isinstance(target, Several):
         return fixed_target(model, encodings, target)
@@ -101,7 +101,7 @@ def targets_of(target: Fixed, clips: Tensor) -> Fixed:
     return target[clips]
 
 
-def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: Fixed) -> Tensor:
+def target_scores(model: Explained, encodings: Mapping[str, Tensor], target: Fixed) -> Tensor:
     """The explained number of each clip: (N,), a logit or a unit's activation; (N, T) of several. Only the head runs.
 
     Args:
@@ -113,9 +113,9 @@ def target_scores(model: FusionModel, encodings: Mapping[str, Tensor], target: F
         return model.penultimate(encodings)[:, target.index]
     if isinstance(target, Several):
         features = model.penultimate(encodings)
-        scores: Tensor = model.head.classify(features).gather(1, target.classes)
+        scores = model.classify(features).gather(1, target.classes)
         return scores if target.units is None else torch.cat([scores, features.gather(1, target.units)], dim=1)
-    logits: Tensor = model.head(dict(encodings))
+    logits = head_of(model)(dict(encodings))
     return logits.gather(1, target[:, None])[:, 0]
 
 
@@ -126,7 +126,7 @@ def at_least(function: str, **options: tuple[int, int]) -> None:
             raise UserError(f"{function}: {key}={value}: must be at least {minimum}")
 
 
-def _require_units(model: FusionModel, encodings: Mapping[str, Tensor], least: int, most: int) -> None:
+def _require_units(model: Explained, encodings: Mapping[str, Tensor], least: int, most: int) -> None:
     with torch.no_grad():
         width = model.penultimate({m: e[:1] for m, e in encodings.items()}).shape[1]
     if not 0 <= least <= most < width:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.fusion.base import pool_tokens
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.prediction import SparsePath, sparse_path
 from amr.utils.errors import UserError
 
@@ -52,7 +53,7 @@ class ErrorReport:
 
 
 def classify_errors(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     labels: Tensor,
     *,
@@ -100,7 +101,7 @@ def classify_errors(
     Raises:
         UserError: Shapes do not fit, or an option is out of its range.
     """
-    own = {m: encodings[m].detach() for m in model.modalities}
+    own, batch = {m: encodings[m].detach() for m in model.modalities}, rows_at_once(model, batch)
     labels = labels.detach().cpu().long()
     count, device = len(labels), next(iter(own.values())).device
     if labels.ndim != 1 or any(len(e) != count for e in own.values()):
@@ -110,13 +111,13 @@ def classify_errors(
             f"draws={draws}, refits={refits}, batch={batch}, threshold={threshold}: must be at least 1 each, "
             "and the threshold in (0, 1]"
         )
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < model.head.num_classes:
-        raise UserError(f"labels: must be 0 to {model.head.num_classes - 1}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+        raise UserError(f"labels: must be 0 to {model.num_classes - 1}")
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model), torch.no_grad():
         parts = [{m: e[i : i + batch] for m, e in own.items()} for i in range(0, count, batch)]
         features = [model.penultimate(part) for part in parts]
-        predicted = torch.cat([model.head.classify(f).argmax(1) for f in features]).cpu() if parts else labels
+        predicted = torch.cat([model.classify(f).argmax(1) for f in features]).cpu() if parts else labels
         clips = (predicted != labels).nonzero()[:, 0]
         perception, interaction = torch.zeros(len(clips), len(own)), torch.zeros(len(clips))
         references, rows = torch.zeros(len(clips), dtype=torch.int64), count
@@ -154,7 +155,7 @@ def classify_errors(
 
 
 def _replaced(
-    model: FusionModel, own: Mapping[str, Tensor], clip: int, drawn: Tensor, label: int, batch: int
+    model: Explained, own: Mapping[str, Tensor], clip: int, drawn: Tensor, label: int, batch: int
 ) -> tuple[Tensor, Tensor, int]:
     """Shares of draws that find a perception error of each modality, (M,), and an interaction error; and head rows.
 
@@ -166,14 +167,14 @@ def _replaced(
         label: The clip's class.
         batch: Rows that the head sees at once.
     """
-    draws, size = drawn.shape
+    head, (draws, size) = head_of(model), drawn.shape
     # Which modalities a row takes from the clip itself: none; one; all but one (which for M = 2 is one again).
     keeps = [[False] * size, *([j == m for j in range(size)] for m in range(size))]
     keeps += [[j != m for j in range(size)] for m in range(size)] if size > 2 else []
     kept = torch.tensor(keeps, device=drawn.device)[:, None]  # (Q, 1, M)
     sources = torch.where(kept, clip, drawn[None]).flatten(0, 1)  # (Q K, M)
     logits = torch.cat(
-        [model.head({m: e[part[:, j]] for j, (m, e) in enumerate(own.items())}) for part in torch.split(sources, batch)]
+        [head({m: e[part[:, j]] for j, (m, e) in enumerate(own.items())}) for part in torch.split(sources, batch)]
     )
     logits = logits.cpu().reshape(len(keeps), draws, -1)  # (Q, K, C)
     alone, without = logits[1 : size + 1], logits[size + 1 :] if size > 2 else logits[1:3].flip(0)

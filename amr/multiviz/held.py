@@ -7,22 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model import encode_alone, require_modality
+from amr.model.embedded import embed, embedding_layer, encode_vectors
+from amr.model.protocol import Explained
 from amr.multiviz.base import Fixed, Several, Target, at_least, fixed_target, fixed_targets, target_scores, targets_of
 from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """The score as a function of one modality's input, with everything else of N clips held fixed."""
+    """The score as a function of one modality's input, with everything else of N clips held fixed.
 
-    model: FusionModel
+    Attributes:
+        leaf: What gradients are by, (N, ...): the input, or the embeddings of ids.
+        layer: The layer that embeds the ids; None where gradients are by the input.
+    """
+
+    model: Explained
     modality: str
     x: Tensor  # (N, *input shape)
     encodings: dict[str, Tensor]
     target: Fixed
     atoms: Atoms | None
     batch: int
+    leaf: Tensor
+    layer: nn.Module | None = None
 
     def rows(self, copies: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices of copy and clip of copies × N rows, `batch` at a time."""
@@ -30,18 +39,37 @@ class Held:
 
     def scores(self, x: Tensor, clip: Tensor) -> Tensor:
         """Scores (R,), or (R, T) of several, of inputs x (R, ...) in the place of those of the clips (R,)."""
-        encodings = {
-            name: self.model.encoders[name](x.clone())  # a first layer may work in place
-            if name == self.modality
-            else encoding[clip]
-            for name, encoding in self.encodings.items()
-        }
-        return target_scores(self.model, encodings, targets_of(self.target, clip))
+        return self._scored(encode_alone(self.model, self.modality, x), clip)
 
-    def gradients(self, x: Tensor, clip: Tensor) -> Tensor:
-        """Gradient of each row's score by its own input, (R, ...)."""
-        x = x.detach().requires_grad_()
-        return input_gradient(self.scores(x, clip).sum(), x)  # rows are independent
+    def leaf_scores(self, leaf: Tensor, clip: Tensor) -> Tensor:
+        """Scores (R,) of leaves (R, ...) in the place of those of the clips (R,)."""
+        if self.layer is None:
+            return self.scores(leaf, clip)
+        return self._scored(encode_vectors(self.model, self.modality, self.layer, self.x[clip], leaf), clip)
+
+    def gradients(self, leaf: Tensor, clip: Tensor) -> Tensor:
+        """Gradient of each row's score by its own leaf, (R, ...)."""
+        leaf = leaf.detach().requires_grad_()
+        return input_gradient(self.leaf_scores(leaf, clip).sum(), leaf)  # rows are independent
+
+    def leaf_baseline(self, baseline: Tensor | float) -> Tensor:
+        """The baseline as one leaf: a number or tensor as it is, ids as their embeddings."""
+        if self.layer is None or not _is_ids(baseline):
+            return one_baseline(self.leaf, baseline)
+        ids = one_baseline(self.x, baseline)
+        return embed(self.model, self.modality, self.layer, ids[None]).detach()[0]
+
+    def leaf_baselines(self, baselines: Tensor) -> Tensor:
+        """Leaves (K, ...) of inputs (K, *input shape); leaves are returned as they are."""
+        if self.layer is None or baselines.is_floating_point():
+            return baselines
+        parts = [embed(self.model, self.modality, self.layer, part) for part in baselines.split(self.batch)]
+        return torch.cat(parts).detach()
+
+    def _scored(self, encoding: Tensor, clip: Tensor) -> Tensor:
+        others = {name: e[clip] for name, e in self.encodings.items() if name != self.modality}
+        encodings = {name: encoding if name == self.modality else others[name] for name in self.encodings}
+        return target_scores(self.model, encodings, targets_of(self.target, clip))
 
     def unperturbed(self) -> Tensor:
         """Scores of the clips themselves, from their encodings: (N,) or (N, T) float64."""
@@ -55,7 +83,8 @@ class Held:
         return torch.cat(scores).double()
 
     def by_atom(self, values: Tensor) -> Tensor:
-        """Elements' values (R, *input shape) summed by atom, if there are any."""
+        """A leaf's values (R, ...) summed by atom, if there are any; those of a vector are summed to its id's."""
+        values = values if self.layer is None else values.flatten(self.x.ndim).sum(-1)
         return values if self.atoms is None else self.atoms.sum(values)
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
@@ -72,7 +101,7 @@ def row_blocks(copies: int, count: int, batch: int, device: torch.device) -> Ite
 
 
 def hold(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target | Several,
@@ -80,6 +109,7 @@ def hold(
     batch: int,
     *,
     several: bool = False,
+    gradient: bool = False,
 ) -> Held:
     """Encodes the clips once, looks the target up, and checks what goes together.
 
@@ -91,12 +121,13 @@ def hold(
         atoms: Pieces of the input.
         batch: Rows at a time.
         several: Whether the caller knows what to do with scores (N, T).
+        gradient: Whether the score is differentiated; for ids, that is by their embeddings.
 
     Raises:
-        UserError: The modality or target does not exist, the input is not floating-point, or the atoms are of another
-            shape.
+        UserError: The modality or target does not exist, the input cannot be differentiated, or the atoms are of
+            another shape.
     """
-    encoder_of(model, modality)
+    require_modality(model, modality)
     at_least("unimodal", batch=(batch, 1))
     sizes = {len(inputs[name]) for name in model.modalities if name in inputs}
     if len(sizes) != 1 or 0 in sizes:
@@ -108,19 +139,15 @@ def hold(
             chunks.append(model.encode(chunk))
     encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
     x = inputs[modality].detach()
-    if not x.is_floating_point():
-        raise UserError(f"inputs.{modality}={x.dtype}: must be floating-point to be explained")
     if atoms is not None and atoms.label.shape != x.shape[1:]:
         raise UserError(f"atoms: made for inputs of shape {tuple(atoms.label.shape)}, got {tuple(x.shape[1:])}")
     fixed = fixed_targets(model, encodings, target) if several else fixed_target(model, encodings, target)
-    return Held(model, modality, x, encodings, fixed, atoms, batch)
-
-
-def encoder_of(model: FusionModel, modality: str) -> nn.Module:
-    """A modality's encoder, if there is the modality."""
-    if modality not in model.modalities:
-        raise UserError(f"modality={modality!r}: must be one of {', '.join(model.modalities)}")
-    return model.encoders[modality]
+    if not gradient or x.is_floating_point():
+        return Held(model, modality, x, encodings, fixed, atoms, batch, x)
+    layer = embedding_layer(model, modality, x)
+    with torch.no_grad():
+        leaf = torch.cat([embed(model, modality, layer, part) for part in x.split(batch)])
+    return Held(model, modality, x, encodings, fixed, atoms, batch, leaf.detach(), layer)
 
 
 def masked_scores(fixed: Held, atoms: Atoms, keep: Tensor, baseline: Tensor | float) -> Tensor:
@@ -137,13 +164,21 @@ def masked_scores(fixed: Held, atoms: Atoms, keep: Tensor, baseline: Tensor | fl
 
 def one_baseline(x: Tensor, baseline: Tensor | float) -> Tensor:
     """The baseline as one input, expanded to (*input shape)."""
-    start = torch.as_tensor(baseline).detach().to(x)
+    given = torch.as_tensor(baseline).detach()
+    start = given.to(x)
+    if not x.is_floating_point() and bool((start != given).any()):
+        raise UserError(f"baseline={baseline}: must be ids, as the input is")
     shape = x.shape[1:]
     if start.ndim > len(shape) or any(
         size not in (1, n) for size, n in zip(start.shape[::-1], shape[::-1], strict=False)
     ):
         raise UserError(f"baseline: shape {tuple(start.shape)}; must be a number or broadcast to {tuple(shape)}")
     return start.expand(shape)
+
+
+def _is_ids(baseline: Tensor | float) -> bool:
+    """Whether a baseline is an id or ids, and no number to put into an embedding."""
+    return isinstance(baseline, int) or (isinstance(baseline, Tensor) and not baseline.is_floating_point())
 
 
 def input_gradient(score: Tensor, x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amr.attribution import undisturbed
-from amr.model import FusionModel, complete_rows
+from amr.model import complete_rows, device_of
 from amr.model.batches import as_batch
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 
@@ -53,7 +54,7 @@ class ExtremeClips:
 
 
 def extreme_clips(
-    batches: Iterable[Any], model: FusionModel, units: Sequence[int] | None = None, k: int = 10
+    batches: Iterable[Any], model: Explained, units: Sequence[int] | None = None, k: int = 10
 ) -> ExtremeClips:
     """The k clips that most and least activate each penultimate unit (Liang et al. 2023, global representations).
 
@@ -76,7 +77,7 @@ def extreme_clips(
     """
     if k < 1:
         raise UserError(f"k={k}: must be at least 1")
-    device = next(model.parameters()).device
+    device = device_of(model)
     chosen = None if units is None else list(units)
     ranking, clips, lacking = None, 0, 0
     for number, given in enumerate(batches):

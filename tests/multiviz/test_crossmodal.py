@@ -554,8 +554,10 @@ def test_integer_inputs() -> None:
     weights = dime(model, x, e, 1, "a", samples=40).multimodal.values
     deviation = torch.einsum("ntd,dj,nj->nt", words, pairs_of(model)[1], x["b"] - x["b"].mean(0))
     close(weights.float(), deviation, atol=1e-4, rtol=1e-4)
+    slopes = (pairs_of(model)[1].sum(0) / 2).expand(3, 2, -1)  # by each word's vector, its dimensions summed
+    close(second_order(model, x, 1, "a", "b").as_subclass(Tensor), slopes)
     with pytest.raises(UserError, match="inputs.a=torch.int64: must be floating-point"):
-        second_order(model, x, 1, "a", "b")
+        second_order(model, {**e, "a": x["a"]}, 1, "a", "b", space="encodings")
 
 
 # Shapley

@@ -10,7 +10,8 @@ from torch import Tensor
 from amr.attribution import undisturbed
 from amr.evaluation.head import head_rows
 from amr.evaluation.table import Table
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 BINS = 4
@@ -72,7 +73,7 @@ def partners_of_other_classes(labels: Tensor, repeats: int = 10, seed: int = 0) 
 
 
 def conflicts(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     labels: Tensor,
     *,
@@ -106,7 +107,7 @@ def conflicts(
             def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
                 return {**dict.fromkeys(encodings, others[rows]), name: rows % count}
 
-            rows = head_rows(model.head, encodings, picks, repeats * count, batch)
+            rows = head_rows(head_of(model), encodings, picks, repeats * count, rows_at_once(model, batch))
             said.append(torch.cat([logits.argmax(1) for logits in rows]).view(repeats, count).cpu())
     given, truth = torch.stack(said), labels.cpu()
     return Conflicts(partners, given == truth, given == truth[partners])
@@ -114,7 +115,7 @@ def conflicts(
 
 def conflict_rows(
     table: Table,
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     labels: Tensor,
     logits: Tensor,

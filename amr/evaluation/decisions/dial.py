@@ -12,7 +12,8 @@ from torch import Tensor
 from amr.attribution import absolute_shares, class_score, shapley_values, undisturbed
 from amr.evaluation import use
 from amr.evaluation.table import Table
-from amr.model import FusionModel
+from amr.model import device_of
+from amr.model.protocol import Explained
 
 STEPS = 10
 """Steps of the weight from 0 to 1."""
@@ -105,7 +106,7 @@ class Dial:
         object.__setattr__(self, "matrices", [dial_matrix(setting.weights) for setting in self.settings])
 
     @classmethod
-    def of(cls, model: FusionModel, means: Mapping[str, Tensor], steps: int = STEPS) -> "Dial":
+    def of(cls, model: Explained, means: Mapping[str, Tensor], steps: int = STEPS) -> "Dial":
         """The dial of a model, whose head sees one row.
 
         Args:
@@ -114,8 +115,9 @@ class Dial:
             steps: Number of steps of each line.
         """
         with undisturbed(model), torch.no_grad():
-            device = next(model.parameters()).device
-            parts = model.head.additive_logits({m: e.to(device) for m, e in means.items()})
+            additive = getattr(model, "additive_logits", None)  # a whole network has none
+            device = device_of(model)
+            parts = additive({m: e.to(device) for m, e in means.items()}) if callable(additive) else None
         none = torch.zeros(len(means), 1, dtype=torch.float64)
         offsets = none if parts is None else torch.cat([parts[name] for name in means]).cpu().double()
         return cls(settings([*means], steps), offsets, parts is not None)

@@ -19,8 +19,8 @@ from amr.evaluation import use
 from amr.evaluation.bootstrap import Bootstrap, Interval
 from amr.evaluation.table import Row
 from amr.fusion.base import pool_tokens
-from amr.model import FusionModel
 from amr.model.encoded import Encoded, logits_of
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 Variables = Literal["classes", "clusters"]
@@ -242,7 +242,7 @@ def unique_ratio(unique: Mapping[str, float], *, least: float = 0.1) -> dict[str
 
 
 def information_rows(
-    model: FusionModel,
+    model: Explained,
     clean: Encoded,
     train: Encoded,
     answers: Mapping[str, Tensor],

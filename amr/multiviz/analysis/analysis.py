@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from amr.attribution import undisturbed
+from amr.attribution import modules_in, require_gradient, undisturbed
 from amr.datamodules import ListedClips
 from amr.datamodules.listing import stable_order
 from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
-from amr.model import FusionModel
+from amr.model import device_of, encoder_of, head_of
 from amr.model.encoded import Encoded, Split, encode
 from amr.model.loaders import Data, as_data
+from amr.model.protocol import Explained
+from amr.multiviz import unimodal
 from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
 from amr.multiviz.unimodal import grad_cam, guided_backprop
@@ -52,15 +54,16 @@ class Analysis:
         notes: What was left out, and why, by what it is about.
     """
 
-    def __init__(self, plan: Plan, model: FusionModel, data: ListedClips | PlainClips) -> None:
+    def __init__(self, plan: Plan, model: Explained, data: ListedClips | PlainClips) -> None:
         self.plan, self.out, self.checkpoint = plan, plan.out, plan.checkpoint
         self.model, self.data = model, data
         self.split: Split = plan.split
         self.seed, self.samples = plan.seed, plan.samples
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         notes = self.out / "notes.json"
         self.notes: dict[str, str] = read_object(notes) if is_whole(notes) else {}
         self.clips = self._encode(self.split, None)
+        require_gradient(self.clips.encodings)
         count = min(plan.clips, len(self.clips.ids))
         if count < 2:
             raise UserError(f"--split={self.split}: {count} clips have every modality; must be at least 2")
@@ -74,7 +77,7 @@ class Analysis:
         self.predicted = self.logits.argmax(1)
 
     @classmethod
-    def open(cls, plan: Plan, model: FusionModel | None = None, source: Data | None = None) -> "Analysis":
+    def open(cls, plan: Plan, model: Explained | None = None, source: Data | None = None) -> "Analysis":
         """Builds everything, and refuses a folder with another analysis.
 
         Args:
@@ -149,10 +152,11 @@ class Analysis:
         """Logits (N, C) and penultimate features (N, D) of a split, on the CPU."""
         logits, features = [], []
         with undisturbed(self.model), torch.no_grad():
+            head = head_of(self.model)
             for start in range(0, len(split.ids), 1024):
                 part = {m: e[start : start + 1024].to(self.device) for m, e in split.encodings.items()}
                 features.append(self.model.penultimate(part).cpu())
-                logits.append(self.model.head(part).cpu())
+                logits.append(head(part).cpu())
         return torch.cat(logits), torch.cat(features)
 
     def _encode(self, split: Split, most: int | None) -> Encoded:
@@ -195,12 +199,12 @@ class Analysis:
         """U's methods that do not fit each modality's network, which they say by a UserError."""
         found: dict[str, set[str]] = {}
         first = {m: x[:1] for m, x in self.others.items()}
-        for modality, encoder in self.model.encoders.items():
+        for modality in self.model.modalities:
             found[modality] = set()
-            attempts: dict[str, Callable[..., Any]] = {
-                "guided_backprop": guided_backprop,
-                "grad_cam": partial(grad_cam, layer=last_convolution(encoder)),
-            }
+            attempts: dict[str, Callable[..., Any]] = {"guided_backprop": guided_backprop, "grad_cam": _grad_cam}
+            if not first[modality].is_floating_point():  # ids: gradients need an embedding layer
+                names = ("gradient", "gradient_input", "integrated_gradients", "gradient_shap")
+                attempts |= {name: getattr(unimodal, name) for name in names}
             for name, method in attempts.items():
                 try:
                     method(self.model, first, modality, 0, self.fine[modality])
@@ -216,16 +220,23 @@ class Analysis:
         return read_arrays(path) if is_whole(path) else None
 
 
+def _grad_cam(model: Explained, inputs: Mapping[str, Tensor], modality: str, *options: Any) -> unimodal.Importance:
+    """Grad-CAM where an analysis takes it; a UserError for a model without encoders."""
+    return grad_cam(model, inputs, modality, *options, layer=last_convolution(encoder_of(model, modality)))
+
+
 def last_convolution(encoder: nn.Module) -> nn.Module:
     """What Grad-CAM looks at, as its authors do; without one the encoder itself, which it refuses."""
     layers: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     return layers[-1] if layers else encoder
 
 
-def digest(model: FusionModel) -> str:
+def digest(model: Explained) -> str:
     """SHA-256 of a model's weights and layers."""
-    total = hashlib.sha256(json.dumps([model.facts()["modalities"], str(model)]).encode())
-    for name, value in model.state_dict().items():
+    total = hashlib.sha256(
+        json.dumps([list(model.modalities), *(str(module) for module in modules_in(model))]).encode()
+    )
+    for name, value in (entry for module in modules_in(model) for entry in module.state_dict().items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amr.evaluation.decisions.intershap import local_intershap, split_indices
-from amr.model import FusionModel
+from amr.model import encoder_of
+from amr.model.protocol import Explained
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import Analysis, last_convolution
@@ -89,12 +90,12 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
         modality: Which one they explain.
         target: Classes (T,). Of one clip and several classes they give (T, A), of a clip for each class the same.
     """
-    atoms, model = analysis.fine[modality], analysis.model
+    atoms = analysis.fine[modality]
 
     def repeated(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
         """Methods that differentiate: a copy of the clip for each class."""
 
-        def call(model: FusionModel, x: Mapping[str, Tensor], seed: int) -> u.Importance:
+        def call(model: Explained, x: Mapping[str, Tensor], seed: int) -> u.Importance:
             copies = {m: v.expand(len(target), *v.shape[1:]) if len(v) == 1 else v for m, v in x.items()}
             return method(model, copies, modality, target, atoms, **options, **({"seed": seed} if drawn else {}))
 
@@ -103,7 +104,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
     def shared(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
         """Methods that replace pieces: the classes share the rows."""
 
-        def call(model: FusionModel, x: Mapping[str, Tensor], seed: int) -> u.Importance:
+        def call(model: Explained, x: Mapping[str, Tensor], seed: int) -> u.Importance:
             given = {**options, **({"seed": seed} if drawn else {})}
             if len(x[modality]) == len(target):
                 return method(model, x, modality, target, atoms, **given)
@@ -114,8 +115,6 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
         return call
 
     masks = {"samples": max(analysis.samples, 2 * len(atoms) + 2) // 2 * 2, "repeats": REPEATS}
-    last = last_convolution(model.encoders[modality])
-    place = next(name for name, module in model.named_modules() if module is last)
     found: dict[str, Explain] = {
         "occlusion": shared(u.occlusion),
         "integrated_gradients": repeated(u.integrated_gradients),
@@ -125,7 +124,9 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
         "gradient_input": repeated(u.gradient_input),
         "gradient": repeated(u.gradient),
         # The layer of the model that is passed, which may be a copy with other parameters.
-        "grad_cam": lambda other, x, seed: repeated(u.grad_cam, layer=other.get_submodule(place))(other, x, seed),
+        "grad_cam": lambda other, x, seed: repeated(u.grad_cam, layer=last_convolution(encoder_of(other, modality)))(
+            other, x, seed
+        ),
         "guided_backprop": repeated(u.guided_backprop),
     }
     return {name: one for name, one in found.items() if name not in analysis.unfit[modality]}

@@ -14,10 +14,11 @@ from amr.datamodules.atoms import Atoms
 from amr.datamodules.store.media import Clip
 from amr.datamodules.tensors import tensor_atoms, tensor_picture
 from amr.datamodules.transforms.picture import Picture
-from amr.model import FusionModel, complete_rows
+from amr.model import complete_rows
 from amr.model.batches import Batch, as_batch
 from amr.model.encoded import Split
 from amr.model.loaders import loader_of
+from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 
@@ -52,9 +53,9 @@ class PlainClips(pl.LightningDataModule):
 
     root: Path | None = None  # of media files: none are known
 
-    def __init__(self, data: pl.LightningDataModule, model: FusionModel, split: Split) -> None:
+    def __init__(self, data: pl.LightningDataModule, model: Explained, split: Split) -> None:
         super().__init__()
-        self.source, self.modalities, self.num_classes = data, model.modalities, model.head.num_classes
+        self.source, self.modalities, self.num_classes = data, model.modalities, model.num_classes
         self.name = str(getattr(data, "name", None) or type(data).__name__)
         labels = getattr(data, "labels", None)
         self.labels = [str(name) for name in labels] if labels is not None else list(map(str, range(self.num_classes)))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.attribution import attributed_rows
+from amr.attribution import attributed_rows, equal_by_construction
 from amr.evaluation.metrics import attribution
 from amr.evaluation.runs import Run, read_folder
 from amr.evaluation.use import calibration
@@ -158,7 +158,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         ),
         "methods": _methods(analysis, explained),
         "stages": stages,
-        "notes": list(analysis.notes.values()),
+        "notes": [*analysis.notes.values(), *filter(None, [equal_by_construction(shares)])],
     }
 
 

@@ -9,9 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from amr.attribution import evaluating
-from amr.model import FusionModel, HasModel, bare_model
+from amr.model import HasModel, bare_model
 from amr.model.encoded import Split
 from amr.model.loaders import Data
+from amr.model.protocol import Explained
 from amr.multiviz.analysis import stages as work
 from amr.multiviz.analysis import summary
 from amr.multiviz.analysis.analysis import Analysis
@@ -23,7 +24,7 @@ from amr.utils.trust import only_trusted, trusting
 
 
 def analyze(
-    checkpoint: str | Path | FusionModel | HasModel,
+    checkpoint: str | Path | Explained | HasModel,
     out: str | Path,
     *,
     data: str | Path | Data | None = None,

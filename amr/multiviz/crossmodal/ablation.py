@@ -7,13 +7,14 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.head import Baseline, baseline_values, head_rows
-from amr.model import FusionModel
+from amr.model import rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.base import Several, Target, fixed_targets
 from amr.multiviz.crossmodal.joint import Side, Space, encode, perturbed, scorer, sides
 
 
 def ablation(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target | Several,
     first: Side,
@@ -56,6 +57,7 @@ def ablation(
     def picks(rows: Tensor) -> dict[str, Tensor]:
         return {**dict.fromkeys(model.modalities, rows * 0), one[0]: rows // width, two[0]: rows % width}
 
+    rows = rows_at_once(model, batch)
     with undisturbed(model), torch.no_grad():
         encodings = encode(model, inputs, space, encoder_batch)
         fixed = fixed_targets(model, encodings, target)
@@ -65,7 +67,7 @@ def ablation(
                 x, base, keep = inputs[name][clip], replacement[name][clip], ~torch.eye(len(atoms), dtype=torch.bool)
                 without = perturbed(model, name, x, atoms, keep, base, space, encoder_batch)
                 pools[name] = torch.cat([without, pools[name]])
-            scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, height * width, batch)])
+            scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, height * width, rows)])
             f = scores.reshape(height, width, *scores.shape[1:]).movedim((0, 1), (-2, -1))  # ([T,] A1 + 1, A2 + 1)
             maps.append(f[..., -1:, -1:] - f[..., :-1, -1:] - f[..., -1:, :-1] + f[..., :-1, :-1])
     return torch.stack(maps)

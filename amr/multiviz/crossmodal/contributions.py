@@ -7,12 +7,13 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.emap import clip_rows, projection
-from amr.model import FusionModel
+from amr.model import head_of, rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, Unit, fixed_target
 
 
 def contributions(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     target: Target,
     *,
@@ -36,7 +37,8 @@ def contributions(
         Unimodal and multimodal contribution, each (N,), in the unit of the score.
     """
     with undisturbed(model), torch.no_grad():
-        function = model.penultimate if isinstance(target, Unit) else model.head
+        function = model.penultimate if isinstance(target, Unit) else head_of(model)
+        batch = rows_at_once(model, batch)
         whole = clip_rows(function, encodings, batch)
         known = whole.argmax(1) if isinstance(target, str) and target == "predicted" else target
         fixed = fixed_target(model, encodings, known)

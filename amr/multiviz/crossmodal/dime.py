@@ -9,7 +9,8 @@ from torch import Tensor
 from amr.attribution import undisturbed
 from amr.evaluation.emap import Estimate, over_repeats
 from amr.evaluation.head import Baseline, baseline_values, head_rows
-from amr.model import FusionModel
+from amr.model import rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.base import Several, Target, fixed_targets
 from amr.multiviz.crossmodal.joint import Side, Space, perturbed, scorer, sides
 from amr.multiviz.unimodal.surrogate import lime_kernel, weighted_ridge
@@ -32,7 +33,7 @@ class Dime:
 
 
 def dime(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     encodings: Mapping[str, Tensor],
     target: Target | Several,
@@ -99,6 +100,7 @@ def dime(
     others = [m for m in encodings if m != name]
     rounds = pairings if len(others) > 1 else min(len(others), 1)
     drawn = {m: _permutations(count, rounds, generator).flatten() for m in others}
+    at_once = rows_at_once(model, batch)
     with undisturbed(model), torch.no_grad():
         fixed = fixed_targets(model, encodings, target)
         for clip in chosen:
@@ -115,7 +117,7 @@ def dime(
             def picks(rows: Tensor, table: dict[str, Tensor] = table, span: int = span) -> dict[str, Tensor]:
                 return {name: rows // span, **{m: p[rows % span] for m, p in table.items()}}
 
-            scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, len(row) * span, batch)])
+            scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, len(row) * span, at_once)])
             scores = scores.reshape(repeats, samples, span, *scores.shape[1:]).double().cpu()  # (R, S, span[, T])
             unimodal = scores[:, :, : rounds * count].mean(2) if others else scores[:, :, 0]
             parts.append(torch.stack([unimodal, scores[:, :, own] - unimodal], dim=2))

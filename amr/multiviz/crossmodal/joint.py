@@ -12,7 +12,8 @@ from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms, flat_atoms
 from amr.evaluation.emap import Estimate, over_repeats
 from amr.evaluation.head import Baseline, baseline_values, head_rows
-from amr.model import FusionModel
+from amr.model import encode_alone, rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.base import Fixed, Several, Target, fixed_targets, target_scores, targets_of
 from amr.multiviz.unimodal.surrogate import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
 from amr.utils.errors import UserError
@@ -43,7 +44,7 @@ class JointExplanation:
 
 
 def joint_lime(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target | Several,
     first: Side,
@@ -101,7 +102,7 @@ def joint_lime(
 
 
 def joint_shap(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target | Several,
     first: Side,
@@ -180,7 +181,7 @@ def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]
     return found
 
 
-def encode(model: FusionModel, inputs: Mapping[str, Tensor], space: Space, encoder_batch: int) -> dict[str, Tensor]:
+def encode(model: Explained, inputs: Mapping[str, Tensor], space: Space, encoder_batch: int) -> dict[str, Tensor]:
     """Encodings of all modalities, (N, ...), `encoder_batch` rows at a time.
 
     Raises:
@@ -197,21 +198,21 @@ def encode(model: FusionModel, inputs: Mapping[str, Tensor], space: Space, encod
         raise UserError(f"inputs: {[len(inputs[name]) for name in model.modalities]} clips; all must be of the same")
     if space == "encodings":
         return {name: inputs[name] for name in model.modalities}
-    return {  # of clones: a first layer may work in place
-        name: torch.cat([encoder(x.clone()) for x in _split(inputs[name], encoder_batch)])
-        for name, encoder in model.encoders.items()
+    return {
+        name: torch.cat([encode_alone(model, name, x) for x in _split(inputs[name], encoder_batch)])
+        for name in model.modalities
     }
 
 
 def perturbed(
-    model: FusionModel, name: str, x: Tensor, atoms: Atoms, keep: Tensor, baseline: Tensor, space: Space, rows: int
+    model: Explained, name: str, x: Tensor, atoms: Atoms, keep: Tensor, baseline: Tensor, space: Space, rows: int
 ) -> Tensor:
     """Encodings (S, ...) of one clip's input x, (*input shape), with the atoms outside keep (S, A) replaced."""
     copies = (atoms.replace(x, part, baseline) for part in _split(keep.to(x.device), rows))
-    return torch.cat([model.encoders[name](copy) if space == "inputs" else copy for copy in copies])
+    return torch.cat([encode_alone(model, name, copy) if space == "inputs" else copy for copy in copies])
 
 
-def scorer(model: FusionModel, fixed: Fixed, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:
+def scorer(model: Explained, fixed: Fixed, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:
     """Maps encodings (R, ...), all perturbed copies of one clip, to that clip's scores, (R,) or (R, T) of several."""
 
     def score(encodings: dict[str, Tensor]) -> Tensor:
@@ -227,7 +228,7 @@ def _split(x: Tensor, rows: int) -> list[Tensor]:
 
 
 def _joint_scores(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target | Several,
     one: tuple[str, Atoms],
@@ -253,7 +254,9 @@ def _joint_scores(
             for name, atoms in (one, two):
                 x, base = inputs[name][clip], replacement[name][clip]
                 pools[name] = perturbed(model, name, x, atoms, masks[name], base, space, encoder_batch)
-            scores.append(torch.cat([*head_rows(scorer(model, fixed, clip), pools, same, len(keep), batch)]))
+            scores.append(
+                torch.cat([*head_rows(scorer(model, fixed, clip), pools, same, len(keep), rows_at_once(model, batch))])
+            )
     return torch.stack(scores, dim=1).double().cpu()
 
 

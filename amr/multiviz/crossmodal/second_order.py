@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from amr.attribution import undisturbed
+from amr.attribution import modules_in, undisturbed
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model import FusionModel, encode_alone
+from amr.model.embedded import embed, embedding_layer, encode_vectors
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, Unit, fixed_target, target_scores
 from amr.multiviz.crossmodal.joint import Side, Space, encode, sides
 from amr.utils.errors import UserError
@@ -25,7 +27,7 @@ class InteractionMap(Tensor):
 
 
 def second_order(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target,
     first: str | tuple[str, Atoms | Tensor],
@@ -41,6 +43,8 @@ def second_order(
     Two forward passes, one without gradients; one backward pass that keeps its graph, and one more for each atom of the
     modality that has fewer. A set of elements as one side gives MultiViz's map: the gradient of a gradient that is
     summed over the set.
+
+    Ids are differentiated by the vectors of their embedding layer, whose dimensions are summed.
 
     A ReLU network is piecewise linear, so its map is zero although it interacts. Where every entry is zero, a 4-point
     ablation of whole modalities (against zeros, the negated encodings and the next clip's) tells whether the head
@@ -69,6 +73,7 @@ def second_order(
     swap = one[2] > two[2]
     outer, inner = (two, one) if swap else (one, two)
     with undisturbed(model):
+        layers = {name: embedding_layer(model, name, inputs[name]) for name in names if _is_ids(inputs[name], space)}
         with torch.no_grad():
             encodings = encode(model, inputs, space, batch)
             fixed = fixed_target(model, encodings, target)
@@ -78,8 +83,8 @@ def second_order(
                 rows = slice(start, start + batch)
                 part = {name: e[rows] for name, e in encodings.items()}
                 goal = fixed if isinstance(fixed, Unit) else fixed[rows]
-                leaves = {name: inputs[name][rows].detach().clone().requires_grad_() for name in names}
-                maps.append(_mixed(model, part, goal, leaves, outer, inner, space))
+                own = {name: inputs[name][rows].detach() for name in names}
+                maps.append(_mixed(model, part, goal, own, layers, outer, inner, space))
         values = torch.cat(maps)
         result = (values.transpose(1, 2) if swap else values).as_subclass(InteractionMap)
         if not values.any():
@@ -114,24 +119,39 @@ def _set_and_rest(inputs: Mapping[str, Tensor], name: str, members: Tensor) -> A
 
 
 def _mixed(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     target: Tensor | Unit,
-    leaves: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Module],
     outer: tuple[str, Atoms, int],
     inner: tuple[str, Atoms, int],
     space: Space,
 ) -> Tensor:
     """Mixed derivatives (n, A_outer, A_inner); a backward pass for each of the outer atoms."""
-    # Clones: a first layer may work in place, which a leaf does not allow.
-    own = {name: model.encoders[name](x.clone()) if space == "inputs" else x for name, x in leaves.items()}
+    leaves = {
+        name: (embed(model, name, layers[name], x) if name in layers else x).detach().clone().requires_grad_()
+        for name, x in inputs.items()
+    }
+    own = {
+        name: encode_vectors(model, name, layers[name], inputs[name], x)
+        if name in layers
+        else encode_alone(model, name, x)
+        if space == "inputs"
+        else x
+        for name, x in leaves.items()
+    }
     score = target_scores(model, {name: own.get(name, e) for name, e in encodings.items()}, target).sum()
-    slope = _gradient(score, leaves[outer[0]], create_graph=True)
+
+    def by_element(name: str, values: Tensor) -> Tensor:
+        return values.flatten(inputs[name].ndim).sum(-1) if name in layers else values
+
+    slope = by_element(outer[0], _gradient(score, leaves[outer[0]], create_graph=True))
     label = outer[1].label.to(slope.device)
     rows = []
     for atom in range(outer[2]):
         curvature = _gradient(slope[:, label == atom].sum(), leaves[inner[0]])
-        rows.append(inner[1].sum(curvature)[:, : inner[2]])
+        rows.append(inner[1].sum(by_element(inner[0], curvature))[:, : inner[2]])
     return torch.stack(rows, dim=1)
 
 
@@ -145,17 +165,19 @@ def _gradient(output: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Te
     return gradient
 
 
-def _refuse(
-    model: FusionModel, inputs: Mapping[str, Tensor], names: Iterable[str], space: Space, *, cudnn: bool
-) -> None:
+def _is_ids(x: Tensor, space: Space) -> bool:
+    return space == "inputs" and not x.is_floating_point()
+
+
+def _refuse(model: Explained, inputs: Mapping[str, Tensor], names: Iterable[str], space: Space, *, cudnn: bool) -> None:
     """Raises UserError, naming it, for an input or a layer that has no second derivative."""
-    used = ["head"]
+    used = ["head", *(f"encoders.{name}" for name in names if space == "inputs")]
     for name in names:
-        used += [f"encoders.{name}"] * (space == "inputs")
-        if not inputs[name].is_floating_point():
+        if space == "encodings" and not inputs[name].is_floating_point():
             raise UserError(f"second_order: inputs.{name}={inputs[name].dtype}: must be floating-point; use ablation")
-    for path, module in model.named_modules():
-        if not any(f"{path}.".startswith(f"{part}.") for part in used):
+    layers = [layer for each in modules_in(model) for layer in each.named_modules()]
+    for path, module in layers:
+        if isinstance(model, FusionModel) and not any(f"{path}.".startswith(f"{part}.") for part in used):
             continue
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UserError(f"second_order: {path} is compiled and so has no second derivative; use ablation")
@@ -166,9 +188,7 @@ def _refuse(
             )
 
 
-def _why_zero(
-    model: FusionModel, encodings: Mapping[str, Tensor], target: Tensor | Unit, names: tuple[str, str]
-) -> str:
+def _why_zero(model: Explained, encodings: Mapping[str, Tensor], target: Tensor | Unit, names: tuple[str, str]) -> str:
     """What an all-zero map means, by 4-point ablations of the two modalities' whole encodings."""
     one, two = names
     largest, scale = 0.0, 0.0

@@ -10,7 +10,7 @@ from amr.attribution import coalition_index, shapley_values, undisturbed
 from amr.evaluation.bootstrap import jackknife_error, left_out
 from amr.evaluation.head import Baseline, coalition_outputs
 from amr.evaluation.statistics import t_quantile
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, Unit, fixed_target
 from amr.utils.errors import UserError
 
@@ -34,7 +34,7 @@ class SamplingError:
 
 
 def modality_shapley(
-    model: FusionModel, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
+    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
 ) -> Tensor:
     """Shapley value of each modality in the target's score.
 
@@ -61,7 +61,7 @@ def modality_shapley(
 
 
 def interaction_index(
-    model: FusionModel, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
+    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
 ) -> Tensor:
     """Shapley interaction index of each pair of modalities (Grabisch & Roubens 1999).
 
@@ -81,7 +81,7 @@ def interaction_index(
 
 
 def interaction_error(
-    model: FusionModel,
+    model: Explained,
     encodings: Mapping[str, Tensor],
     donors: Mapping[str, Tensor],
     target: Target,
@@ -134,7 +134,7 @@ def _indices(scores: Tensor) -> Tensor:
 
 
 def _coalition_scores(
-    model: FusionModel, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, batch: int
+    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, batch: int
 ) -> Tensor:
     """Scores (2^M, N); bit m of the first index says whether modality m is kept."""
     function = model.penultimate if isinstance(target, Unit) else None

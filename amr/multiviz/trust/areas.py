@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.statistics import mean_interval
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least
 from amr.multiviz.held import Held, masked_scores, one_baseline
 from amr.multiviz.trust.explain import held_with_map, ordered
@@ -53,7 +53,7 @@ class Area:
 
 
 def insertion(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,
@@ -97,7 +97,7 @@ def insertion(
 
 
 def deletion(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,

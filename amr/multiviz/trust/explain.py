@@ -8,13 +8,13 @@ from torch import Tensor
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.evaluation.bootstrap import spearman as rank_correlation
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target
 from amr.multiviz.held import Held, hold
 from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
 
-Explain = Callable[[FusionModel, Mapping[str, Tensor], int], Importance]
+Explain = Callable[[Explained, Mapping[str, Tensor], int], Importance]
 """A method with its options filled in: model, inputs and seed to a map. The seed is ignored by methods that draw none.
 
 Fill in the target as classes: "predicted" would be looked up anew on every noisy clip and re-drawn model. What belongs
@@ -34,7 +34,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
 
 def held_with_map(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,
@@ -52,7 +52,7 @@ def held_with_map(
     return fixed, finite_values(importance).to(fixed.x.device), atoms
 
 
-def explained_map(explain: Explain, model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
+def explained_map(explain: Explain, model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
     """A map, one row a clip, (N, K) float64, on the CPU: maps of one method may lie on different devices."""
     with undisturbed(model):
         return finite_values(explain(model, inputs, seed)).flatten(1).cpu()
@@ -78,11 +78,6 @@ def pearson(first: Tensor, second: Tensor, scale: Tensor | None) -> Tensor:
     flat |= b.abs().amax(1) <= SILENT * (second.abs().amax(1) if scale is None else scale)
     norms = a.norm(dim=1) * b.norm(dim=1)
     return torch.where(flat, 0.0, (a * b).sum(1) / torch.where(flat, 1.0, norms)).clamp(-1, 1)
-
-
-def require_modality(model: FusionModel, modality: str) -> None:
-    """Raises UserError unless the model has the modality."""
-    require(modality in model.modalities, f"modality={modality!r}: must be one of {', '.join(model.modalities)}")
 
 
 def require(allowed: bool, message: str) -> None:

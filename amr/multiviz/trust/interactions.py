@@ -8,7 +8,8 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.head import Baseline, baseline_values
-from amr.model import FusionModel
+from amr.model import encode_alone
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least, fixed_target, target_scores, targets_of
 from amr.multiviz.crossmodal.joint import Side, Space, encode, sides
 from amr.multiviz.held import row_blocks
@@ -17,7 +18,7 @@ from amr.multiviz.trust.sums import random_sets, sets_of
 
 
 def interaction_sensitivity_n(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target,
     interactions: Tensor,
@@ -89,7 +90,7 @@ def interaction_sensitivity_n(
                 for (name, atoms), drop in zip((one, two), dropped, strict=True):
                     keep = ~drop.to(device)[pair]
                     x = atoms.replace(inputs[name][clip], keep, replacement[name][clip])
-                    without.append({name: model.encoders[name](x) if space == "inputs" else x})
+                    without.append({name: encode_alone(model, name, x) if space == "inputs" else x})
                 changes = (*without, without[0] | without[1])
                 parts.append(torch.stack([scores(clip, change) for change in changes]))
             first_gone, second_gone, both_gone = torch.cat(parts, dim=1).double().reshape(3, -1, shape[0])

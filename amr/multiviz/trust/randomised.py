@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amr.attribution import undisturbed
-from amr.model import FusionModel
-from amr.multiviz.trust.explain import Explain, explained_map, require_modality, spearman
+from amr.attribution import modules_in, undisturbed
+from amr.model import FusionModel, encoder_of
+from amr.model.protocol import Explained
+from amr.multiviz.trust.explain import Explain, explained_map, spearman
+from amr.utils.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class RankCorrelation:
 
 
 def randomisation_test(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     explain: Explain,
     *,
@@ -55,16 +57,16 @@ def randomisation_test(
         seed: Of the parameters, and of the method in all calls.
 
     Returns:
-        By part: "head", "encoders.<modality>", and "model" for everything.
+        By part: "head", "encoders.<modality>", and "model" for everything. A model without encoders has only the last.
 
     Raises:
-        UserError: A map is not finite.
+        UserError: A map is not finite, or the model has no parameters.
     """
     return randomisation_of(model, inputs, explain, explained_map(explain, model, inputs, seed), seed)
 
 
 def cascading_randomisation(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     explain: Explain,
@@ -88,9 +90,10 @@ def cascading_randomisation(
         By the part that was re-drawn last: "head", then "encoders.<modality>..." downwards.
 
     Raises:
-        UserError: The modality does not exist, or a map is not finite.
+        UserError: The modality does not exist or has no encoder, or a map is not finite.
     """
-    require_modality(model, modality)
+    encoder_of(model, modality)
+    assert isinstance(model, FusionModel)
     reference, found = explained_map(explain, model, inputs, seed), {}
     with undisturbed(model):
         other = copy.deepcopy(model)
@@ -107,9 +110,11 @@ def cascading_randomisation(
 
 
 def randomisation_of(
-    model: FusionModel, inputs: Mapping[str, Tensor], explain: Explain, reference: Tensor, seed: int
+    model: Explained, inputs: Mapping[str, Tensor], explain: Explain, reference: Tensor, seed: int
 ) -> dict[str, RankCorrelation]:
     """`randomisation_test` against a map (N, K) that is there already."""
+    if not isinstance(model, FusionModel):
+        return {"model": _redrawn_in_place(model, inputs, explain, reference, seed)}
     found = {}
     for name in ("head", *(f"encoders.{m}" for m in model.modalities), "model"):
         with undisturbed(model):
@@ -119,6 +124,23 @@ def randomisation_of(
             _redraw(part, seed)
             found[name] = _rank_correlation(reference, explained_map(explain, other, inputs, seed))
     return found
+
+
+def _redrawn_in_place(
+    model: Explained, inputs: Mapping[str, Tensor], explain: Explain, reference: Tensor, seed: int
+) -> RankCorrelation:
+    """Re-draws a model in place and puts it back: functions that a user gave it would miss a copy."""
+    modules = modules_in(model)
+    states = [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
+    if not any(True for module in modules for _ in module.parameters()):
+        raise UserError(f"model={type(model).__name__}: it has no parameters to randomise")
+    try:
+        for module in modules:
+            _redraw(module, seed)
+        return _rank_correlation(reference, explained_map(explain, model, inputs, seed))
+    finally:
+        for module, state in zip(modules, states, strict=True):
+            module.load_state_dict(state)
 
 
 def _redraw(module: nn.Module, seed: int, *, recurse: bool = True) -> None:

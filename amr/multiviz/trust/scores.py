@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.evaluation.statistics import mean_interval
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target
 from amr.multiviz.trust.areas import Area, areas_of
 from amr.multiviz.trust.explain import Explain, held_with_map
@@ -65,7 +65,7 @@ class Trust:
 
 
 def trust(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,

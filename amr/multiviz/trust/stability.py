@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from amr.attribution import undisturbed
-from amr.model import FusionModel
+from amr.model import require_modality
+from amr.model.protocol import Explained
 from amr.multiviz.base import at_least
-from amr.multiviz.trust.explain import Explain, explained_map, require, require_modality, spearman
+from amr.multiviz.trust.explain import Explain, explained_map, require, spearman
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Stability:
 
 
 def max_sensitivity(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     explain: Explain,
@@ -66,7 +67,7 @@ def max_sensitivity(
 
 
 def stability(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     explain: Explain,
     *,
@@ -93,7 +94,7 @@ def stability(
 
 
 def max_sensitivity_of(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     explain: Explain,
@@ -106,6 +107,8 @@ def max_sensitivity_of(
     require_modality(model, modality)
     at_least("max_sensitivity", draws=(draws, 1))
     require(radius > 0, f"radius={radius}: must be positive")
+    if not inputs[modality].is_floating_point():
+        return reference.new_full((len(reference),), torch.nan)
     generator, norm = torch.Generator().manual_seed(seed), reference.norm(dim=1)
     largest = torch.zeros_like(norm)
     with undisturbed(model):
@@ -120,7 +123,7 @@ def max_sensitivity_of(
 
 
 def stability_of(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     explain: Explain,
     reference: Tensor,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least
 from amr.multiviz.held import Held, masked_scores
 from amr.multiviz.trust.explain import SILENT, held_with_map, pearson, require
@@ -17,7 +17,7 @@ from amr.multiviz.unimodal.importance import Importance
 
 
 def infidelity(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,
@@ -62,7 +62,7 @@ def infidelity(
 
 
 def sensitivity_n(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target,

@@ -11,7 +11,8 @@ from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.evaluation.bootstrap import Bootstrap, Interval
 from amr.evaluation.head import Baseline, baseline_values, head_rows
-from amr.model import FusionModel
+from amr.model import encode_alone, rows_at_once
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least, fixed_target
 from amr.multiviz.crossmodal.joint import encode, perturbed, scorer
 from amr.multiviz.trust.explain import finite_values, ordered, require
@@ -64,7 +65,7 @@ class Synergy:
 
 
 def synergy(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target,
     maps: Maps,
@@ -115,7 +116,7 @@ def synergy(
 
 
 def synergies(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     target: Target,
     maps: Sequence[Maps],
@@ -139,15 +140,15 @@ def synergies(
         curves = []
         for clip in range(count):
             pools = {}
-            for name, encoder in model.encoders.items():  # nothing kept, then the sets of atoms
+            for name in model.modalities:  # nothing kept, then the sets of atoms
                 x, base = inputs[name][clip], replacement[name][clip]
-                pools[name] = encoder(base[None].clone())
+                pools[name] = encode_alone(model, name, base[None])
                 if name in atoms:
                     numbers = torch.arange(1, points + 1) * len(atoms[name]) // points
                     keep = (ranks[name][:, clip, None] < numbers[:, None]).flatten(0, 1)
                     sets = perturbed(model, name, x, atoms[name], keep, base, "inputs", encoder_batch)
                     pools[name] = torch.cat([pools[name], sets])
-            curves.append(_synergies_of_clip(scorer(model, fixed, clip), pools, [*atoms], batch))
+            curves.append(_synergies_of_clip(scorer(model, fixed, clip), pools, [*atoms], rows_at_once(model, batch)))
     found = torch.stack(curves, dim=1)
     found = found.reshape(*found.shape[:2], len(maps) + orders, points)  # (pairs, N, O, P - 1)
     found = torch.nn.functional.pad(found, (1, 0)).movedim(2, 1)  # without atoms there is no synergy
@@ -184,7 +185,7 @@ def _pairs(names: Iterable[str]) -> list[Pair]:
     return [*combinations(names, 2)]
 
 
-def _atoms_of(model: FusionModel, inputs: Mapping[str, Tensor], maps: Sequence[Maps]) -> dict[str, Atoms]:
+def _atoms_of(model: Explained, inputs: Mapping[str, Tensor], maps: Sequence[Maps]) -> dict[str, Atoms]:
     """Atoms of each modality that the maps are of, in the model's order; refuses maps that do not fit."""
     require(bool(maps), "maps: must be of one method at least")
     names = [name for name in model.modalities if name in maps[0]]

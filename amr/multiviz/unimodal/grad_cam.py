@@ -10,15 +10,16 @@ from torch.nn import functional as F
 
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model import FusionModel, encoder_of, require_modality
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target
-from amr.multiviz.held import encoder_of, hold, input_gradient
+from amr.multiviz.held import hold, input_gradient
 from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
 
 
 def grad_cam(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -40,9 +41,9 @@ def grad_cam(
         modality: The modality that is explained.
         target: As in `gradient`.
         atoms: As in `gradient`.
-        layer: A module in that encoder that runs once a forward pass and returns (rows, channels, positions...) with
-            one, two or three dimensions of positions: those of time, of height and width, or of frames, height and
-            width. Rows are clips, or clips × frames.
+        layer: A module in that encoder (in a model without encoders, anywhere) that runs once a forward pass and
+            returns (rows, channels, positions...) with one, two or three dimensions of positions: those of time, of
+            height and width, or of frames, height and width. Rows are clips, or clips × frames.
         batch: As in `gradient`.
 
     Returns:
@@ -51,8 +52,11 @@ def grad_cam(
     Raises:
         UserError: As in `gradient`, or the layer is not such a module.
     """
-    if all(layer is not module for module in encoder_of(model, modality).modules()):
+    require_modality(model, modality)
+    if isinstance(model, FusionModel) and all(layer is not m for m in encoder_of(model, modality).modules()):
         raise UserError(f"grad_cam: layer={type(layer).__name__}: must be a module in the encoder of {modality!r}")
+    if not inputs[modality].is_floating_point():
+        raise UserError(f"grad_cam: inputs.{modality}={inputs[modality].dtype}: must be floating-point: ids are no map")
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, output: Any) -> Tensor:  # noqa: ARG001 - a hook's signature

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least
-from amr.multiviz.held import hold, one_baseline
+from amr.multiviz.held import hold
 from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
 
 
 def gradient(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -25,6 +25,9 @@ def gradient(
     batch: int = 64,
 ) -> Importance:
     """Gradient ∂f/∂x of the score by the input (Simonyan et al. 2014, section 3), with its sign. 2 rows a clip.
+
+    Ids (integers) are explained by the vectors of their embedding layer: values are summed over a vector's dimensions,
+    so that each id has one.
 
     Args:
         model: The model.
@@ -38,17 +41,17 @@ def gradient(
         Importance, without error.
 
     Raises:
-        UserError: The modality or target does not exist, the input is not floating-point, or the atoms are of another
-            shape.
+        UserError: The modality or target does not exist, the input has no gradient (ids without a known embedding
+            layer), or the atoms are of another shape.
     """
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch)
-        values = [fixed.by_atom(fixed.gradients(fixed.x[clip], clip)) for _, clip in fixed.rows(1)]
+        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        values = [fixed.by_atom(fixed.gradients(fixed.leaf[clip], clip)) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient")
 
 
 def gradient_input(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -61,13 +64,15 @@ def gradient_input(
     Arguments, return value and errors are those of `gradient`.
     """
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch)
-        values = [fixed.by_atom(fixed.x[clip] * fixed.gradients(fixed.x[clip], clip)) for _, clip in fixed.rows(1)]
+        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        values = [
+            fixed.by_atom(fixed.leaf[clip] * fixed.gradients(fixed.leaf[clip], clip)) for _, clip in fixed.rows(1)
+        ]
         return Importance(torch.cat(values), None, atoms, "gradient_input")
 
 
 def integrated_gradients(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -89,7 +94,7 @@ def integrated_gradients(
         target: As in `gradient`.
         atoms: As in `gradient`.
         baseline: The input x̄ that counts as nothing: a number, or a tensor that broadcasts to one input, such as the
-            data's mean.
+            data's mean. Of ids: a float or float tensor is a vector of the embedding, an id or ids are embedded.
         steps: Points of the sum, at least 1.
         batch: As in `gradient`.
 
@@ -101,21 +106,21 @@ def integrated_gradients(
     """
     at_least("integrated_gradients", steps=(steps, 1))
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch)
-        start = one_baseline(fixed.x, baseline)
+        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        start = fixed.leaf_baseline(baseline)
         nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
-        alphas = torch.as_tensor((1 + nodes) / 2).to(fixed.x)
-        parts = torch.as_tensor(weights / 2).to(fixed.x)
-        total = fixed.zeros(fixed.x.dtype)
+        alphas = torch.as_tensor((1 + nodes) / 2).to(fixed.leaf)
+        parts = torch.as_tensor(weights / 2).to(fixed.leaf)
+        total = fixed.zeros(fixed.leaf.dtype)
         for step, clip in fixed.rows(steps):
-            path = fixed.x[clip] - start
+            path = fixed.leaf[clip] - start
             gradients = fixed.gradients(start + _column(alphas[step], path) * path, clip)
             total.index_add_(0, clip, fixed.by_atom(_column(parts[step], path) * path * gradients))
         return Importance(total, None, atoms, "integrated_gradients")
 
 
 def gradient_shap(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -138,7 +143,8 @@ def gradient_shap(
         modality: The modality that is explained.
         target: As in `gradient`.
         atoms: As in `gradient`.
-        baselines: Inputs to draw from, (K, *input shape), such as other clips'; or a number for a constant one.
+        baselines: Inputs to draw from, (K, *input shape), such as other clips'; or a number for a constant one. Of ids
+            as in `integrated_gradients`.
         noise: Standard deviation of normal noise that is added to x in each draw, which smooths the result; 0 for none.
         samples: Draws a clip, at least 2.
         seed: Of the draws, which do not depend on `batch`.
@@ -154,23 +160,24 @@ def gradient_shap(
     if not noise >= 0:
         raise UserError(f"gradient_shap: noise={noise}: must be 0 or more")
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch)
-        shape = fixed.x.shape[1:]
+        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        shape = fixed.leaf.shape[1:]
+        baselines = fixed.leaf_baselines(baselines) if isinstance(baselines, Tensor) else baselines
         if not isinstance(baselines, Tensor):
-            baselines = fixed.x.new_full((1, *shape), baselines)
+            baselines = fixed.leaf_baseline(baselines).expand(1, *shape)
         if baselines.shape[1:] != shape or not len(baselines):
             raise UserError(
                 f"gradient_shap: baselines must have the shape (K, {', '.join(map(str, shape))}) with K at least 1, "
                 f"got {tuple(baselines.shape)}"
             )
         generator = torch.Generator().manual_seed(seed)
-        draws = samples, len(fixed.x)
-        alphas = torch.rand(draws, generator=generator, dtype=torch.float64).to(fixed.x)
+        draws = samples, len(fixed.leaf)
+        alphas = torch.rand(draws, generator=generator, dtype=torch.float64).to(fixed.leaf)
         chosen = torch.randint(len(baselines), draws, generator=generator)
         sums, squares = fixed.zeros(torch.float64), fixed.zeros(torch.float64)
         for draw, clip in fixed.rows(samples):
-            start = baselines[chosen[draw.cpu(), clip.cpu()].to(baselines.device)].to(fixed.x)
-            x = fixed.x[clip]
+            start = baselines[chosen[draw.cpu(), clip.cpu()].to(baselines.device)].to(fixed.leaf)
+            x = fixed.leaf[clip]
             if noise:  # a row at a time: one large draw would depend on the batch
                 x = x + noise * torch.stack([torch.randn(shape, generator=generator) for _ in clip]).to(x)
             gradients = fixed.gradients(start + _column(alphas[draw, clip], x) * (x - start), clip)

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Target
 from amr.multiviz.held import hold, input_gradient
 from amr.multiviz.unimodal.importance import Importance
@@ -19,7 +19,7 @@ from amr.utils.errors import UserError
 
 
 def guided_backprop(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target = "predicted",
@@ -39,16 +39,16 @@ def guided_backprop(
             scripted.
     """
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch)
+        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
         values = []
         for _, clip in fixed.rows(1):
-            x = fixed.x[clip].requires_grad_()
+            leaf = fixed.leaf[clip].requires_grad_()
             with _GuidedReLUs() as guided:
-                score = fixed.scores(x, clip).sum()
+                score = fixed.leaf_scores(leaf, clip).sum()
             if not guided.calls:
                 raise UserError(f"guided_backprop: no ReLU in the encoder of {modality!r} or the head; use gradient")
             _refuse_unguided(score)
-            values.append(fixed.by_atom(input_gradient(score, x)))
+            values.append(fixed.by_atom(input_gradient(score, leaf)))
         return Importance(torch.cat(values), None, atoms, "guided_backprop")
 
 

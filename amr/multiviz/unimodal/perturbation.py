@@ -9,7 +9,7 @@ from torch import Tensor
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.evaluation.bootstrap import jackknife_error, left_out
-from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Several, Target, at_least
 from amr.multiviz.held import hold, masked_scores
 from amr.multiviz.unimodal.importance import Importance
@@ -24,7 +24,7 @@ from amr.utils.errors import UserError
 
 
 def occlusion(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target | Several,
@@ -44,7 +44,7 @@ def occlusion(
 
 
 def lime(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target | Several,
@@ -101,7 +101,7 @@ def lime(
 
 
 def kernel_shap(
-    model: FusionModel,
+    model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
     target: Target | Several,

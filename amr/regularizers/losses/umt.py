@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
-from amr.model import FusionModel, bare_model, complete_masks
+from amr.model import FusionModel, complete_masks, fusion_model
 from amr.regularizers.base import Regularizer, Step
 from amr.utils.errors import UserError, listed
 from amr.utils.names.places import checkpoint_of
@@ -153,7 +153,7 @@ class UMT(Regularizer):
 
         key, given = f"model.{self.name}.teachers.{name}", self.teachers[name]
         if not isinstance(given, str | Path):
-            where, teacher = key, copy.deepcopy(bare_model(given, key))
+            where, teacher = key, copy.deepcopy(fusion_model(given, key))
         else:
             path = checkpoint_of(given, key)
             where = f"{key}={path}"
