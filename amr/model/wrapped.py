@@ -368,9 +368,10 @@ class ExplainedModule(nn.Module):
         return logits
 
     def _layer(self, name: str) -> nn.Module:
-        layers = dict(self.module.named_modules())
-        if name not in layers or not name:
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError:
+            layers = [path for path, _ in self.module.named_modules() if path]
             near = get_close_matches(name, layers, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {listed(list(layers)[1:6])}, ..."
-            raise UserError(f"explained: {type(self.module).__name__} has no layer {name!r}{hint}")
-        return layers[name]
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {listed(layers[:5])}, ..."
+            raise UserError(f"explained: {type(self.module).__name__} has no layer {name!r}{hint}") from None

@@ -356,7 +356,8 @@ def test_it_is_measured() -> None:
 
 
 def test_it_is_analysed(tmp_path: Path) -> None:
-    out = analyze(early(), tmp_path / "out", data=loaders(), clips=2, classes=1, units=1, samples=100)
+    stages: Any = ("representation", "errors", "clips", "trust")
+    out = analyze(early(), tmp_path / "out", data=loaders(), clips=2, classes=1, units=1, samples=100, stages=stages)
     summary = read_object(out / "summary.json")
     assert summary["explained"] == 2
     assert any("it has no encoder of 'image' alone" in line for line in summary["notes"])
