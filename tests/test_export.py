@@ -32,7 +32,7 @@ from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders.base import Encoder
 from amr.exporting import export_model
 from amr.exporting.readme import FILES
-from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, MulT, Shared, Sum
 from amr.load import load_model
 from amr.model import FusionModel
 from amr.utils.errors import UserError
@@ -42,7 +42,7 @@ from tests.toy import Linear, Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, Shared]
+FUSIONS: list[type[Fusion]] = [Concat, Sum, FiLM, Gated, LowRank, Attention, Late, MulT, Shared]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +58,8 @@ def operators_once() -> Iterator[None]:
 
 def model_of(fusion: type[Fusion], video: type[Encoder] = Linear) -> FusionModel:
     torch.manual_seed(0)
-    head = fusion({"sound": 8, "sight": 8}, 5, hidden=6)  # type: ignore[call-arg]
+    small = {"dim": 8, "layers": 1} if fusion is MulT else {}  # which has many layers by default
+    head = fusion({"sound": 8, "sight": 8}, 5, hidden=6, **small)  # type: ignore[call-arg]
     return FusionModel({"sound": Linear(), "sight": video()}, head).eval()
 
 
@@ -68,7 +69,7 @@ def inputs_of(batch: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_from_one_file_at_any_batch_size(fusion: type[Fusion], tmp_path: Path) -> None:
-    model = model_of(fusion, Tokens if fusion is Attention else Linear)
+    model = model_of(fusion, Tokens if fusion in (Attention, MulT) else Linear)
     model.train()
     assert export_model(model, inputs_of(2), tmp_path, encodings=True) == ["model.onnx", "model.pt2"]
     assert model.training

@@ -25,7 +25,7 @@ from tests.training import assert_equal, build, fit, weights
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX|exists and is not empty)"
 )
-FUSIONS = ["Attention", "Concat", "FiLM", "Gated", "Late", "LowRank", "Shared", "Sum"]
+FUSIONS = ["Attention", "Concat", "FiLM", "Gated", "Late", "LowRank", "MulT", "Shared", "Sum"]
 
 
 def save(model: FusionClassifier, section: dict[str, Any] | None, path: Path) -> None:

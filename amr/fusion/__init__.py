@@ -8,6 +8,7 @@ from amr.fusion.film import FiLM
 from amr.fusion.gated import Gated
 from amr.fusion.late import Late
 from amr.fusion.low_rank import LowRank
+from amr.fusion.mult import MulT
 from amr.fusion.shared import Shared
 from amr.fusion.sum import Sum
 
@@ -21,6 +22,7 @@ __all__ = [
     "Gated",
     "Late",
     "LowRank",
+    "MulT",
     "Shared",
     "Sum",
 ]

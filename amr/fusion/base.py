@@ -67,6 +67,19 @@ class Fusion(Recorded, nn.Module):
         """Logits, shape (B, C)."""
         return self.classify(self.fuse(encodings))
 
+    @property
+    def additive(self) -> bool:
+        """Whether logits and penultimate features are sums of functions of one modality's encoding each."""
+        return self.modality_weights() is not None
+
+    @property
+    def multiaffine(self) -> bool:
+        """Whether logits and penultimate features are affine in each encoding while the others stay as they are.
+
+        Their mean over independently drawn modalities is then their value at the mean encodings.
+        """
+        return self.modality_weights() is not None
+
     def modality_weights(self) -> dict[str, Tensor] | None:
         """W_m, (C, D_m), where the logits are Σ_m W_m e^m + b of the pooled encodings; None where they are not."""
         return None

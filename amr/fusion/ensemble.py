@@ -77,6 +77,16 @@ class Ensemble(Fusion):
         """The combined prediction's logits, (B, C), of penultimate features."""
         return combined(torch.stack([*self._classify_each(fused).values()]), self.combination)
 
+    @property
+    def additive(self) -> bool:
+        """Whether the combined logits are a sum: not so for `probabilities`."""
+        return self.combination != "probabilities"
+
+    @property
+    def multiaffine(self) -> bool:
+        """Whether logits are added up and every head is affine."""
+        return self.combination == "logits" and all(self._head(name).multiaffine for name in self.dims)
+
     def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each modality's own logits, (B, C)."""
         return self._classify_each(self.fuse(encodings))

@@ -45,6 +45,11 @@ class FiLM(Fusion):
         self.conditioner = conditioner
         self.film = nn.Linear(dims[conditioner], 2 * modulated_dim) if modulated_dim else None
 
+    @property
+    def multiaffine(self) -> bool:
+        """True without a hidden layer: features times an affine function of the conditioner."""
+        return isinstance(self.hidden, nn.Identity)
+
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, sum of D_m but the conditioner's)."""
         others = pool_all(encodings, self.dims)

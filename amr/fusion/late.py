@@ -47,6 +47,11 @@ class Late(Fusion):
         pooled = pool_all(encodings, self.dims)
         return torch.cat([self.hiddens[name](encoding) for name, encoding in pooled.items()], dim=1)
 
+    @property
+    def additive(self) -> bool:
+        """True, with a hidden layer too."""
+        return True
+
     def modality_weights(self) -> dict[str, Tensor] | None:
         """W_m / M, (C, D_m): the head's logits are the mean of the modalities'; None with a hidden layer."""
         if not all(isinstance(hidden, nn.Identity) for hidden in self.hiddens.values()):

@@ -17,6 +17,12 @@ class LowRank(Fusion):
     every modality's own among them; their column of w_m^(i) is the bias of `factors`. The paper's bias on h is left to
     the layer that follows.
 
+    A product of M small factors vanishes, and its gradient with it. So each factor's bias starts at 1: the factor of a
+    zero encoding leaves the product as it is, and h starts with every modality's own terms at order one, whatever M is.
+    In every second term the first modality's bias is -1, so that the constants of the terms cancel; otherwise a
+    constant h of length rank · sqrt(dim) would make the classifier's first steps diverge. For M > 2 the weights are
+    scaled by sqrt(2 / M), which keeps the variance of the product bounded.
+
     Args:
         dims: Encoding size of each modality.
         num_classes: Number of classes C.
@@ -43,6 +49,16 @@ class LowRank(Fusion):
         super().__init__(dims, num_classes, dim, hidden, classifier_init)
         self.rank = rank
         self.factors = nn.ModuleDict({name: nn.Linear(size, rank * dim) for name, size in dims.items()})
+        signs = torch.tensor([1.0, -1.0]).repeat(rank)[:rank].repeat_interleave(dim)
+        with torch.no_grad():
+            for name, factor in self.factors.items():
+                factor.get_parameter("weight").mul_(min(1.0, 2 / len(dims)) ** 0.5)
+                factor.get_parameter("bias").copy_(signs if name == next(iter(dims)) else torch.ones_like(signs))
+
+    @property
+    def multiaffine(self) -> bool:
+        """True without a hidden layer: a product of affine factors, one a modality."""
+        return isinstance(self.hidden, nn.Identity)
 
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, dim)."""

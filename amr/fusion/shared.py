@@ -50,6 +50,11 @@ class Shared(Fusion):
         parts = zip(self.dims, torch.chunk(fused, len(self.dims), dim=1), strict=True)
         return {name: self.classifier(part) for name, part in parts}
 
+    @property
+    def additive(self) -> bool:
+        """True, with a hidden layer too."""
+        return True
+
     def modality_weights(self) -> dict[str, Tensor] | None:
         """W, (C, D), for each modality; None with a hidden layer."""
         weight = self.classifier.weight

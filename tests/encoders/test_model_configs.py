@@ -73,6 +73,7 @@ def test_there_are_configs() -> None:
         ("Gated", {"dim": 8}),
         ("LowRank", {"rank": 2}),
         ("Attention", {"heads": 8, "layers": 2}),
+        ("MulT", {"dim": 8, "heads": 2}),
         ("Late", {"hidden": 7}),
         ("Shared", {"hidden": 7}),
     ],

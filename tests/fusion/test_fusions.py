@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, Shared, Sum
+from amr.fusion import Attention, Concat, FiLM, Fusion, Gated, Late, LowRank, MulT, Shared, Sum
 from amr.fusion.base import pool_tokens
 from amr.utils.errors import UserError
 
@@ -22,6 +22,7 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "gated": Gated,
     "low_rank": LowRank,
     "attention": lambda dims, classes, **kw: Attention(dims, classes, dim=8, heads=2, layers=2, **kw),
+    "mult": lambda dims, classes, **kw: MulT(dims, classes, dim=4, heads=2, layers=1, **kw),
     "late": Late,
     "shared": Shared,
 }
@@ -144,7 +145,7 @@ def test_penalty_on_shares_reaches_the_head(name: str, hidden: int | None, modal
 
 @every_fusion
 def test_share_gradient_matches_finite_differences(name: str) -> None:
-    head = make(name, 3).double()
+    head = make(name, 2 if name == "mult" else 3).double()  # which has many parameters
     encodings = encode(head, rows=6)
     for parameter in head.parameters():
         (analytic,) = torch.autograd.grad(shares(head, encodings)[:, 0].mean(), parameter, allow_unused=True)
@@ -164,14 +165,15 @@ def test_share_gradient_matches_finite_differences(name: str) -> None:
 @every_fusion
 def test_gradgradcheck(name: str) -> None:
     torch.manual_seed(0)
-    dims = {"a": 2, "b": 2, "c": 2}
-    options: dict[str, Any] = {"dim": 2, "heads": 1} if name == "attention" else {}
-    head = (Attention if name == "attention" else FUSIONS[name])(dims, 2, **options).double()
+    dims = dict.fromkeys("ab" if name == "mult" else "abc", 2)
+    small: dict[str, Any] = {"attention": Attention, "mult": MulT}
+    head = small[name](dims, 2, dim=2, heads=1, layers=1) if name in small else FUSIONS[name](dims, 2)
+    head = head.double()
     names = [key for key, _ in head.named_parameters()]
 
     def logits(*tensors: Tensor) -> Tensor:
-        encodings = dict(zip(dims, tensors[:3], strict=True))
-        parameters = dict(zip(names, tensors[3:], strict=True))
+        encodings = dict(zip(dims, tensors[: len(dims)], strict=True))
+        parameters = dict(zip(names, tensors[len(dims) :], strict=True))
         return torch.func.functional_call(head, parameters, (encodings,))  # type: ignore[no-any-return]
 
     inputs = [torch.randn(2, 2, dtype=torch.double, requires_grad=True) for _ in dims]
@@ -248,6 +250,20 @@ def test_gated_by_hand(modalities: int) -> None:
         expected = sum((gate * feature for gate, feature in zip(z, h, strict=True)), torch.zeros(()))
     torch.testing.assert_close(head.fuse(encodings), expected)
     torch.testing.assert_close(head.gates(encodings), torch.stack(z, dim=1))
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 6, 8])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_low_rank_starts_at_order_one(modalities: int, rank: int) -> None:
+    """An absent factor is 1, or -1 for the first modality in every second term, and h neither vanishes nor explodes."""
+    torch.manual_seed(0)
+    head = LowRank({f"m{i}": 16 for i in range(modalities)}, CLASSES, rank=rank, dim=32)
+    absent = [factor(torch.zeros(1, 16)).reshape(rank, 32) for factor in head.factors.values()]
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])[:rank, None].expand(rank, 32)
+    assert torch.equal(absent[0], signs)
+    assert all(torch.equal(factor, torch.ones(rank, 32)) for factor in absent[1:])
+    h = head.fuse({name: torch.randn(64, 16) for name in head.dims})
+    assert 0.4 < float(h.detach().std()) < 6
 
 
 def test_low_rank_equals_the_outer_product() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amr.attribution import at_least_float32
-from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank, Shared, Sum
+from amr.fusion import Attention, Concat, FiLM, Gated, Late, LowRank, MulT, Shared, Sum
 from amr.model import FusionModel, complete_masks
 from amr.regularizers import EpochMeans, Window, recombined
 from amr.regularizers.shared import global_means, set_gradient
@@ -103,7 +103,7 @@ def model_and_encodings(fusion: Any = Gated) -> tuple[FusionModel, dict[str, Ten
     return model, {name: torch.randn(5, 8, requires_grad=True) for name in names}
 
 
-@pytest.mark.parametrize("fusion", [Attention, Concat, FiLM, Gated, Late, LowRank, Shared, Sum])
+@pytest.mark.parametrize("fusion", [Attention, Concat, FiLM, Gated, Late, LowRank, MulT, Shared, Sum])
 def test_logits_of_other_pairs_are_those_of_clips_made_so(fusion: Any) -> None:
     model, e = model_and_encodings(fusion)
     zero, order = torch.zeros(5, 8), torch.tensor([3, 1, 0, 4, 2])

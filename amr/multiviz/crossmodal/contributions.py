@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amr.attribution import undisturbed
-from amr.evaluation.emap import clip_rows, projection
+from amr.evaluation.emap import clip_rows, closed_form, projection
 from amr.model import head_of, rows_at_once
 from amr.model.protocol import Explained
 from amr.multiviz.base import Target, Unit, fixed_target
@@ -44,5 +44,6 @@ def contributions(
         fixed = fixed_target(model, encodings, known)
         index = torch.full_like(whole[:, 0], fixed.index).long() if isinstance(fixed, Unit) else fixed
         score = whole.gather(1, index[:, None])[:, 0]
-        unimodal = projection(function, encodings, pairings, seed, batch).values.gather(1, index[:, None])[:, 0]
+        projected = projection(function, encodings, pairings, seed, batch, closed_form(model)).values
+        unimodal = projected.gather(1, index[:, None])[:, 0]
     return unimodal, score - unimodal

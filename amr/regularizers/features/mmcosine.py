@@ -89,6 +89,11 @@ class CosineHead(Fusion):
         """Each modality's s cos(W_m[c], e^m), (B, C); their sum is the head's logits."""
         return self._classify_each(self.fuse(encodings))
 
+    @property
+    def additive(self) -> bool:
+        """True: a sum of cosines, one a modality."""
+        return True
+
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same as `unimodal_logits`."""
         return self.unimodal_logits(encodings)
