@@ -5,7 +5,7 @@ What in one clip moves it (local) is U and C with a `Unit` for a target.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amr.attribution import undisturbed
-from amr.model import complete_rows, device_of
+from amr.model import complete_rows, device_of, protocol
 from amr.model.batches import as_batch
 from amr.model.protocol import Explained
 from amr.utils.errors import UserError
@@ -54,7 +54,10 @@ class ExtremeClips:
 
 
 def extreme_clips(
-    batches: Iterable[Any], model: Explained, units: Sequence[int] | None = None, k: int = 10
+    model: Explained | Iterable[Any],
+    batches: Iterable[Any] | Explained,
+    units: Sequence[int] | None = None,
+    k: int = 10,
 ) -> ExtremeClips:
     """The k clips that most and least activate each penultimate unit (Liang et al. 2023, global representations).
 
@@ -64,8 +67,8 @@ def extreme_clips(
     depends on the batch size, does not decide between equal clips; one that comes twice counts once in a ranking.
 
     Args:
-        batches: Batches, as for `amr.model.batches.as_batch`.
         model: The model.
+        batches: Batches, as for `amr.model.batches.as_batch`. Before the model, as in 0.1, they are understood, too.
         units: Columns of `model.penultimate`, from 0; None for all.
         k: Clips a unit and end, at least 1.
 
@@ -77,6 +80,9 @@ def extreme_clips(
     """
     if k < 1:
         raise UserError(f"k={k}: must be at least 1")
+    if protocol.lacking(model) and not protocol.lacking(batches):
+        model, batches = batches, model
+    model, batches = cast(Explained, model), cast(Iterable[Any], batches)
     device = device_of(model)
     chosen = None if units is None else list(units)
     ranking, clips, lacking = None, 0, 0

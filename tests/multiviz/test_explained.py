@@ -197,8 +197,8 @@ def calls(model: Any, x: dict[str, Tensor], names: tuple[str, str], atoms: tuple
         "joint_lime": crossmodal.joint_lime(model, x, 1, *sides, **both).pairs.values,
         "joint_shap": crossmodal.joint_shap(model, x, 1, *sides, **both).pairs.values,
         "dime": crossmodal.dime(model, x, e, 1, sides[0], samples=2 + len(atoms[0]), repeats=1).multimodal.values,
-        "modality_shapley": crossmodal.modality_shapley(model, e, "mean", "predicted"),
-        "interaction_index": crossmodal.interaction_index(model, e, "mean", 1),
+        "modality_shapley": crossmodal.modality_shapley(model, e, "predicted", "mean"),
+        "interaction_index": crossmodal.interaction_index(model, e, 1, "mean"),
         "interaction_error": crossmodal.interaction_error(model, e, e, 1).error,
         "contributions": torch.stack(crossmodal.contributions(model, e, "predicted")),
         "emap_gap": torch.tensor(emap_gap(model, e, labels)),
@@ -214,7 +214,7 @@ def calls(model: Any, x: dict[str, Tensor], names: tuple[str, str], atoms: tuple
         "interaction_sensitivity_n": trust.interaction_sensitivity_n(
             model, x, 1, crossmodal.ablation(model, x, 1, *sides), *sides, sizes=[(1, 1)], subsets=4
         )[1, 1],
-        "extreme_clips": extreme_clips([{"inputs": x, "label": labels}], model, k=1).most.values,
+        "extreme_clips": extreme_clips(model, [{"inputs": x, "label": labels}], k=1).most.values,
     }
     for name in ("gradient", "gradient_input", "integrated_gradients", "gradient_shap"):
         found[name] = getattr(unimodal, name)(model, x, first, 1, atoms[0]).values
@@ -273,6 +273,20 @@ def test_a_wrapped_fusion_model_is_explained_as_itself() -> None:
     expected, found = (calls(m, x, ("one", "two"), (halves, halves)) for m in (model, wrapped))
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_order_of_arguments_of_0_1_is_understood() -> None:
+    model, x = early(), clips(3)
+    e = model.encode(x)
+    mean = {name: value.mean(0, keepdim=True) for name, value in e.items()}
+    for function in (crossmodal.modality_shapley, crossmodal.interaction_index):
+        expected = function(model, e, "predicted", mean)
+        assert not torch.equal(expected, function(model, e, "predicted"))
+        for old in (function(model, e, mean, "predicted"), function(model, e, "mean", torch.tensor([0, 1, 2]))):
+            assert old.shape == expected.shape
+        assert torch.equal(function(model, e, mean, "predicted"), expected)
+    batches = [{"inputs": x, "label": torch.zeros(3, dtype=torch.long)}]
+    assert extreme_clips(batches, model, k=2).most.ids == extreme_clips(model, batches, k=2).most.ids
 
 
 def test_maps_of_methods_that_look_into_the_network() -> None:

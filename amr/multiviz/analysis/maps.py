@@ -233,7 +233,7 @@ def _modalities(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
     encodings = analysis.encodings(analysis.chosen)
     means = {m: e.mean(0, keepdim=True) for m, e in encodings.items()}
     copies = {m: e[n : n + 1].expand(len(classes), *e.shape[1:]) for m, e in encodings.items()}
-    pairs = c.interaction_index(analysis.model, copies, means, classes)
+    pairs = c.interaction_index(analysis.model, copies, classes, means)
     half = c.interaction_error(analysis.model, copies, encodings, classes).half
     additive = analysis.projected[n, classes.cpu()]
     return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,12 @@ class SamplingError:
 
 
 def modality_shapley(
-    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
+    model: Explained,
+    encodings: Mapping[str, Tensor],
+    target: Target | Baseline,
+    baseline: Baseline | Target = "zeros",
+    *,
+    batch: int = 4096,
 ) -> Tensor:
     """Shapley value of each modality in the target's score.
 
@@ -47,8 +53,8 @@ def modality_shapley(
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...).
-        baseline: What a modality outside the coalition becomes.
         target: What is explained; "predicted" is the class predicted with all modalities.
+        baseline: What a modality outside the coalition becomes. Before the target, as in 0.1, it is understood, too.
         batch: Head rows at a time.
 
     Returns:
@@ -57,11 +63,16 @@ def modality_shapley(
     Raises:
         UserError: The target or the baseline does not exist.
     """
-    return shapley_values(_coalition_scores(model, encodings, baseline, target, batch))
+    return shapley_values(_coalition_scores(model, encodings, *_in_order(target, baseline), batch))
 
 
 def interaction_index(
-    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, *, batch: int = 4096
+    model: Explained,
+    encodings: Mapping[str, Tensor],
+    target: Target | Baseline,
+    baseline: Baseline | Target = "zeros",
+    *,
+    batch: int = 4096,
 ) -> Tensor:
     """Shapley interaction index of each pair of modalities (Grabisch & Roubens 1999).
 
@@ -77,7 +88,7 @@ def interaction_index(
     Raises:
         UserError: The target or the baseline does not exist.
     """
-    return _indices(_coalition_scores(model, encodings, baseline, target, batch))
+    return _indices(_coalition_scores(model, encodings, *_in_order(target, baseline), batch))
 
 
 def interaction_error(
@@ -120,10 +131,16 @@ def interaction_error(
         copies = {name: e.repeat(len(stays), *[1] * (e.ndim - 1)) for name, e in encodings.items()}
         baseline = {name: means[name].repeat_interleave(clips, dim=0) for name in encodings}
         classes = fixed if isinstance(fixed, Unit) else fixed.repeat(len(stays))
-        found = _indices(_coalition_scores(model, copies, baseline, classes, batch))
+        found = _indices(_coalition_scores(model, copies, classes, baseline, batch))
         values.append(found.reshape(len(stays), clips, *found.shape[1:]))
     every = torch.cat(values)
     return SamplingError(jackknife_error(every), len(every) - 1)
+
+
+def _in_order(target: Any, baseline: Any) -> tuple[Target, Baseline]:
+    """Target and baseline, which 0.1 took in the other order: no target is a mapping, and only one is a word."""
+    other = isinstance(target, Mapping) or (isinstance(target, str) and target != "predicted")
+    return (baseline, target) if other else (target, baseline)
 
 
 def _indices(scores: Tensor) -> Tensor:
@@ -134,7 +151,7 @@ def _indices(scores: Tensor) -> Tensor:
 
 
 def _coalition_scores(
-    model: Explained, encodings: Mapping[str, Tensor], baseline: Baseline, target: Target, batch: int
+    model: Explained, encodings: Mapping[str, Tensor], target: Target, baseline: Baseline, batch: int
 ) -> Tensor:
     """Scores (2^M, N); bit m of the first index says whether modality m is kept."""
     function = model.penultimate if isinstance(target, Unit) else None
