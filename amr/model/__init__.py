@@ -185,7 +185,7 @@ def bare_model(model: object, key: str = "model") -> Explained:
             f"{key}={type(model).__name__}: it has no {', '.join(missing)}; must be a FusionModel, a FusionClassifier "
             "or an amr.multiviz.Explained, which amr.multiviz.explained(module, ...) makes of any module"
         )
-    return bare  # type: ignore[no-any-return]
+    return bare  # type: ignore[return-value]
 
 
 class ComposedHead:

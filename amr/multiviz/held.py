@@ -63,7 +63,7 @@ class Held:
         """Leaves (K, ...) of inputs (K, *input shape); leaves are returned as they are."""
         if self.layer is None or baselines.is_floating_point():
             return baselines
-        parts = [embed(self.model, self.modality, self.layer, part) for part in baselines.split(self.batch)]
+        parts = [embed(self.model, self.modality, self.layer, part) for part in torch.split(baselines, self.batch)]
         return torch.cat(parts).detach()
 
     def _scored(self, encoding: Tensor, clip: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def hold(
         return Held(model, modality, x, encodings, fixed, atoms, batch, x)
     layer = embedding_layer(model, modality, x)
     with torch.no_grad():
-        leaf = torch.cat([embed(model, modality, layer, part) for part in x.split(batch)])
+        leaf = torch.cat([embed(model, modality, layer, part) for part in torch.split(x, batch)])
     return Held(model, modality, x, encodings, fixed, atoms, batch, leaf.detach(), layer)
 
 
