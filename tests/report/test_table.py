@@ -286,3 +286,23 @@ def test_a_page_of_many_methods(many: Path) -> None:
     reader = Reader((many / "r.html").read_text())
     assert len(reader.images()) == 4
     assert "small marks are runs" not in reader.text
+
+
+def test_a_share_that_moved_without_the_decisions_is_said(tmp_path: Path) -> None:
+    """A row with AMR whose dominance and decision share part by more than ten points; naive fusion is not judged."""
+    for method, shares in (("naive", (0.9, 0.7)), ("amr", (0.5, 0.65)), ("umt+amr", (0.5, 0.58))):
+        audio, decides = shares
+        more = {"val/decision_share/audio": decides, "val/decision_share/video": 1 - decides}
+        write_run(tmp_path / method, epoch(0, 0.8, audio, **more), method=method)
+    runs = read_runs([tmp_path])
+    text = table_text(runs)
+    write_report(runs, tmp_path / "report.html")
+    assert "| audio decides |" in text
+    assert (
+        "- amr: the share moved, the decisions did not as far: audio has 50.0 % of the attribution and 65.0 % of the "
+        "decisions." in text
+    )
+    assert text.count("the share moved") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert "Decision share of audio, validation" in page
+    assert "65.0" in page
