@@ -125,8 +125,8 @@ def _parted_notes(rows: Sequence[Row]) -> list[str]:
         if row.with_amr and any(abs(share - decision) > PARTED for share, decision in shares.values()):
             m, (share, decision) = max(shares.items(), key=lambda entry: abs(entry[1][0] - entry[1][1]))
             notes.append(
-                f"{name}: the share moved, the decisions did not as far: {m} has {100 * share:.1f} % of the attribution and "
-                f"{100 * decision:.1f} % of the decisions."
+                f"{name}: the share moved, the decisions did not as far: {m} has {100 * share:.1f} % of the "
+                f"attribution and {100 * decision:.1f} % of the decisions."
             )
     return notes
 
