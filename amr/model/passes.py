@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules.selected import same_loader
@@ -63,10 +63,11 @@ class ClipPass:
 
     def __init__(self, model: FusionModel, loader: Any, move: Callable[[Any], Any], name: str) -> None:
         dataset = getattr(loader, "dataset", None)
-        if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        whole = isinstance(loader, DataLoader) and (loader.batch_size or loader.batch_sampler)
+        if not whole or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise UserError(
                 f"data.{name}={type(loader).__name__}: must be one DataLoader over a data set with a length and indices"
-                " (no IterableDataset), since a method evaluates its clips between epochs"
+                " (no IterableDataset, and of clips, not of batches), since a method evaluates its clips between epochs"
             )
         self.model, self.loader, self.move, self.name = model, loader, move, name
         plain = getattr(dataset, "plain", None)
@@ -110,13 +111,18 @@ class ClipPass:
         joined = {key: torch.cat([value[key] for value in every])[back] for key in (every[0] if every else ())}
         return joined, [names[i] for i in back.tolist()]
 
-    def encoded(self) -> Encoded:
+    def encoded(self, most: int | None = None) -> Encoded:
         """The clips that have every modality, in the order of their ids, on the CPU.
+
+        Args:
+            most: Number of clips to look at, at most, taken evenly from the data set's order; None for all.
 
         Raises:
             UserError: No clip has every modality.
         """
-        values, ids = self.each(_complete)
+        count = len(self)
+        clips = None if most is None or count <= most else [i * count // most for i in range(most)]
+        values, ids = self.each(_complete, clips)
         complete, label = values.pop("complete"), values.pop("label")
         kept = sorted(complete.nonzero().flatten().tolist(), key=lambda i: ids[i])
         if not kept:

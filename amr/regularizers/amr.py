@@ -21,7 +21,8 @@ from amr.attribution import (
     shapley_shares,
 )
 from amr.model import FusionModel
-from amr.regularizers.base import Regularizer, Step
+from amr.regularizers.base import EpochState, Regularizer, Step
+from amr.regularizers.harm import DoNoHarm
 from amr.regularizers.output import Output, Push, Replacement
 from amr.regularizers.penalty import Level, Measured, decision_share, mean_encodings, penalty_surrogate
 from amr.regularizers.shared import EpochMeans, Window, flat_gradient, pieces, set_gradient, trained
@@ -84,6 +85,8 @@ class AMR(Regularizer):
             head.
         different_label: Of `output`: whether only clips of another class replace a clip's encodings; a clip without
             any such clip in the global batch does not count.
+        guard: Whether the method is weakened, and in the end stopped, where the main loss rises; see `DoNoHarm`.
+        guard_margin: By which part of the lowest mean main loss before it may rise, > 0.
 
     Raises:
         UserError: If an argument is out of its range, or two exclude each other.
@@ -117,6 +120,8 @@ class AMR(Regularizer):
         replacement: Replacement | None = None,
         permutations: int | None = None,
         different_label: bool = False,
+        guard: bool = False,
+        guard_margin: float = 0.1,
     ) -> None:
         super().__init__()
         if ig_steps is not None and attribution in (None, "gradient_input"):
@@ -137,6 +142,7 @@ class AMR(Regularizer):
         self.check("weight", weight, weight >= 0, "a finite number >= 0")
         self.check("lr", lr, lr > 0, "a positive, finite number")
         self.check("momentum", momentum, 0 <= momentum < 1, "a value in [0, 1)")
+        self.check("guard_margin", guard_margin, guard_margin > 0, "a positive, finite number")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
         if attribution in ("shapley", "output") and ig_steps is not None:
@@ -170,6 +176,7 @@ class AMR(Regularizer):
         self.ratio_from, self.ratio_epochs, self.ratio_start = ratio_from, ratio_epochs, ratio_start
         self.attribution = attribution
         self.ig_steps = (ig_steps or IG_STEPS) if attribution == "integrated_gradients" else None
+        self.harm = DoNoHarm(guard, guard_margin)
         self._accuracies: dict[str, float] | None = None  # by which ratio_from sets the ratio
         self._measured: Tensor | None = None  # shares (M,), in float64, from which the target moves
         self._optimizer: Optimizer | None = None
@@ -194,13 +201,19 @@ class AMR(Regularizer):
 
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
-        return self.weight > 0 and epoch in self.window
+        return self.weight > 0 and epoch in self.window and self.harm.factor > 0
 
     def rate(self, step: Step) -> float:
         """The rate at which the penalty acts: the second optimizer's or, where there is none, the main one's."""
         if self.optimizer_name == "main" or self._in_loss:
             return step.lr
-        return self.lr * (step.lr_factor if self.follow_schedule else 1.0)
+        return self.harm.factor * self.lr * (step.lr_factor if self.follow_schedule else 1.0)
+
+    @property
+    def strength(self) -> float:
+        """The penalty's factor: the weight; where no rate is its own, `guard` lowers this."""
+        joined = self.optimizer_name == "main" or self._in_loss
+        return self.weight * self.harm.factor if joined else self.weight
 
     def target(self, model: FusionModel, epoch: int, shares: Tensor) -> Tensor:
         """Normalised target ratio of an epoch, (M,), in the model's order and the shares' device and type.
@@ -227,7 +240,7 @@ class AMR(Regularizer):
             return {}
         surrogate, measured = self._penalty([step])
         part = surrogate * rank_and_world()[1]  # DDP averages gradients over ranks
-        return {"penalty": part - part.detach() + self.weight * measured.penalty}
+        return {"penalty": part - part.detach() + self.strength * measured.penalty}
 
     def on_gradients(self, steps: Sequence[Step]) -> None:
         """With `optimizer: main`, adds the penalty's gradient to the head's."""
@@ -238,14 +251,26 @@ class AMR(Regularizer):
 
     def after_step(self, steps: Sequence[Step]) -> None:
         """Takes one step of the second optimizer, over the head's parameters, on clean and detached encodings."""
+        self.harm.observe(steps)
         if self.optimizer_name == "main" or (found := self._penalty_gradient(steps)) is None:
             return
         self._step(*found, lr=self.rate(steps[-1]))
+
+    def on_epoch_end(self, state: EpochState) -> None:
+        """Measures what each modality knows, and perhaps weakens the method."""
+        if self.weight > 0:
+            epochs = state.epoch - self.window.start + 1
+            self.harm.judge(state, partial(self._asked, state.model), epochs, self.active(state.epoch))
+
+    def report(self) -> dict[str, float]:
+        """The target, what each modality knows alone, and the guard's factor."""
+        return super().report() | self.harm.report()
 
     def checkpoint_state(self) -> dict[str, object]:
         """The second optimizer's state, and the shares from which the target moves."""
         optimizer = self._restored if self._optimizer is None else self._optimizer.state_dict()
         state = {"optimizer_name": self.optimizer_name, "optimizer": optimizer, "measured": self._measured}
+        state["harm"] = self.harm.state() if self.weight > 0 else None
         return {key: value for key, value in state.items() if value is not None}
 
     def restore_state(self, state: Mapping[str, object]) -> None:
@@ -263,12 +288,17 @@ class AMR(Regularizer):
                 f"model.amr.optimizer={self.optimizer_name}: the checkpoint's is {before}; training can resume with "
                 f"{before} alone, whose state the checkpoint holds"
             )
+        self.harm.restore(state.get("harm", {}))  # type: ignore[arg-type]
         measured = state.get("measured")
         self._measured = measured.cpu() if isinstance(measured, Tensor) else None
 
     @property
     def _in_loss(self) -> bool:
         return self.output is not None and self.output.in_loss
+
+    def _asked(self, model: FusionModel) -> dict[str, float]:
+        """The target share of each modality, where it moves to."""
+        return dict(zip(model.modalities, _normalised(self.ratio or self._accuracies, model).tolist(), strict=True))
 
     def _penalty_gradient(self, steps: Sequence[Step]) -> tuple[list[nn.Parameter], Tensor] | None:
         """The head's trained parameters and, over the global batch, the gradient (P,) of weight · R by them.
@@ -311,7 +341,7 @@ class AMR(Regularizer):
         if measured.clips > 0:
             rate = shares.new_tensor([self.rate(steps[-1])])
             self.measures.update(torch.cat([measured.penalty.view(1), rate, measured.share, decision]))
-        return self.weight * penalty_surrogate(shares, target, self.level), measured
+        return self.strength * penalty_surrogate(shares, target, self.level), measured
 
     def _shares(self, model: FusionModel, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """This rank's shares (B, M), with their graph."""

@@ -140,7 +140,7 @@ class EpochState(dict[str, Tensor]):
         metrics: The metrics; at an epoch's end with those of its validation.
         model: The model in training.
         epoch: Epoch, from 0.
-        encode: Encodes a split; None where there is no data.
+        encode: Encodes at most so many clips of a split (None: all); None where there is no data.
     """
 
     def __init__(
@@ -148,13 +148,13 @@ class EpochState(dict[str, Tensor]):
         metrics: Mapping[str, Tensor],
         model: FusionModel,
         epoch: int,
-        encode: Callable[[str], Encoded] | None = None,
+        encode: Callable[[str, int | None], Encoded] | None = None,
     ) -> None:
         super().__init__(metrics)
         self.model, self.epoch = model, epoch
-        self._encode, self._encodings = encode, dict[str, Encoded]()
+        self._encode, self._encodings = encode, dict[tuple[str, int | None], Encoded]()
 
-    def encodings(self, split: Literal["train", "val"]) -> Encoded:
+    def encodings(self, split: Literal["train", "val"], most: int | None = None) -> Encoded:
         """Encodings and labels of the split's clips that have every modality, on the CPU, without augmentation.
 
         They are computed when they are first asked for, by one pass in eval mode, and then kept for all methods that
@@ -162,15 +162,16 @@ class EpochState(dict[str, Tensor]):
 
         Args:
             split: `train` or `val`.
+            most: Number of clips to encode, at most, taken evenly from the data set; None for all.
 
         Raises:
             UserError: If the run has no such clips, or a loader whose clips cannot be asked for one by one.
         """
         if self._encode is None:
             raise UserError(f"model: no {split} clips can be encoded outside of training")
-        if split not in self._encodings:
-            self._encodings[split] = self._encode(split)
-        return self._encodings[split]
+        if (split, most) not in self._encodings:
+            self._encodings[split, most] = self._encode(split, most)
+        return self._encodings[split, most]
 
 
 class Regularizer(Recorded, nn.Module):

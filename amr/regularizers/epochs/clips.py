@@ -93,12 +93,12 @@ class EpochClips:
             self.chosen = {key: state[key] for key in keys}
 
 
-def encode_split(module: pl.LightningModule, model: FusionModel, split: str) -> Encoded:
+def encode_split(module: pl.LightningModule, model: FusionModel, split: str, most: int | None = None) -> Encoded:
     """The encodings of a split of the run in training; see `EpochState.encodings`."""
     trainer = module.trainer
     loader = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
     name = f"{split}_dataloader"
-    return ClipPass(model, _base(_only(loader, name)), mover(module), name).encoded()
+    return ClipPass(model, _base(_only(loader, name)), mover(module), name).encoded(most)
 
 
 def mover(module: pl.LightningModule) -> Any:
