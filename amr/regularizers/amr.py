@@ -254,7 +254,12 @@ class AMR(Regularizer):
         self.harm.observe(steps)
         if self.optimizer_name == "main" or (found := self._penalty_gradient(steps)) is None:
             return
-        self._step(*found, lr=self.rate(steps[-1]))
+        with self.harm.stepping(steps, found[0]):
+            self._step(*found, lr=self.rate(steps[-1]))
+
+    def on_epoch_start(self, state: EpochState) -> None:
+        """Starts the epoch's count of steps."""
+        self.harm.begin()
 
     def on_epoch_end(self, state: EpochState) -> None:
         """Measures what each modality knows, and perhaps weakens the method."""

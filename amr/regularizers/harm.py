@@ -6,13 +6,15 @@ two things are watched: what a linear classifier reads from each modality's enco
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amr.attribution import undisturbed
 from amr.fusion.base import pool_tokens
 from amr.regularizers.base import EpochState, Step
 from amr.utils.distributed import all_reduce_sum, gather_objects, rank_and_world
@@ -25,10 +27,10 @@ RIDGE = 0.1
 """Ridge of the probe, for features of variance 1."""
 TOO_MUCH = 2.0
 """A target asks for more than a modality knows if it is above so many times the share by evidence."""
-HALVINGS = 3
-"""After so many halvings, the next step is to stop."""
+LEAST = 0.125
+"""A factor below this is 0."""
 FLOOR = 0.25
-"""The margin is of the reference or, if that is lower, of this fraction of log C, the loss of guessing."""
+"""The margin is of the reference or, if that is lower, of this part of log C, the loss of guessing."""
 
 
 def ridge_outputs(train: Tensor, train_labels: Tensor, test: Tensor, classes: int) -> Tensor:
@@ -100,29 +102,44 @@ def overasked(target: Mapping[str, float], accuracies: Mapping[str, float], chan
     return found
 
 
-def above(loss: float, best: float, margin: float, classes: int) -> bool:
-    """Whether a mean loss is beyond the margin: L > L* + γ · max(L*, log(C) / 4); one that is not finite always is.
+def limit(reference: float, margin: float, guess: float) -> float:
+    """The loss beyond which it is harm: L* + γ · max(L*, log(C) / 4).
 
     Args:
-        loss: L, of this epoch.
-        best: L*, the lowest of the epochs before; infinite if there is none.
+        reference: L*.
         margin: γ, > 0.
-        classes: C. A task that is solved has a loss near 0, of which jitter is a large part: hence log(C) / 4.
+        guess: log C, the loss of guessing. A task that is solved has a loss near 0, of which jitter is a large part:
+            hence its quarter.
     """
-    return not loss <= best + margin * max(best, FLOOR * math.log(classes))
+    return reference + margin * max(reference, FLOOR * guess)
 
 
-def lowered(factor: float) -> float:
-    """The next factor: half, or 0 once it has been halved `HALVINGS` times."""
-    return factor / 2 if factor > 0.5**HALVINGS else 0.0
+def lowered(factor: float, loss: float, most: float) -> float:
+    """The next factor: half or, where the loss is more than twice its limit, that ratio's part; 0 if below `LEAST`."""
+    found = factor * min(0.5, most / loss if math.isfinite(loss) else 0.0)
+    return found if found >= LEAST else 0.0
+
+
+def undone(before: float, after: float, margin: float, guess: float) -> bool:
+    """Whether a step of AMR is taken back: the batch's main loss rose beyond the margin, or is beyond guessing's.
+
+    Args:
+        before: Mean cross-entropy of the batch before the step; NaN of no clips, which undo nothing.
+        after: The same after it.
+        margin: γ, > 0.
+        guess: log C.
+    """
+    if math.isnan(before):
+        return False
+    return not after <= min(limit(before, margin, guess), (1 + margin) * guess)
 
 
 class Trend:
     """Epoch means of a loss: the lowest, and the last two.
 
     Attributes:
-        best: The lowest so far, without the last.
-        before: The last but one.
+        best: The lowest so far, without the last; infinite if there is none.
+        before: The last but one; infinite if there is none.
         last: The last; None before the first.
     """
 
@@ -137,13 +154,18 @@ class Trend:
             self.best = min(self.best, self.last) if math.isfinite(self.last) else self.best
         self.last = loss
 
-    def above(self, margin: float, classes: int, probe: float = math.inf) -> bool:
-        """Whether the last is beyond the margin of those before, or of a probe's loss."""
-        return self.last is not None and above(self.last, min(self.best, probe), margin, classes)
+    def above(self, margin: float, guess: float, probe: float = math.inf) -> bool:
+        """Whether the last is beyond the limit of those before, of guessing, and of a probe's loss."""
+        return self.last is not None and not self.last <= self.limit(margin, guess, probe)
 
-    def falls(self, margin: float) -> bool:
-        """Whether the last is on its way down: by more than the margin below the one before."""
-        return self.last is not None and self.last * (1 + margin) < self.before
+    def limit(self, margin: float, guess: float, probe: float = math.inf) -> float:
+        """The limit for the last."""
+        return limit(min(self.best, guess, probe), margin, guess)
+
+    def falls(self, margin: float, guess: float) -> bool:
+        """Whether the last is on its way down: by more than the margin below the one before, or below guessing."""
+        before = self.before if math.isfinite(self.before) else guess
+        return self.last is not None and self.last * (1 + margin) < before
 
 
 class DoNoHarm:
@@ -154,13 +176,17 @@ class DoNoHarm:
     on the rest. Two measurements in a row in which the target asks for more than a modality knows (`overasked`) make a
     warning, once.
 
+    **Step.** A step of AMR's own optimizer is taken back if it raises the mean cross-entropy of its batch, on the
+    encodings that it was made from, by more than γ · max(L, log(C) / 4), or leaves it above (1 + γ) log C (`undone`). A
+    few steps can spoil a head for good, which no later factor mends.
+
     **Rule.** L_t is the mean main loss of epoch t on validation or, where there is none, in training. The reference
-    L*_t is the lowest of the epochs before or, if that is lower, the loss of a ridge classifier of all encodings when
-    evidence was last measured: a model that never got good has no good epoch to be compared with. The factor is halved,
-    and after three halvings becomes 0, when L_t is `above` the margin γ, has not fallen by a part γ since the epoch
-    before, and AMR is to blame: the target asks for more than a modality knows, or the mean main loss in training is
-    above its own lowest by the margin, too. A validation loss that rises by itself is overfitting. Where evidence
-    cannot be measured, the rise alone decides. The factor never rises.
+    L*_t is the lowest of the epochs before, of log C (guessing), and of the loss of a ridge classifier of all encodings
+    when evidence was last measured: a model that never got good has no good epoch to be compared with. It is harm if
+    L_t is beyond its `limit` and has not fallen by a part γ since the epoch before, and AMR is to blame: the target
+    asks for more than a modality knows, or the mean main loss in training is beyond its own limit, too. A validation
+    loss that rises by itself is overfitting. Where evidence cannot be measured, the rise alone decides. The factor is
+    then `lowered`, in the end to 0. It never rises.
 
     Everything is equal on all ranks, and in `state`.
 
@@ -183,6 +209,7 @@ class DoNoHarm:
         self._blind = False  # evidence cannot be measured
         self._train, self._val = Trend(), Trend()
         self._sum, self._count = 0.0, 0  # of this epoch's main losses, over clips and ranks
+        self._steps, self._undone = 0, 0  # of this epoch; after it they stay for the report
 
     def observe(self, steps: Sequence[Step]) -> None:
         """Adds the main loss of a step's micro-batches, over all ranks, to the epoch's mean."""
@@ -192,6 +219,31 @@ class DoNoHarm:
         clips = torch.tensor([[float(len(step.label))] for step in steps], device=each.device)
         total, count = all_reduce_sum((each * clips).sum(0)).tolist()
         self._sum, self._count = self._sum + total, self._count + round(count)
+
+    @contextmanager
+    def stepping(self, steps: Sequence[Step], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Around a step of AMR's own optimizer: takes the parameters back if it was harm to its batch.
+
+        Args:
+            steps: The step's micro-batches; their clips that have every modality are looked at.
+            parameters: The head's, that the step moves.
+        """
+        if not self.guard:
+            yield
+            return
+        kept, before = [parameter.detach().clone() for parameter in parameters], _batch_loss(steps)
+        yield
+        self._steps += 1
+        guess = math.log(steps[0].model.head.num_classes)
+        if undone(before, _batch_loss(steps), self.margin, guess):
+            self._undone += 1
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
+
+    def begin(self) -> None:
+        """Starts an epoch's count of steps."""
+        self._steps, self._undone = 0, 0
 
     def judge(self, state: EpochState, target: Callable[[], Mapping[str, float]], epochs: int, acting: bool) -> None:
         """Ends an epoch: measures, warns and lowers the factor.
@@ -215,15 +267,18 @@ class DoNoHarm:
             if "val/loss" not in state or loss == trend.last:  # no validation in this epoch
                 return
             trend.add(loss)
-        classes = state.model.head.num_classes
-        if acting and trend.above(self.margin, classes, self._probe) and not trend.falls(self.margin):
-            blamed = self._asked > 0 or not self.accuracies or self._train.above(self.margin, classes)
-            self.factor = lowered(self.factor) if blamed else self.factor
+        guess = math.log(state.model.head.num_classes)
+        if acting and trend.above(self.margin, guess, self._probe) and not trend.falls(self.margin, guess):
+            blamed = self._asked > 0 or not self.accuracies or self._train.above(self.margin, guess)
+            if blamed and trend.last is not None:
+                self.factor = lowered(self.factor, trend.last, trend.limit(self.margin, guess, self._probe))
 
     def report(self) -> dict[str, float]:
-        """`evidence/<m>`, the accuracy of each modality alone, and `guard`, the factor."""
+        """`evidence/<m>`, accuracy alone; `guard`, the factor; `undone`, the part of steps taken back."""
         found = {f"evidence/{m}": accuracy for m, accuracy in self.accuracies.items()}
-        return found | ({"guard": self.factor} if self.guard else {})
+        if self.guard:
+            found["guard"] = self.factor
+        return found | ({"undone": self._undone / self._steps} if self._steps else {})
 
     def state(self) -> dict[str, Any]:
         """Everything, in plain types."""
@@ -272,6 +327,19 @@ class DoNoHarm:
             if rank_and_world()[0] == 0:
                 said = warning(over, target, self.accuracies, chance, f"{clips} {split} clips", self.guard)
                 warnings.warn(said, stacklevel=2)
+
+
+def _batch_loss(steps: Sequence[Step]) -> float:
+    """Mean cross-entropy of the clips of a step, over all ranks, by the head as it is in evaluation; NaN of none."""
+    model, (first, *_) = steps[0].model, steps
+    total = torch.zeros(2, device=first.label.device)
+    with undisturbed(model), torch.no_grad():
+        for encodings, label in (step.complete() for step in steps):
+            if len(label):
+                loss = F.cross_entropy(model.head(encodings).float(), label, reduction="sum")
+                total += torch.stack([loss, torch.ones_like(loss) * len(label)])
+    loss_sum, count = all_reduce_sum(total).tolist()
+    return loss_sum / count if count else math.nan
 
 
 def warning(

@@ -21,12 +21,13 @@ from amr.regularizers.base import EpochState
 from amr.regularizers.harm import (
     DoNoHarm,
     Trend,
-    above,
     evidence,
+    limit,
     lowered,
     overasked,
     ridge_outputs,
     tempered_loss,
+    undone,
     upper_bound,
 )
 from amr.utils.errors import UserError
@@ -101,39 +102,39 @@ def test_a_target_asks_too_much_only_of_what_surely_knows_less_than_half_of_it()
 # --------------------------------------------------------------------------------------------------------------- rule
 
 
-def test_the_margin_is_of_the_reference_and_at_least_of_a_quarter_of_log_c() -> None:
-    assert above(1.11, 1.0, 0.1, 4)
-    assert not above(1.09, 1.0, 0.1, 4)
-    floor = math.log(4) / 4
-    assert above(0.01 + 0.11 * floor, 0.01, 0.1, 4)
-    assert not above(0.01 + 0.09 * floor, 0.01, 0.1, 4)
-    assert above(math.nan, 1.0, 0.1, 4)
-    assert not above(5.0, math.inf, 0.1, 4)
+def test_the_limit_is_of_the_reference_and_at_least_of_a_quarter_of_log_c() -> None:
+    guess = math.log(4)
+    assert limit(1.0, 0.1, guess) == pytest.approx(1.1)
+    assert limit(0.01, 0.1, guess) == pytest.approx(0.01 + 0.1 * guess / 4)
+    assert limit(1.0, 0.3, guess) == pytest.approx(1.3)
 
 
-def test_the_factor_is_halved_three_times_and_then_zero() -> None:
+def test_the_factor_is_halved_three_times_and_then_zero_and_falls_faster_where_the_loss_is_far_up() -> None:
     factors = [1.0]
     while factors[-1]:
-        factors.append(lowered(factors[-1]))
+        factors.append(lowered(factors[-1], 1.5, 1.0))
     assert factors == [1.0, 0.5, 0.25, 0.125, 0.0]
+    assert lowered(1.0, 5.0, 1.0) == pytest.approx(0.2)
+    assert lowered(1.0, 9.0, 1.0) == 0
+    assert lowered(1.0, math.nan, 1.0) == 0
 
 
 def test_a_trend_keeps_the_lowest_of_before_and_says_what_falls() -> None:
-    trend = Trend()
+    trend, guess = Trend(), math.log(4)
     seen = []
     for loss in (1.0, 0.8, 0.95, math.nan, 0.9, 0.5):
         trend.add(loss)
-        seen.append((trend.best, trend.above(0.1, 4), trend.falls(0.1)))
+        seen.append((trend.best, trend.above(0.1, guess), trend.falls(0.1, guess)))
     assert seen == [
-        (math.inf, False, True),
+        (math.inf, False, True),  # guessing has 1.39
         (1.0, False, True),
         (0.8, True, False),
         (0.8, True, False),
-        (0.8, True, False),
+        (0.8, True, True),  # the one before is no number
         (0.8, False, True),
     ]
-    assert not trend.above(0.1, 4, 0.46)
-    assert trend.above(0.1, 4, 0.3)
+    assert not trend.above(0.1, guess, 0.46)
+    assert trend.above(0.1, guess, 0.3)
 
 
 def judged(losses: list[float], asked: int = 1, train: list[float] | None = None, **options: Any) -> list[float]:
@@ -164,8 +165,11 @@ def test_overfitting_alone_is_not_blamed_on_amr() -> None:
 
 
 def test_a_model_that_never_got_good_is_compared_with_the_probe() -> None:
-    assert judged([1.0, 0.98, 0.97], _probe=0.4) == [1, 0.5, 0.25]
-    assert judged([1.0, 0.8, 0.6, 0.43], _probe=0.4) == [1, 1, 1, 1]  # on its way
+    assert judged([1.0, 0.98, 0.7], _probe=0.6) == [0.5, 0.25, 0.25]
+    assert judged([1.0, 0.8, 0.85, 0.84], _probe=0.4) == pytest.approx([0.44, 0.44, 0.22, 0])
+    assert judged([1.6, 1.2]) == pytest.approx([0.5, 0.5])  # worse than guessing among three
+    assert judged([4.0, 1.2]) == pytest.approx([1.1 * math.log(3) / 4, 1.1 * math.log(3) / 4])
+    assert judged([0.98, 0.8, 0.6, 0.43], _probe=0.4) == [1, 1, 1, 1]  # on its way
 
 
 def test_an_epoch_without_validation_changes_nothing_and_training_decides_where_there_never_is_one() -> None:
@@ -231,6 +235,19 @@ def test_the_guard_changes_nothing_until_it_acts_and_the_watch_nothing_at_all(
     assert_equal(weights(watched), weights(bare))
 
 
+def test_a_step_is_undone_that_raises_the_loss_beyond_the_margin_or_leaves_it_beyond_guessing() -> None:
+    guess = math.log(4)
+    assert undone(1.0, 1.11, 0.1, guess)
+    assert not undone(1.0, 1.09, 0.1, guess)
+    assert undone(0.01, 0.01 + 0.11 * guess / 4, 0.1, guess)
+    assert not undone(0.01, 0.01 + 0.09 * guess / 4, 0.1, guess)
+    assert undone(1.5, 1.53, 0.1, guess)
+    assert undone(1.6, 1.53, 0.1, guess)
+    assert not undone(1.6, 1.51, 0.1, guess)
+    assert undone(1.0, math.nan, 0.1, guess)
+    assert not undone(math.nan, math.nan, 0.1, guess)  # without clips
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "main"])
 def test_the_factor_scales_the_step(optimizer: Any) -> None:
     def moved(factor: float, **options: Any) -> Tensor:
@@ -277,6 +294,18 @@ def test_the_guard_keeps_the_loss_near_naive_fusion_s_where_one_modality_is_nois
     assert guarded - naive < 0.6 * (harmed - naive)
 
 
+def test_steps_that_would_destroy_the_head_are_undone_with_momentum_or_without() -> None:
+    for momentum in (0.0, 0.9):
+        model = build(
+            amr=AMR(lr=1e4, momentum=momentum, guard=True), optimizer=lambda parameters: SGD(parameters, lr=0.05)
+        )
+        trainer = fit(model, Noise(48), max_epochs=1)
+        naive = build(optimizer=lambda parameters: SGD(parameters, lr=0.05))
+        fit(naive, Noise(48), max_epochs=1)
+        assert_equal(weights(model), weights(naive))
+        assert trainer.callback_metrics["train/amr/undone"] == 1
+
+
 def test_missing_modalities_and_three_of_them() -> None:
     data = Noise(modalities=("audio", "video", "text"), lacking=True)
     model = build(modalities=("audio", "video", "text"), amr=AMR(lr=3.0, guard=True))
@@ -284,7 +313,7 @@ def test_missing_modalities_and_three_of_them() -> None:
         trainer = fit(model, data, max_epochs=4, accumulate_grad_batches=2, precision="bf16-mixed")
     harm = model.regularizers.methods["amr"].harm
     assert math.isinf(harm._probe)  # of clips that have everything, as the main loss is not
-    assert set(harm.report()) == {"evidence/audio", "evidence/video", "evidence/text", "guard"}
+    assert set(harm.report()) == {"evidence/audio", "evidence/video", "evidence/text", "guard", "undone"}
     assert trainer.global_step == 4 * 5
 
 

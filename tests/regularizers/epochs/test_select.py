@@ -129,9 +129,9 @@ def test_encodings_are_computed_once_for_all_that_ask(monkeypatch: pytest.Monkey
     passes: list[str] = []
     encoded = ClipPass.encoded
 
-    def counted(self: ClipPass) -> Any:
+    def counted(self: ClipPass, most: int | None = None) -> Any:
         passes.append(self.name)
-        return encoded(self)
+        return encoded(self, most)
 
     monkeypatch.setattr(ClipPass, "encoded", counted)
     first, second = Asker("first"), Asker("second")
