@@ -54,7 +54,8 @@ def ridge_outputs(train: Tensor, train_labels: Tensor, test: Tensor, classes: in
     prior = answers.mean(0)
     gram = features.T @ features / len(features) + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, features.T @ (answers - prior) / len(features))
-    return others @ weights + prior
+    outputs: Tensor = others @ weights + prior
+    return outputs
 
 
 def tempered_loss(outputs: Tensor, labels: Tensor) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from amr.classifier import FusionClassifier
 from amr.model.encoded import Encoded
 from amr.regularizers import AMR
 from amr.regularizers.base import EpochState
@@ -49,6 +50,12 @@ def trained(data: Noise | None = None, epochs: int = 3, rate: float = 3.0, **opt
         warnings.filterwarnings("ignore", "model.amr.ratio: asks for more")
         trainer = fit(model, data or Noise(), max_epochs=epochs, **flags)
     return model, trainer
+
+
+def harm_of(model: FusionClassifier) -> DoNoHarm:
+    method = model.regularizers.methods["amr"]
+    assert isinstance(method, AMR)
+    return method.harm
 
 
 # ----------------------------------------------------------------------------------------------------------- evidence
@@ -205,7 +212,7 @@ def test_without_validation_evidence_is_of_training_clips_held_out_of_the_probe(
     model = build(amr=AMR(lr=0.1, guard=True), optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9))
     with pytest.warns(UserWarning, match=r"of 120 training clips .* the guard lowers"):
         trainer = fit(model, Noise(validated=False), max_epochs=2)
-    assert model.regularizers.methods["amr"].harm._train.last is not None
+    assert harm_of(model)._train.last is not None
     assert trainer.callback_metrics["train/amr/evidence/audio"] > 0.85
 
 
@@ -311,7 +318,7 @@ def test_missing_modalities_and_three_of_them() -> None:
     model = build(modalities=("audio", "video", "text"), amr=AMR(lr=3.0, guard=True))
     with pytest.warns(UserWarning, match="more than text can tell"):
         trainer = fit(model, data, max_epochs=4, accumulate_grad_batches=2, precision="bf16-mixed")
-    harm = model.regularizers.methods["amr"].harm
+    harm = harm_of(model)
     assert math.isinf(harm._probe)  # of clips that have everything, as the main loss is not
     assert set(harm.report()) == {"evidence/audio", "evidence/video", "evidence/text", "guard", "undone"}
     assert trainer.global_step == 4 * 5
@@ -322,7 +329,7 @@ def train(world: int, case: str) -> dict[str, Any]:
     model = build(amr=AMR(lr=10.0, guard=True), optimizer=lambda parameters: SGD(parameters, **rates))
     warnings.filterwarnings("ignore", "model.amr.ratio: asks for more|.*(lr_scheduler=null|Total length|no `val_data)")
     fit_on(world, model, Noise(validated=case == "validated"), max_epochs=4)
-    return {"weights": weights(model), "harm": model.regularizers.methods["amr"].harm.state()}
+    return {"weights": weights(model), "harm": harm_of(model).state()}
 
 
 def test_two_ranks_decide_as_one_process_does() -> None:
