@@ -64,7 +64,7 @@ class ClipPass:
     def __init__(self, model: FusionModel, loader: Any, move: Callable[[Any], Any], name: str) -> None:
         dataset = getattr(loader, "dataset", None)
         whole = isinstance(loader, DataLoader) and (loader.batch_size or loader.batch_sampler)
-        if not whole or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if not whole or dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise UserError(
                 f"data.{name}={type(loader).__name__}: must be one DataLoader over a data set with a length and indices"
                 " (no IterableDataset, and of clips, not of batches), since a method evaluates its clips between epochs"
