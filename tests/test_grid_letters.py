@@ -57,7 +57,7 @@ def trials(entries: dict[str, Any]) -> list[dict[str, Any]]:
     lines = [
         *trial("rates", "audio-lr0.05", ((0.5, 0.5), (0.6, 0.5)), ((0.5, 0.5), (0.6, 0.5))),
         *trial("rates", "audio-lr0.1", ((0.9, 0.5), (0.1, 0.5)), ((0.2, 0.5), (0.4, 0.5))),  # best epochs: 0.65
-        *trial("rates", "audio-lr0.2", ((0.6, 0.9), (0.6, 0.9)), ((0.6, 0.9), (0.6, 0.9))),
+        *trial("rates", "audio-lr0.025", ((0.6, 0.9), (0.6, 0.9)), ((0.6, 0.9), (0.6, 0.9))),
         *trial("rates", "video-lr0.05", ((0.5, 0.5),), ((0.5, 0.5),)),
         *(
             line
@@ -65,7 +65,7 @@ def trials(entries: dict[str, Any]) -> list[dict[str, Any]]:
             for line in (
                 *trial(grid, "naive-lr0.05", ((0.75, 0.7),), ((0.75, 0.7),)),
                 *trial(grid, "naive-lr0.1", ((0.625, 0.75),), ((0.875, 0.75),)),  # as good, with a higher mAP
-                *trial(grid, "naive-lr0.2", ((0.75, 0.75),), ((0.75, 0.75),)),  # as good in both
+                *trial(grid, "naive-lr0.025", ((0.75, 0.75),), ((0.75, 0.75),)),  # as good in both
             )
         ),
         *trial("tuning", "dgl-a1", ((0.1, 0.8),), ((0.1, 0.8),)),
