@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs |= facts["runs"]
     write_bytes(known, json.dumps(runs).encode())
     records = [json.loads(file.read_text()) for file in (out / "cells").glob("*.json")]
-    seconds = {record["run"]: record["seconds"] for record in records if not record["resumed"]}
+    costs = ("seconds", "cpu_seconds")  # the second does not depend on what else the machine does
+    taken = {r["run"]: {name: r[name] for name in costs if name in r} for r in records if not r["resumed"]}
     held: dict[str, Held] = {}
     table: list[dict[str, Any]] = []
     progress = Progress(f"measure {options.dataset} {options.grid}", len(runs), "runs")
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 held = {key: Held(data_of(run))}  # one at a time: they fill memory
             rows = recorded(run) + measured(run, held[key], probe, options.measures == "all")
             write_bytes(kept, json.dumps(rows).encode())
-        rows += [{"measure": "seconds", "value": seconds[folder]}] if folder in seconds else []
+        rows += [{"measure": cost, "value": value} for cost, value in taken.get(folder, {}).items()]
         row, _, seed = name.rpartition("-s")
         about = {"dataset": options.dataset, "grid": options.grid, "row": row, "seed": int(seed)}
         table += [{**dict.fromkeys(SCHEMA.names), "modality": "", "corruption": "", **about, **line} for line in rows]

@@ -77,6 +77,7 @@ def run_cell(task: Mapping[str, Any]) -> int:
                 **task["facts"],
                 "resumed": resumed,
                 "seconds": round(time.monotonic() - began, 1),
+                "cpu_seconds": round(sum(os.times()[:4]), 1),  # loaders and further ranks that have ended, too
                 "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "versions": {"amr": __version__, **{name: version(name) for name in ("torch", "pytorch-lightning")}},
             }

@@ -151,11 +151,11 @@ def tuning_table(results: Results) -> str:
 
 
 def time_table(results: Results) -> str:
-    """Seconds per run, start-up and test included; a run that two grids share counts in each."""
+    """CPU seconds per run on one thread, test included; a run that two grids share counts in each."""
     body = []
     for grid in ("rates", "tuning", "amr", "main"):
         names = results.rows("letters", grid)
-        taken = {name: [*results.of("letters", grid, name, Measure("", "seconds")).values()] for name in names}
+        taken = {name: [*results.of("letters", grid, name, Measure("", "cpu_seconds")).values()] for name in names}
         seconds = [value for values in taken.values() for value in values]
         if seconds:
             slowest = max(taken, key=lambda name: max(taken[name], default=0.0))
@@ -163,7 +163,7 @@ def time_table(results: Results) -> str:
             body.append([grid, *(f"{number:.0f}" for number in numbers), slowest])
     file = results.folder / "machine.json"
     machine = json.loads(file.read_text()) if file.is_file() else {"cpu": "?", "cores": 0}
-    table = markdown(["grid", "runs", "seconds a run, median", "at most", "of"], body)
+    table = markdown(["grid", "runs", "CPU seconds a run, median", "at most", "of"], body)
     return f"{table}\n\n{machine['cpu']}, {machine['cores']} processors."
 
 

@@ -1,0 +1,327 @@
+"""Tables, sentences and figures of docs/study/decisions.md, and the answer of docs/study/README.md, from results/*.parquet.
+
+    python docs/study/decisions/report.py
+
+Differences are paired by seed, with 95 % t-intervals. A form of AMR is compared with the method that it is added to.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parent
+sys.path += [str(FOLDER.parent)]
+
+import report as study  # noqa: E402  # of docs/study
+from report import COLOURS, Measure, Results, fill, markdown, paired, spread  # noqa: E402
+
+from amr.evaluation.statistics import Difference  # noqa: E402
+from amr.utils.files import write_text  # noqa: E402
+
+PAGES = (FOLDER.with_suffix(".md"), FOLDER.parent / "README.md")
+DATASETS = {
+    "letters": "GRID letters, clean",
+    "letters-0db": "GRID letters, sound at 0 dB",
+    "letters-5db": "GRID letters, sound at -5 dB",
+    "letters-10db": "GRID letters, sound at -10 dB",
+    "colours": "GRID colour word, lips say little",
+    "digits": "GRID digits, both say much",
+    "synthetic-redundant": "Planted: either modality tells the class",
+    "synthetic-audio_only": "Planted: only audio tells the class",
+    "synthetic-video_only": "Planted: only video tells the class",
+    "synthetic-synergistic": "Planted: only both together tell the class",
+}
+TITLES = {
+    "audio": "Audio alone",
+    "video": "Video alone",
+    "naive": "Naive fusion",
+    "multi_loss": "Multi-loss",
+    "dgl": "DGL",
+    "tcmax": "TCMax",
+    "umt": "UMT",
+    "g2d": "G2D",
+    "mcr": "MCR",
+    "amr": "AMR (gradient)",
+    "amr_guard": "AMR (gradient), guarded",
+    "amr_shapley": "AMR (Shapley)",
+    "amr_head": "AMR (output, head)",
+    "amr_encoder": "AMR (output, encoder)",
+    "amr_weak": "AMR (output, encoder, weak)",
+    "amr_weak_guard": "AMR (output, encoder, weak), guarded",
+}
+FORMS = tuple(name for name in TITLES if name.startswith("amr") and not name.endswith("_guard"))
+RIVALS = ("multi_loss", "umt")  # that a claim of robustness must beat
+ACCURACY = Measure("accuracy", "acc")
+SHARE = Measure("audio's share", "share", "audio")
+DECISION = Measure("audio's decision share", "shapley_share_odds", "audio")
+WITHOUT_AUDIO = Measure("accuracy without audio", "acc_missing_mean", "audio")
+WITHOUT_VIDEO = Measure("accuracy without video", "acc_missing_mean", "video")
+CONFLICT_AUDIO = Measure("conflicts that audio wins", "conflict", "audio")
+CONFLICT_VIDEO = Measure("conflicts that video wins", "conflict", "video")
+AUC_AUDIO = Measure("AUC, audio corrupted", "auc", "audio", "mean")
+AUC_VIDEO = Measure("AUC, video corrupted", "auc", "video", "mean")
+ECE = Measure("ECE", "ece")
+MEASURES = (
+    ACCURACY, SHARE, DECISION, CONFLICT_AUDIO, CONFLICT_VIDEO, WITHOUT_AUDIO, WITHOUT_VIDEO, AUC_AUDIO, AUC_VIDEO, ECE
+)  # fmt: skip
+MARGIN = 0.01  # of accuracy, that the balance may cost
+NEAR = 0.05  # of a target, within which it counts as reached
+Numbers = dict[int, float]
+
+
+def title(row: str) -> str:
+    """How the page calls a row."""
+    return " + ".join(TITLES.get(part, part) for part in row.split("+"))
+
+
+def base(row: str) -> str:
+    """The method that a form of AMR is added to."""
+    return row.partition("+")[0] if "+" in row else "naive"
+
+
+def is_form(row: str) -> bool:
+    """Whether a row has a form of AMR."""
+    return row.rpartition("+")[2].removesuffix("_guard") in FORMS
+
+
+def rows_of(results: Results, dataset: str, grid: str = "main") -> list[str]:
+    """Rows that have been trained: methods and forms in the order of `TITLES`, then forms on other methods."""
+    there = results.rows(dataset, grid)
+    known = [name for name in TITLES if name in there]
+    return known + sorted(name for name in there if name not in known)
+
+
+def differences(results: Results, at: tuple[str, str], row: str, other: str, measure: Measure) -> list[float]:
+    """A row minus another, of each seed that both have."""
+    ours, theirs = results.of(*at, row, measure), results.of(*at, other, measure)
+    return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+
+
+def worst(results: Results, at: tuple[str, str], row: str) -> Numbers:
+    """Of each seed, the area under accuracy against severity of the modality whose corruption costs more."""
+    audio, video = results.of(*at, row, AUC_AUDIO), results.of(*at, row, AUC_VIDEO)
+    return {seed: min(value, video[seed]) for seed, value in audio.items() if seed in video}
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def main_table(results: Results, dataset: str, grid: str = "main") -> str:
+    """Every row's measures."""
+    names = rows_of(results, dataset, grid)
+    shown = [m for m in MEASURES if any(results.of(dataset, grid, name, m) for name in names)]
+    body = []
+    for name in names:
+        cells = [spread(results.of(dataset, grid, name, measure).values()) for measure in shown]
+        body.append([title(name), *cells, str(len(results.of(dataset, grid, name, ACCURACY)))])
+    return markdown(["", *(measure.title for measure in shown), "seeds"], body)
+
+
+def change_table(results: Results, dataset: str, grid: str = "main") -> str:
+    """What each form changes in the method that it is added to."""
+    names = [name for name in rows_of(results, dataset, grid) if is_form(name)]
+    shown = [m for m in MEASURES if any(results.of(dataset, grid, name, m) for name in names)]
+    body = []
+    for name in names:
+        cells = [
+            paired(results.of(dataset, grid, name, measure), results.of(dataset, grid, base(name), measure))
+            for measure in shown
+        ]
+        body.append([f"{title(name)} minus {title(base(name))}", *cells])
+    return markdown(["", *(measure.title for measure in shown)], body)
+
+
+def rival_table(results: Results, dataset: str, grid: str = "main") -> str:
+    """Each form against multi-loss and UMT."""
+    names = [name for name in rows_of(results, dataset, grid) if is_form(name)]
+    columns = [(measure, rival) for rival in RIVALS for measure in (ACCURACY, WITHOUT_AUDIO, AUC_AUDIO, AUC_VIDEO)]
+    body = []
+    for name in names:
+        cells = [
+            paired(results.of(dataset, grid, name, measure), results.of(dataset, grid, rival, measure))
+            for measure, rival in columns
+        ]
+        body.append([title(name), *cells])
+    return markdown(["", *(f"{measure.title} minus {title(rival)}'s" for measure, rival in columns)], body)
+
+
+def dial_table(results: Results, dataset: str) -> str:
+    """What is asked for and what is reached."""
+    body = []
+    for name in targets(results, dataset):
+        cells = [spread(results.of(dataset, "dial", name, measure).values()) for measure in MEASURES]
+        body.append([f"{100 * target_of(name):.0f} %", *cells])
+    return markdown(["target of audio", *(measure.title for measure in MEASURES)], body)
+
+
+def targets(results: Results, dataset: str) -> list[str]:
+    """Rows of the dial, by target."""
+    return sorted((name for name in results.rows(dataset, "dial") if name.startswith("r0")), key=target_of)
+
+
+def target_of(row: str) -> float:
+    """Audio's target of a row of the dial."""
+    return float(row[1:])
+
+
+def time_table(results: Results) -> str:
+    """CPU seconds per run on one thread, test included."""
+    body = []
+    for dataset in DATASETS:
+        for grid in ("trials", "onto", "main", "dial", "draw"):
+            seconds = [
+                value
+                for name in results.rows(dataset, grid)
+                for value in results.of(dataset, grid, name, Measure("", "cpu_seconds")).values()
+            ]
+            if seconds:
+                numbers = (len(seconds), statistics.median(seconds), max(seconds), sum(seconds) / 60)
+                body.append([DATASETS[dataset], grid, *(f"{number:.0f}" for number in numbers)])
+    head = ["data", "grid", "runs", "CPU seconds a run, median", "at most", "minutes in all"]
+    return markdown(head, body)
+
+
+# ------------------------------------------------------------------------------------------------------------- answer
+
+
+def listed(texts: Sequence[str]) -> str:
+    """In a sentence."""
+    return "none" if not texts else ", ".join(texts[:-1]) + (" and " if texts[:-1] else "") + texts[-1]
+
+
+def points(difference: Difference | None) -> str:
+    """A difference with its interval, in percentage points."""
+    return "not measured" if difference is None else f"{difference} points"
+
+
+def grids_of_answer(results: Results, dataset: str) -> dict[str, tuple[str, str]]:
+    """The first draw of seeds, and the second where there is one."""
+    found = {"first seeds": (dataset, "main"), "other seeds": (dataset, "draw")}
+    return {name: at for name, at in found.items() if results.rows(*at)}
+
+
+def moved_sentence(results: Results, dataset: str) -> str:
+    """Which forms move the decision share towards equality, and what that costs."""
+    at = (dataset, "main")
+    forms = [name for name in rows_of(results, *at) if is_form(name) and not name.endswith("_guard")]
+    found = {
+        name: (
+            Difference.of(differences(results, at, name, base(name), DECISION)),
+            Difference.of(differences(results, at, name, base(name), ACCURACY)),
+        )
+        for name in forms
+    }
+    moved = {n: (d, a) for n, (d, a) in found.items() if d is not None and d.high < 0}
+    texts = [
+        f"{title(name)} ({points(decision)}, accuracy {points(accuracy)})" for name, (decision, accuracy) in moved.items()
+    ]
+    return (
+        f"{DATASETS[dataset]}: of {len(found)} rows with a form of AMR, {len(moved)} lower audio's decision share against"
+        f" the method that the form is added to, by their intervals: {listed(texts)}."
+    )
+
+
+def dial_sentence(results: Results, dataset: str) -> str | None:
+    """How far the decision share follows the target."""
+    names = targets(results, dataset)
+    at = (dataset, "dial")
+    slopes = []
+    for seed in results.of(*at, names[0], DECISION) if names else ():
+        pairs = [
+            (target_of(name), values[seed]) for name in names if seed in (values := results.of(*at, name, DECISION))
+        ]
+        if len(pairs) == len(names):
+            slopes.append(statistics.linear_regression(*zip(*pairs, strict=True)).slope)
+    slope = Difference.of(slopes)
+    if slope is None:
+        return None
+    reached = []
+    for name in names:
+        shares = results.of(*at, name, DECISION)
+        cost = Difference.of(differences(results, at, name, "multi_loss", ACCURACY))
+        near = abs(statistics.fmean(shares.values()) - target_of(name)) <= NEAR
+        if near and cost is not None and cost.low > -MARGIN:
+            reached.append(f"{100 * target_of(name):.0f} %")
+    return (
+        f"{DATASETS[dataset]}, on multi-loss: one point of audio's target moves its decision share by"
+        f" {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] points; targets that are reached within"
+        f" {100 * NEAR:.0f} points at no more than {100 * MARGIN:.0f} point of accuracy, by the interval: {listed(reached)}."
+    )
+
+
+def robust_sentence(results: Results, dataset: str) -> str | None:
+    """Whether any form holds better than multi-loss and UMT when a modality goes wrong."""
+    at = (dataset, "main")
+    names = [name for name in rows_of(results, *at) if is_form(name)]
+    rivals = [name for name in RIVALS if name in rows_of(results, *at)]
+    better: list[str] = []
+    for name in names:
+        ours = worst(results, at, name)
+        intervals = [
+            Difference.of([ours[s] - theirs[s] for s in ours if s in theirs])
+            for theirs in (worst(results, at, rival) for rival in rivals)
+        ]
+        if intervals and all(interval is not None and interval.low > 0 for interval in intervals):
+            better.append(title(name))
+    means = {name: worst(results, at, name) for name in rows_of(results, *at)}
+    known = {name: statistics.fmean(values.values()) for name, values in means.items() if values}
+    if not known or not names:
+        return None
+    top = max(known, key=lambda name: known[name])
+    best_form = max((name for name in names if name in known), key=lambda name: known[name])
+    rest = listed([f"{title(name)} {spread(means[name].values())}" for name in rivals])
+    return (
+        f"{DATASETS[dataset]}, area under accuracy against severity, of the modality whose corruption costs more: above both"
+        f" {listed([title(name) for name in rivals])} by their intervals: {listed(better)}; the highest mean is that of"
+        f" {title(top)} ({spread(means[top].values())}), of the forms that of {title(best_form)}"
+        f" ({spread(means[best_form].values())}); {rest}."
+    )
+
+
+def draw_sentence(results: Results, dataset: str) -> str | None:
+    """The rows of the answer, in both draws of seeds."""
+    grids = grids_of_answer(results, dataset)
+    if len(grids) < 2:
+        return None
+    names = [name for name in rows_of(results, dataset, "draw") if is_form(name)]
+    texts = []
+    for name in names:
+        changes = " and ".join(
+            str(Difference.of(differences(results, at, name, base(name), DECISION))) for at in grids.values()
+        )
+        costs = " and ".join(
+            str(Difference.of(differences(results, at, name, base(name), ACCURACY))) for at in grids.values()
+        )
+        texts.append(f"{title(name)} moves it by {changes}, and accuracy by {costs}")
+    return f"{DATASETS[dataset]}, drawn twice (other seeds second), audio's decision share in points: {'; '.join(texts)}."
+
+
+def guard_sentence(results: Results, dataset: str = "colours") -> str | None:
+    """What AMR does where the second modality says little, and what the guard saves."""
+    at = (dataset, "main")
+    if not {"naive", "amr", "amr_guard"} <= set(rows_of(results, *at)):
+        return None
+    changes = [
+        f"{title(name)} changes accuracy by {points(Difference.of(differences(results, at, name, 'naive', ACCURACY)))}"
+        for name in ("amr", "amr_guard", "amr_weak", "amr_weak_guard")
+        if name in rows_of(results, *at)
+    ]
+    return f"{DATASETS[dataset]}: {', '.join(changes)}, against naive fusion."
+
+
+def answer(results: Results) -> str:
+    """The five lines."""
+    found = [
+        *(moved_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
+        *(dial_sentence(results, d) for d in ("letters", "letters-10db")),
+        *(robust_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
+        *(draw_sentence(results, d) for d in ("letters", "letters-10db")),
+        guard_sentence(results),
+    ]
+    lines = [text for text in found if text is not None]
+    return "\n".join(f"- {text}" for text in lines) or "No runs."

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
+#   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
+#   docs/study/decisions/run.sh PART ...   trials, onto, letters, noise, dial, draw, colours, digits, knob, planted, report
+# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw` trains the rows of the answer again
+# with ten other seeds.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+here=docs/study/decisions runs=${RUNS:-runs/decisions} jobs=${JOBS:-2}
+letters=docs/study/letters.yaml snr=--data.init_args.audio.noise_snr_db
+five=(0 1 2 3 4) other=(10 11 12 13 14 15 16 17 18 19)
+answer=(naive multi_loss umt amr amr_encoder amr_weak multi_loss+amr_weak)
+few=(audio video naive multi_loss umt amr amr_guard amr_encoder amr_weak amr_weak_guard multi_loss+amr_weak)
+
+grid() {  # data set, grid, data's configuration, what is measured, seeds, then further arguments after --
+  local dataset=$1 grid=$2 data=$3 measures=$4 seeds=()
+  shift 4
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do seeds+=("$1"); shift; done
+  [ $# -eq 0 ] || shift
+  amr benchmark --config $here/$grid.yaml --data "$data" --seeds "${seeds[@]}" --out "$runs/$dataset" --jobs "$jobs" \
+    --wandb disabled "$@" || [ $? = 1 ]  # a cell that failed stops no other
+  python docs/study/measure.py "$dataset" $grid --runs "$runs" --results $here/results --measures "$measures"
+}
+
+part() {
+  case $1 in
+    trials) python $here/pick.py trials; grid letters trials $letters logged 0 ;;
+    onto) python $here/pick.py onto; grid letters onto $letters logged 0 ;;
+    letters) python $here/pick.py main; grid letters main $letters all "${five[@]}" ;;
+    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 ;;
+    dial)
+      python $here/pick.py dial
+      grid letters dial $letters all "${five[@]}"
+      grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
+    draw)
+      cp $here/main.yaml $here/draw.yaml
+      grid letters draw $letters all "${other[@]}" -- --only "${answer[@]}"
+      grid letters-10db draw $letters all "${other[@]}" -- $snr=-10 --only "${answer[@]}" ;;
+    colours) grid colours main docs/study/colours.yaml all "${five[@]}" -- --only "${few[@]}" ;;
+    digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
+    knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${few[@]}"; done ;;
+    planted)
+      for task in redundant video_only audio_only; do
+        grid synthetic-$task main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$task \
+          --trainer.max_epochs=10 --only "${few[@]}"
+      done
+      grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
+        --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \
+        --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${few[@]}" ;;
+    report) python $here/report.py ;;
+    *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
+  esac
+}
+
+[ $# -gt 0 ] || set -- trials onto letters noise dial colours draw digits knob planted report
+for name in "$@"; do part "$name"; done
