@@ -69,7 +69,7 @@ def trials(entries: dict[str, Any]) -> list[dict[str, Any]]:
             )
         ),
         *trial("tuning", "dgl-a1", ((0.1, 0.8),), ((0.1, 0.8),)),
-        *trial("tuning", "umt-w10", ((0.1, 0.8),), ((0.1, 0.8),)),
+        *trial("tuning", "umt-w3", ((0.1, 0.8),), ((0.1, 0.8),)),
         *trial("amr", "naive-amr0.05", ((0.1, 0.8),), ((0.1, 0.8),)),
         *trial("amr", "naive-amr0.1", ((0.2, 0.8),), ((0.2, 0.8),)),
         *trial("amr", "umt-amr0.2", ((0.2, 0.8),), ((0.2, 0.8),)),
@@ -110,10 +110,10 @@ def test_validation_chooses(chosen: Path) -> None:
     main_rows = grids["main"]["methods"]
     assert main_rows["naive"] == entries["naive-lr0.1"]
     assert main_rows["dgl"] == entries["dgl-a1"]
-    assert main_rows["smv"] == entries["smv-e6"]
+    assert main_rows["smv"] == entries["smv-e9"]
     amr = ["configs/methods/amr.yaml", "--model.amr.lr=0.1"]
     assert main_rows["naive-amr"] == [*entries["naive-lr0.1"], *amr]
-    assert main_rows["umt-amr"] == [*entries["umt-w10"], *amr[:1], "--model.amr.lr=0.2"]
+    assert main_rows["umt-amr"] == [*entries["umt-w3"], *amr[:1], "--model.amr.lr=0.2"]
     assert grids["main"]["teachers"] == {
         "umt": "model.umt.teachers",
         "umt-amr": "model.umt.teachers",
@@ -158,7 +158,7 @@ def test_grids_resolve(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve, hashes = resolver(), dict[str, str]()
     for name, only in (
         ("rates", ["audio-lr0.1", "naive-lr0.1"]),
-        ("tuning", ["umt-w10", "naive-lr0.1"]),
+        ("tuning", ["umt-w3", "naive-lr0.1"]),
         ("main", ["umt", "naive"]),
     ):
         base, rows = read_grid(chosen / f"{name}.yaml")
@@ -166,7 +166,7 @@ def test_grids_resolve(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for cell in make_cells(rows, [0], [*data, *base], resolve, only):
             assert hashes.setdefault(cell.row.name, cell.hash) == cell.hash
     assert hashes["audio"] == hashes["audio-lr0.1"]
-    assert hashes["umt"] == hashes["umt-w10"]
+    assert hashes["umt"] == hashes["umt-w3"]
     assert hashes["naive"] == hashes["naive-lr0.1"]
     assert len(set(hashes.values())) == 4  # with the picture alone
 
@@ -235,7 +235,7 @@ def test_tables_and_sentences(tables: ModuleType, schema: pa.Schema, chosen: Pat
     )
     assert "of UMT (91.4 ± 1.1), and of the controls that of Multi-loss (84.4 ± 1.1)." in text
     assert "audio's share from 90.0 to 50.0 % and audio's decision share from 90.0 to 50.0 %" in text
-    assert "| Naive fusion | lr0.05 75.0, **lr0.1 75.0**, lr0.2 75.0 | amr0.05 10.0, **amr0.1 20.0** |" in text
+    assert "| Naive fusion | lr0.05 75.0, **lr0.1 75.0**, lr0.025 75.0 | amr0.05 10.0, **amr0.1 20.0** |" in text
     assert tables.main(given) == 0
     assert page.read_text() == text
 
