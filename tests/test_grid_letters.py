@@ -111,9 +111,9 @@ def test_validation_chooses(chosen: Path) -> None:
     assert main_rows["naive"] == entries["naive-lr0.1"]
     assert main_rows["dgl"] == entries["dgl-a1"]
     assert main_rows["smv"] == entries["smv-e9"]
-    amr = ["configs/methods/amr.yaml", "--model.amr.lr=0.1"]
+    amr = ["configs/methods/amr.yaml", "--model.amr.guard=false", "--model.amr.lr=0.1"]
     assert main_rows["naive-amr"] == [*entries["naive-lr0.1"], *amr]
-    assert main_rows["umt-amr"] == [*entries["umt-w3"], *amr[:1], "--model.amr.lr=0.2"]
+    assert main_rows["umt-amr"] == [*entries["umt-w3"], *amr[:2], "--model.amr.lr=0.2"]
     assert grids["main"]["teachers"] == {
         "umt": "model.umt.teachers",
         "umt-amr": "model.umt.teachers",
