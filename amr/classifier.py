@@ -10,25 +10,24 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from amr import regularizers as methods
 from amr.attribution import Score, attribution_shares
 from amr.encoders.base import Encoder
-from amr.encoders.speed import CompileMode, compile_in_place, to_channels_last
+from amr.encoders.speed import CompileMode, speed_up
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.model import FusionModel, model_section
 from amr.model.batches import Batch, StepOutput, about, as_batch, step_output
+from amr.model.objective import Extra, Objective, Task
 from amr.regularizers import Composite, EpochState, Regularizer, Step
 from amr.regularizers.composite import backward_loss, wrapping_section
 from amr.regularizers.epochs.clips import EpochClips, encode_split
 from amr.utils.checkpoints import restore_weights
 from amr.utils.distributed import check_trainer
 from amr.utils.errors import UserError
-from amr.utils.metrics import split_metrics
 from amr.utils.optimizers.groups import ParameterGroups
 from amr.utils.optimizers.main import MainOptimizer, follow_run, trained_parameters
 from amr.utils.resume import adopt, starts
@@ -54,6 +53,9 @@ class FusionClassifier(pl.LightningModule):
             the run's length, or one of torch's; None for a constant rate.
         scheduler_interval: Whether the schedule counts epochs or steps.
         label_smoothing: Of the main cross-entropy, in [0, 1).
+        task: One class per clip, `classes`, or several `labels`: binary cross-entropy, the mean over labels.
+        class_weights: Weight of each class's clips, or of each label, in the main loss; see `Objective`.
+        metrics: Further metrics: `f1` and `uar`, unweighted means over classes, and top-k accuracy.
         compile_encoders: Whether, or in which mode, to compile the encoders; checkpoints are those of any other run.
         channels_last: Whether the encoders' convolutions work on the channels-last layout.
         param_groups: Settings of the optimizer for the parameters of the model whose names match a regular expression,
@@ -95,6 +97,9 @@ class FusionClassifier(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
+        task: Task = "classes",
+        class_weights: list[float] | None = None,
+        metrics: list[Extra] | None = None,
         compile_encoders: bool | CompileMode = False,
         channels_last: bool = False,
         param_groups: dict[str, dict[str, Any]] | None = None,
@@ -126,29 +131,22 @@ class FusionClassifier(pl.LightningModule):
         super().__init__()
         if not encoders:
             raise UserError("model.encoders: must have at least one modality")
-        if num_classes < 2:
-            raise UserError(f"model.num_classes={num_classes}: must be at least 2; are all the data's labels the same?")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"model.label_smoothing={label_smoothing}: must be a value in [0, 1)")
+        self.objective = Objective(task, num_classes, label_smoothing, class_weights, metrics or ())
         given = [value for value in arguments.values() if isinstance(value, Regularizer)]
         self.regularizers = Composite([*given, *(extra or [])])
+        self.regularizers.check(task, weighted=class_weights is not None)
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
         section = model_section(encoders, head)
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
-        self.model.section = section | wrapping_section(arguments)
+        self.model.section, self.model.task = section | wrapping_section(arguments), task
         groups = ParameterGroups(param_groups)
         self.model.frozen = groups.apply(self.model)
         self.regularizers.setup(self.model)
-        for encoder in self.model.encoders.values():
-            if channels_last:
-                to_channels_last(encoder)
-            if compile_encoders:
-                compile_in_place(encoder, "default" if compile_encoders is True else compile_encoders)
+        speed_up(self.model.encoders.values(), channels_last=channels_last, compiled=compile_encoders)
         self.main_optimizer = MainOptimizer(optimizer, lr_scheduler, scheduler_interval, groups)
-        self.label_smoothing = label_smoothing
         # ModuleDict keys end in "/" because "train" is a method of every module.
-        self.metrics = torch.nn.ModuleDict({f"{s}/": split_metrics(num_classes, f"{s}/") for s in SPLITS})
+        self.metrics = torch.nn.ModuleDict({f"{s}/": self.objective.metrics(f"{s}/") for s in SPLITS})
         self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
         self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
         self.settings: dict[str, Any] | None = None  # of the whole configuration; see amr.utils.resume
@@ -188,7 +186,7 @@ class FusionClassifier(pl.LightningModule):
 
     def _batch(self, batch: Any, batch_idx: int) -> Batch:
         place = self.global_rank, batch_idx
-        return as_batch(batch, self.model.modalities, place, self.model.head.num_classes)
+        return as_batch(batch, self.model.modalities, place, self.model.head.num_classes, self.model.task)
 
     # ---------------------------------------------------------------- training
 
@@ -227,8 +225,8 @@ class FusionClassifier(pl.LightningModule):
         self.regularizers.on_epoch_start(self._epoch_state())
 
     def _epoch_state(self) -> EpochState:
-        encode = functools.partial(encode_split, self, self.model)
-        return EpochState(self.trainer.callback_metrics, self.model, self.current_epoch, encode)
+        metrics, epoch = self.trainer.callback_metrics, self.current_epoch
+        return EpochState(metrics, self.model, epoch, functools.partial(encode_split, self, self.model))
 
     def training_step(self, batch: Any, batch_idx: int) -> StepOutput:
         """Cross-entropy plus the methods' losses on a batch, in any of the forms of `as_batch`."""
@@ -239,8 +237,7 @@ class FusionClassifier(pl.LightningModule):
             clean = {name: e if name in self._turn else e.detach() for name, e in clean.items()}
         seen = self.regularizers.on_encodings(clean, present)
         logits = self.model.head.classify(self.regularizers.on_fused(self.model.penultimate(seen)))
-        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        scaler = self._scaler()
+        loss = self.objective.loss(logits, batch["label"])
         step = Step(
             model=self.model,
             inputs=batch["inputs"],
@@ -256,8 +253,9 @@ class FusionClassifier(pl.LightningModule):
             run_seed=self._seed,
             lr=self.trainer.optimizers[0].param_groups[0]["lr"],
             micro_batches=self.trainer.accumulate_grad_batches,
-            loss_scale=scaler.get_scale() if scaler else 1.0,
-            label_smoothing=self.label_smoothing,
+            loss_scale=self._scale(),
+            label_smoothing=self.objective.label_smoothing,
+            objective=self.objective,
             turn=self._turn,
             done=batch_idx / float(self.trainer.num_training_batches),
         )
@@ -288,16 +286,16 @@ class FusionClassifier(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """The main optimizer's step, or one per turn of a method that alternates, then the methods' own."""
-        scaler, scale = self._scaler(), 0.0
+        scale = self._scale()
         turns = self.regularizers.turns(epoch)
         for number, self._turn in enumerate(turns, 1):
             self._last_turn = number == len(turns)
-            scale = scaler.get_scale() if scaler else 0.0
+            scale = self._scale()
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             steps, self._steps = self._steps, []
             self.losses_of_step.clear()
         self._turn = None
-        if scaler and scaler.get_scale() < scale:  # gradients overflowed, and the main step was not taken
+        if self._scale() < scale:  # gradients overflowed, and the main step was not taken
             return
         self.regularizers.after_step(steps)
 
@@ -316,9 +314,10 @@ class FusionClassifier(pl.LightningModule):
         """What the main optimizer trains, by name, the model's first."""
         return trained_parameters(model=self.model, regularizers=self.regularizers)
 
-    def _scaler(self) -> Any:
-        """16-mixed's scaler of the loss; None elsewhere."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
+    def _scale(self) -> float:
+        """Factor of the loss in 16-mixed; 1 elsewhere."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return float(scaler.get_scale()) if scaler else 1.0
 
     # -------------------------------------------------------------- evaluation
 
@@ -334,19 +333,20 @@ class FusionClassifier(pl.LightningModule):
         """Ids, labels (B,), logits (B, C), shares (B, M), and who lacks what."""
         batch = self._batch(batch, batch_idx)
         encodings = self.model.encode(batch["inputs"], batch.get("present"))
-        shares = attribution_shares(self.model.head, encodings)
+        shares = attribution_shares(self.model.head, encodings, score=self.model.score_of("probability"))
         return {**about(batch), "logits": self.model.head(encodings), "shares": shares}
 
     def _evaluate(self, split: str, batch: Batch) -> StepOutput:
         encodings = self.model.encode(batch["inputs"], batch.get("present"))
         logits = self.model.head(encodings)
-        return self._record(split, step_output(batch, F.cross_entropy(logits, batch["label"]), logits, encodings))
+        loss = self.objective.loss(logits, batch["label"], smooth=False)
+        return self._record(split, step_output(batch, loss, logits, encodings))
 
     def _record(self, split: str, output: StepOutput) -> StepOutput:
         metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
         assert isinstance(metrics, MetricCollection)
         assert isinstance(mean_loss, MeanMetric)
-        metrics.update(output["logits"].detach().float().softmax(1), output["label"])
+        metrics.update(self.objective.scores(output["logits"].detach()), output["label"].long())
         mean_loss.update(output["loss"].detach(), weight=len(output["logits"]))
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": split != "test"}
         self.log(f"{split}/loss", mean_loss, **options)

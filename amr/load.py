@@ -19,6 +19,7 @@ from amr.encoders.base import Encoder
 from amr.fusion.base import FusionFactory
 from amr.fusion.concat import Concat
 from amr.model import FusionModel, HasModel, fusion_model, layers_of, model_section
+from amr.model.task import check_task
 from amr.regularizers.base import Regularizer
 from amr.regularizers.composite import Composite, wrapping_methods, wrapping_section
 from amr.utils.checkpoints import AtomicCheckpointIO, check_same_architecture, read_checkpoint
@@ -83,6 +84,7 @@ def load_model(
         )
         raise UserError(f"{path}: {str(error)[:1000]}{hint}") from error
     filled.load_state_dict(weights)
+    filled.task = check_task(facts.get("task", "classes"))
     return filled.eval()
 
 

@@ -24,7 +24,7 @@ from amr.attribution import (
 from amr.callbacks.tables import log_table
 from amr.classifier import SPLITS, FusionClassifier
 from amr.evaluation.head import coalition_outputs
-from amr.model import complete_rows, device_of, head_of
+from amr.model import FusionModel, complete_rows, device_of, head_of
 from amr.model.batches import StepOutput
 from amr.model.encoded import Collected
 from amr.model.protocol import Explained
@@ -57,11 +57,14 @@ class MeanShares(Metric):
         Args:
             shares: Shares, (B, M); rows of zeros do not count.
             logits: Logits, (B, C).
-            label: Class indices, (B,).
+            label: Class indices, (B,); of several labels per clip, (B, C): a clip then counts for the label of the
+                highest score, which its shares explain, and is right if it has that label.
         """
-        right = logits.argmax(1) == label
+        top = logits.argmax(1)
+        right = top == label if label.ndim == 1 else label.gather(1, top[:, None])[:, 0] > 0
         counts = torch.stack([torch.ones_like(right), right, attributed_rows(shares)], 1)
-        self.sums.index_add_(0, label, torch.cat([counts, shares], 1).to(self.sums))
+        rows = torch.cat([counts, shares], 1).to(self.sums)
+        self.sums.index_add_(0, label if label.ndim == 1 else top, rows)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean share by modality; empty if no clip has any."""
@@ -220,7 +223,8 @@ class Dominance(pl.Callback):
     def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput, hint: bool = False) -> None:
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
-        shares = attribution_shares(head_of(module.model), encodings, score=self.score, ig_steps=self.ig_steps)
+        score = module.model.score_of(self.score)
+        shares = attribution_shares(head_of(module.model), encodings, score=score, ig_steps=self.ig_steps)
         rows = complete_rows(encodings, present)
         if rows is not None:
             shares = shares * rows.unsqueeze(1)
@@ -237,13 +241,14 @@ class Dominance(pl.Callback):
         if len(kept):
             chosen = {name: encoding[kept] for name, encoding in encodings.items()}
             mean = {name: at_least_float32(encoding).mean(0, keepdim=True) for name, encoding in chosen.items()}
-            shares = shapley_shares(head_of(module.model), chosen, mean)
+            score = module.model.score_of("probability")
+            shares = shapley_shares(head_of(module.model), chosen, mean, score=score)
             self.decisions.to(label.device).update(shares, outputs["logits"][kept], label[kept])
 
     def _start(self, model: Explained) -> None:
         self._collected = Collected(max(2, DECISION_ROWS >> len(model.modalities)))
 
-    def _decision_shares(self, split: str, model: Explained) -> dict[str, Tensor]:
+    def _decision_shares(self, split: str, model: FusionModel) -> dict[str, Tensor]:
         """Mean decision share by modality over all ranks; empty if no clip has any."""
         if split == "train":
             assert self.decisions is not None
@@ -254,7 +259,7 @@ class Dominance(pl.Callback):
         if not clips.ids:
             return {}
         logits = coalition_outputs(model, clips.encodings, "mean").double()
-        shares = predicted_shapley_shares(logits, "probability")
+        shares = predicted_shapley_shares(logits, model.score_of("probability"))
         shares = shares[attributed_rows(shares)]
         return dict(zip(model.modalities, shares.mean(0).float(), strict=True)) if len(shares) else {}
 

@@ -16,6 +16,7 @@ from amr.classifier import FusionClassifier
 from amr.datamodules import ListedClips
 from amr.model.batches import as_batch
 from amr.model.encoded import Collected
+from amr.model.task import check_classes
 from amr.utils.errors import UserError
 from amr.utils.streams import note
 
@@ -71,6 +72,8 @@ class MultiVizCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
+        assert isinstance(pl_module, FusionClassifier)
+        check_classes(pl_module.model, "MultiVizCallback")
         if "unimodal" in self.stages and not isinstance(trainer.datamodule, ListedClips):  # type: ignore[attr-defined]
             raise UserError("MultiVizCallback: the stage unimodal needs one of amr's data modules, for its pictures")
         self._started = self.clock()

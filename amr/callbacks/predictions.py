@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytorch_lightning as pl
+from torch import Tensor
 
 from amr.attribution import attributed_rows
 from amr.classifier import FusionClassifier
@@ -52,10 +53,11 @@ class PredictionWriter(pl.Callback):
         assert isinstance(pl_module, FusionClassifier)
         names = trainer.datamodule.labels  # type: ignore[attr-defined]
         logits = outputs["logits"].float().cpu()
+        several = pl_module.model.task == "labels"
         columns: dict[str, Any] = {
             "id": outputs["id"],
-            "label": [names[index] for index in outputs["label"].tolist()],
-            "prediction": [names[index] for index in logits.argmax(1).tolist()],
+            "label": _named(names, outputs["label"]),
+            "prediction": _named(names, logits > 0 if several else logits.argmax(1)),
             "logits": logits.tolist(),
         }
         modalities, shares = pl_module.model.modalities, outputs["shares"].float()
@@ -87,3 +89,10 @@ class PredictionWriter(pl.Callback):
                 self._writer.close()
             self._writer = None
         self._file.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def _named(names: list[str], chosen: Tensor) -> list[Any]:
+    """Names of class indices (B,); of several labels per clip (B, C), those that are set."""
+    if chosen.ndim == 1:
+        return [names[index] for index in chosen.tolist()]
+    return [[name for name, on in zip(names, row, strict=True) if on] for row in chosen.tolist()]

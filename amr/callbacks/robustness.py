@@ -17,6 +17,7 @@ from amr.evaluation.robustness import measure
 from amr.evaluation.table import SCHEMA, Row, write_rows
 from amr.model import FusionModel
 from amr.model.encoded import Collected, Encoded
+from amr.model.task import check_classes
 from amr.utils.arrays import remove
 from amr.utils.checkpoints import check_checkpoint
 from amr.utils.errors import UserError
@@ -73,6 +74,12 @@ class Robustness(pl.Callback):
         self.resamples, self.seed, self.out = resamples, seed, out
         self._unimodal: dict[str, FusionModel] = {}
         self._collected = Collected()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuses a model of several labels per clip, before any step."""
+        assert isinstance(pl_module, FusionClassifier)
+        if self.every_n_epochs > 0 or (self.test and stage == "test"):
+            check_classes(pl_module.model, "robustness")
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""

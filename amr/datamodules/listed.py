@@ -41,6 +41,9 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     drop_last: bool
     predict_split: Literal["train", "val", "test"]
 
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the splits ready; may be called again."""
+
     @abstractmethod
     def usable(self, split: str) -> list[Clip]:
         """The split's clips that can be used, in the listing's order."""

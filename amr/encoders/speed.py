@@ -1,6 +1,7 @@
 """What makes encoders faster and changes neither their keys nor, beyond rounding, their numbers."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -38,3 +39,18 @@ def to_channels_last(module: nn.Module) -> None:
 
 def _put(layout: torch.memory_format, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001 - a hook's
     return inputs[0].contiguous(memory_format=layout), *inputs[1:]
+
+
+def speed_up(encoders: Iterable[nn.Module], *, channels_last: bool, compiled: bool | CompileMode) -> None:
+    """Applies both to every encoder, where they are asked for.
+
+    Args:
+        encoders: The encoders.
+        channels_last: Whether their convolutions work on the channels-last layout.
+        compiled: Whether, or in which mode, to compile them.
+    """
+    for encoder in encoders:
+        if channels_last:
+            to_channels_last(encoder)
+        if compiled:
+            compile_in_place(encoder, "default" if compiled is True else compiled)

@@ -27,6 +27,7 @@ from amr.model import HasModel, bare_model
 from amr.model.encoded import Context, Encoded, Split, encode, logits_of
 from amr.model.loaders import Data, as_data
 from amr.model.protocol import Explained
+from amr.model.task import check_classes
 from amr.utils.errors import UserError
 
 
@@ -80,6 +81,7 @@ def measure(
         UserError: Fewer than two clips have every modality, or a unimodal model does not fit.
     """
     model, data = bare_model(model), as_data(data)
+    check_classes(model, "robustness")
     check_unimodal(model, unimodal or {})
     if clean is None:
         clean = encode(model, data, split, None, seed=seed, context=context)

@@ -224,6 +224,8 @@ def _module(model: "FusionModel", encodings: bool) -> Any:
     """The model with an argument a modality and a dictionary of outputs."""
     from torch import Tensor, nn
 
+    several = model.task == "labels"
+
     class Exported(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +235,7 @@ def _module(model: "FusionModel", encodings: bool) -> Any:
             encoded = self.model.encode(inputs)
             logits = self.model.head(encoded)
             more = {f"encoding_{name}": e for name, e in encoded.items()} if encodings else {}
-            return {"logits": logits, "probabilities": logits.softmax(1), **more}
+            return {"logits": logits, "probabilities": logits.sigmoid() if several else logits.softmax(1), **more}
 
     module = Exported()
     # torch.export reads the arguments' names off the signature, and loses its way in one dictionary of all.
@@ -318,10 +320,10 @@ def _compare(what: str, found: "Mapping[str, Tensor]", expected: "Mapping[str, T
 def _outputs(model: "FusionModel", examples: "Mapping[str, Tensor]", encodings: bool) -> dict[str, Any]:
     import torch
 
-    classes = model.head.num_classes
+    classes, rule = model.head.num_classes, "softmax" if model.task == "classes" else "sigmoid"
     outputs: dict[str, Any] = {
         "logits": {"shape": ["batch", classes]},
-        "probabilities": {"shape": ["batch", classes], "is": "softmax of the logits"},
+        "probabilities": {"shape": ["batch", classes], "is": f"{rule} of the logits"},
     }
     if encodings:
         with torch.no_grad():

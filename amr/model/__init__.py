@@ -13,6 +13,7 @@ from amr.encoders.base import Encoder
 from amr.fusion.base import Fusion
 from amr.model.batches import inputs_of
 from amr.model.protocol import Explained, lacking
+from amr.model.task import Task
 from amr.utils.errors import UserError
 
 
@@ -26,6 +27,7 @@ class FusionModel(nn.Module):
         head: Fusion and classifier over those encodings.
 
     Attributes:
+        task: Whether a clip has one class or several labels.
         section: How the model is built, as a configuration's `model` section; see `model_section`.
 
     Raises:
@@ -33,6 +35,7 @@ class FusionModel(nn.Module):
     """
 
     section: dict[str, Any]
+    task: Task = "classes"
 
     def __init__(self, encoders: Mapping[str, Encoder], head: Fusion) -> None:
         super().__init__()
@@ -99,6 +102,10 @@ class FusionModel(nn.Module):
         """Parts of the logits, (B, C) per modality, whose sum is the logits; None where the head is no such sum."""
         return self.head.additive_logits(encodings)
 
+    def score_of(self, score: Score) -> Score:
+        """The score that attributions take: of several labels, the log-odds of one is its logit."""
+        return "logit" if self.task == "labels" else score
+
     def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits, (B, C)."""
         logits: Tensor = self.head(self.encode(inputs, present))
@@ -123,7 +130,7 @@ class FusionModel(nn.Module):
         inputs, present = move_data_to_device((inputs, present), next(self.parameters()).device)
         with undisturbed(self), torch.no_grad():
             encodings = self.encode(inputs, present)
-        shares = attribution_shares(self.head, encodings, score=score, ig_steps=ig_steps)
+        shares = attribution_shares(self.head, encodings, score=self.score_of(score), ig_steps=ig_steps)
         rows = complete_rows(self.modalities, present)
         return shares if rows is None else shares * rows.unsqueeze(1)
 
@@ -142,6 +149,7 @@ class FusionModel(nn.Module):
             "num_classes": self.num_classes,
             "built": self.section,
             "layers": layers_of(self),
+            **({} if self.task == "classes" else {"task": self.task}),
         }
 
 

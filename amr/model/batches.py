@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from amr.model.task import Task
 from amr.utils.errors import UserError
 
 ALLOWED = '{"inputs": {modality: (B, ...)}, "label": (B,)} or (inputs, label)'
@@ -43,7 +44,11 @@ def step_output(batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str,
 
 
 def as_batch(
-    batch: Any, modalities: Sequence[str], place: tuple[int, int] = (0, 0), num_classes: int | None = None
+    batch: Any,
+    modalities: Sequence[str],
+    place: tuple[int, int] = (0, 0),
+    num_classes: int | None = None,
+    task: Task = "classes",
 ) -> Batch:
     """A batch in the form of `Batch`.
 
@@ -55,6 +60,7 @@ def as_batch(
         modalities: The model's.
         place: Rank and number of the batch in its epoch, by which clips without `id` are named.
         num_classes: Labels are below it, which is checked on the CPU only: a GPU would have to wait. None: any.
+        task: `classes`, or `labels`: `label` holds 0 and 1, (B, C).
 
     Raises:
         UserError: It is none of these, or could be two of them.
@@ -66,7 +72,7 @@ def as_batch(
     else:
         inputs, label = _pair(batch, modalities)
         rest = {}
-    label = _label(label, num_classes)
+    label = _label(label, num_classes) if task == "classes" else _labels(label, num_classes)
     inputs = _inputs(inputs, modalities, label)
     return {**rest, "inputs": inputs, "label": label, "id": _names(rest, label, place), **_present(rest, label)}  # type: ignore[typeddict-item]
 
@@ -94,8 +100,16 @@ def inputs_of(batch: Any, modalities: Sequence[str]) -> tuple[dict[str, Any], di
         inputs = batch["inputs"]
         first = inputs if isinstance(inputs, Tensor) else next(iter(_values(inputs)), None)
         batch = {**batch, "label": torch.zeros(len(first) if isinstance(first, Tensor) else 1, dtype=torch.int64)}
-    whole = as_batch(batch, modalities)
+    whole = as_batch(batch, modalities, task=_task(batch))
     return whole["inputs"], whole.get("present")
+
+
+def _task(batch: Any) -> Task:
+    """What the form of a batch's label says of the task."""
+    label = (
+        batch["label"] if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, Sequence) and batch else None
+    )
+    return "labels" if isinstance(label, Tensor) and label.ndim == 2 else "classes"
 
 
 def _values(inputs: Any) -> Any:
@@ -146,12 +160,24 @@ def _inputs(inputs: Any, modalities: Sequence[str], label: Tensor) -> dict[str, 
 
 def _label(label: Any, num_classes: int | None) -> Tensor:
     if not isinstance(label, Tensor) or not _is_label(label) or not len(label):
-        raise UserError(f"batch: label is {_kind(label)}; must be class indices, (B,) int64, with B at least 1")
+        several = isinstance(label, Tensor) and label.ndim == 2
+        hint = "; of several labels per clip (model.task=labels) it is (B, C)" if several else ""
+        raise UserError(f"batch: label is {_kind(label)}; must be class indices, (B,) int64, with B at least 1{hint}")
     if num_classes is not None and label.device.type == "cpu":
         low, high = (int(end) for end in label.aminmax())
         if low < 0 or high >= num_classes:
             raise UserError(f"batch: label is {low if low < 0 else high}; must be at least 0 and below {num_classes}")
     return label.long()
+
+
+def _labels(label: Any, num_labels: int | None) -> Tensor:
+    given = label if isinstance(label, Tensor) else torch.empty(0)
+    if given.ndim != 2 or not len(given) or given.is_complex() or num_labels not in (None, given.shape[1]):
+        shape = f"(B, {num_labels or 'C'})"
+        raise UserError(f"batch: label is {_kind(label)}; must be 0 and 1, {shape}, for model.task=labels")
+    if given.device.type == "cpu" and not bool(((given == 0) | (given == 1)).all()):
+        raise UserError("batch: label has other values than 0 and 1; must be 0 and 1, for model.task=labels")
+    return given.float()
 
 
 def _is_label(x: Tensor) -> bool:
@@ -174,7 +200,7 @@ def _present(rest: Mapping[str, Any], label: Tensor) -> dict[str, Any]:
     if not isinstance(present, Mapping):
         raise UserError(f"batch: present is {_kind(present)}; must be a mapping by modality")
     for name, mask in present.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != label.shape:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != label.shape[:1]:
             raise UserError(f"batch: present.{name} is {_kind(mask)}; must be bool, ({len(label)},)")
     return {"present": present}
 

@@ -21,6 +21,7 @@ from amr.attribution import (
     shapley_shares,
 )
 from amr.model import FusionModel
+from amr.model.task import check_classes
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.harm import DoNoHarm
 from amr.regularizers.output import Output, Push, Replacement
@@ -97,6 +98,7 @@ class AMR(Regularizer):
     suffix = True
     order = 90
     min_modalities = 2
+    several_labels = True
 
     def __init__(
         self,
@@ -184,6 +186,9 @@ class AMR(Regularizer):
 
     def setup(self, model: FusionModel) -> None:
         """Refuses a ratio whose names are not exactly the model's modalities, and reads `ratio_from`'s checkpoints."""
+        for key, given in {"attribution=output": self.attribution == "output", "guard=true": self.harm.guard}.items():
+            if given:
+                check_classes(model, f"model.amr.{key}")
         for key in ("ratio", "ratio_from", "ratio_start"):
             self.check_names(key, getattr(self, key), model.modalities)
         if self.ratio_from is not None:
@@ -342,7 +347,7 @@ class AMR(Regularizer):
         if self.attribution == "shapley" and self.score == "probability":
             decision = measured.share
         else:
-            decision = decision_share(model.head, batches)
+            decision = decision_share(model.head, batches, model.score_of("probability"))
         if measured.clips > 0:
             rate = shares.new_tensor([self.rate(steps[-1])])
             self.measures.update(torch.cat([measured.penalty.view(1), rate, measured.share, decision]))
@@ -350,10 +355,10 @@ class AMR(Regularizer):
 
     def _shares(self, model: FusionModel, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """This rank's shares (B, M), with their graph."""
-        shares = partial(attribution_shares, ig_steps=self.ig_steps)
+        score, shares = model.score_of(self.score), partial(attribution_shares, ig_steps=self.ig_steps)
         if self.attribution == "shapley":
             shares = partial(shapley_shares, baseline=mean_encodings(batches))
-        return torch.cat([shares(model.head, batch, score=self.score, create_graph=True) for batch in batches])
+        return torch.cat([shares(model.head, batch, score=score, create_graph=True) for batch in batches])
 
     def _step(self, parameters: list[nn.Parameter], gradient: Tensor, lr: float) -> None:
         """Steps down a flat gradient, and leaves the main optimizer's `.grad` as it was."""

@@ -59,6 +59,7 @@ from amr.datamodules.selected import Copies
 from amr.fusion.base import Fusion
 from amr.model import FusionModel, complete_masks, complete_rows
 from amr.model.encoded import Encoded
+from amr.model.objective import Objective
 from amr.model.passes import Scores
 from amr.regularizers.shared import EpochMeans
 from amr.utils.errors import UserError, listed
@@ -76,7 +77,7 @@ class Step:
         encodings: Clean encodings, (B, D_m) or (B, T, D_m), before any `on_encodings`.
         logits: Logits of the training pass, (B, C).
         loss: The main loss, a scalar: the cross-entropy or, from `losses` on, what `main_loss` replaced it by.
-        label: Class indices, (B,).
+        label: Class indices, (B,); of several labels per clip, (B, C) of 0 and 1.
         present: Boolean (B,) of the modalities that some clips lack.
         epoch: Epoch, from 0.
         lr_factor: The main learning rate over the configured one (over a cycle's peak): where the main schedule is.
@@ -86,6 +87,7 @@ class Step:
         micro_batches: How many are accumulated in one step; the trainer divides every loss by it.
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
         label_smoothing: Of the main cross-entropy.
+        objective: The main loss of other logits; None for the cross-entropy.
         turn: Modalities whose encoders move in this turn; None unless a method alternates (`turns`).
         done: Fraction of the epoch's batches that are over, in [0, 1).
         apart: By `<method>/<key>` of an objective and by modality, the objective's gradient by the encoder's trained
@@ -109,12 +111,15 @@ class Step:
     micro_batches: int = 1
     loss_scale: float = 1.0
     label_smoothing: float = 0.0
+    objective: Objective | None = None
     turn: tuple[str, ...] | None = None
     done: float = 0.0
     apart: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def cross_entropy(self, logits: Tensor, reduction: str = "mean") -> Tensor:
         """The main loss of other logits, (B, C): a scalar, or (B,) with reduction `none`."""
+        if self.objective is not None:
+            return self.objective.loss(logits, self.label, reduction)
         return F.cross_entropy(logits, self.label, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def detached(self) -> "Step":
@@ -197,6 +202,8 @@ class Regularizer(Recorded, nn.Module):
     """Names of methods that cannot be combined with this one, beyond those that override `main_loss` or `turns` too."""
     min_modalities: ClassVar[int] = 1
     """Fewest modalities with which the method is defined."""
+    several_labels: ClassVar[bool] = False
+    """Whether the method is defined for several labels per clip: it asks for losses by `Step.cross_entropy` alone."""
     scales_gradients: ClassVar[bool] = False
     """Whether its effect is the size of gradients, which Adam and its like cancel."""
 

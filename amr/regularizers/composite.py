@@ -11,6 +11,7 @@ from amr.datamodules.selected import Copies, copies_of
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.model.passes import Scores
+from amr.model.task import Task
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.shared import EpochMeans, trained
 from amr.utils.distributed import all_reduce_sum, rank_and_world
@@ -92,6 +93,26 @@ class Composite(nn.Module):
         for method in self:
             head = method.wrap_head(head)
         return head
+
+    def check(self, task: Task, *, weighted: bool) -> None:
+        """Refuses, by name, the methods that do not go with the main loss.
+
+        Args:
+            task: Whether a clip has one class or several labels.
+            weighted: Whether classes have weights, which a main loss of a method's own would leave out.
+        """
+        for method in self:
+            if method.several_labels:
+                continue
+            if task == "labels":
+                raise UserError(
+                    f"model.{method.name}: is not defined for several labels per clip (model.task=labels); "
+                    "set it to null"
+                )
+            if weighted and method.overrides("main_loss"):
+                raise UserError(
+                    f"model.class_weights: must be null with model.{method.name}, which has a main loss of its own"
+                )
 
     def setup(self, model: FusionModel) -> None:
         """Sets every method up; refuses, by name, those that cannot work with this model."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from amr.attribution import undisturbed
 from amr.fusion.base import pool_tokens
+from amr.model.task import check_classes
 from amr.regularizers.base import EpochState, Step
 from amr.utils.distributed import all_reduce_sum, gather_objects, rank_and_world
 from amr.utils.errors import UserError
@@ -297,6 +298,7 @@ class DoNoHarm:
     def _measure(self, state: EpochState, target: Mapping[str, float]) -> None:
         """Evidence of each modality, and perhaps the warning."""
         try:
+            check_classes(state.model, "evidence")
             train = state.encodings("train", CLIPS)
             try:
                 test, split = state.encodings("val", CLIPS), "validation"

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amr.attribution import Head, attributed_rows, ratio_penalty, shapley_shares
+from amr.attribution import Head, Score, attributed_rows, ratio_penalty, shapley_shares
 from amr.utils.distributed import all_reduce_sum, mean_over_ranks
 
 Level = Literal["batch", "sample"]
@@ -71,7 +71,7 @@ def mean_encodings(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def decision_share(head: Head, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def decision_share(head: Head, batches: Sequence[Mapping[str, Tensor]], score: Score = "probability") -> Tensor:
     """Mean Shapley share of the log-odds, (M,), over all clips of all ranks; NaN if no clip has any.
 
     The baseline is the mean encoding of these clips. The head sees 2^M rows per clip, without a graph.
@@ -79,9 +79,10 @@ def decision_share(head: Head, batches: Sequence[Mapping[str, Tensor]]) -> Tenso
     Args:
         head: Maps encodings to logits.
         batches: This rank's encodings of clips that have every modality, a mapping by modality per micro-batch.
+        score: `probability` (log-odds) or `logit`.
     """
     mean = mean_encodings(batches)
     batches = [{name: e.detach() for name, e in batch.items()} for batch in batches]
-    shares = torch.cat([shapley_shares(head, batch, mean) for batch in batches])
+    shares = torch.cat([shapley_shares(head, batch, mean, score=score) for batch in batches])
     total = all_reduce_sum(torch.cat([shares.sum(0), attributed_rows(shares).sum().to(shares).unsqueeze(0)]))
     return total[:-1] / total[-1]

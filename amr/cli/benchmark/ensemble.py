@@ -149,6 +149,8 @@ class _Member:
         if len(facts["modalities"]) != 1:
             has = ", ".join(facts["modalities"])
             raise UserError(f"{self.path}: its model is of {has}; must be of one modality alone")
+        if facts.get("task", "classes") != "classes":
+            raise UserError(f"{self.path}: an ensemble is not defined for several labels per clip (model.task=labels)")
         (self.modality,) = facts["modalities"]
         folder = run_folder(self.path)
         if not (folder / "run.json").is_file() or not facts.get("model"):

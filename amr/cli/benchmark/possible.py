@@ -11,7 +11,7 @@ from amr.cli.benchmark.plan import Cell
 from amr.utils.errors import UserError
 from amr.utils.streams import status
 
-OF_TRAINING = ("optimizer", "lr_scheduler", "scheduler_interval", "label_smoothing", "compile_encoders")
+OF_TRAINING = ("optimizer", "lr_scheduler", "scheduler_interval", "label_smoothing", "metrics", "compile_encoders")
 """What of a `model` section is not asked for when the model is built; rows and candidates often differ in it alone."""
 MOST = 4  # rows that the message names with their reason
 

@@ -18,6 +18,7 @@ class Dropout(Regularizer):
 
     name = "dropout"
     title = "Dropout"
+    several_labels = True
     order = 20
 
     def __init__(self, p: float = 0.5) -> None:

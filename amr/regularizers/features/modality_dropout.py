@@ -49,6 +49,7 @@ class ModalityDropout(Regularizer):
 
     name = "modality_dropout"
     title = "Modality dropout"
+    several_labels = True
     order = 10
     min_modalities = 2
 

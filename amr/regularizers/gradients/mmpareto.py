@@ -90,6 +90,7 @@ class MMPareto(Regularizer):
 
     name = "mmpareto"
     title = "MMPareto"
+    several_labels = True
     order = 40  # before the methods that scale the encoders' gradients, whose work is then on the merged ones
     min_modalities = 2
     scales_gradients = True  # gamma and the stretch, half of the method; the direction would survive Adam

@@ -39,6 +39,7 @@ class DGL(Regularizer):
 
     name = "dgl"
     title = "DGL"
+    several_labels = True
     order = 5  # before methods that mask encodings, which then see them detached
     min_modalities = 2
     # Their losses take the encodings with their graph, past the cut.

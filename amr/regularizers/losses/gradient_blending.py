@@ -78,6 +78,7 @@ class GradientBlending(Regularizer):
 
     name = "gradient_blending"
     title = "G-Blend"
+    several_labels = True
     min_modalities = 2
 
     def __init__(
@@ -121,7 +122,7 @@ class GradientBlending(Regularizer):
         logits = {**self.heads(step.encodings), FUSED: step.logits}
         # (K, B); a clip that lacks a modality has no place in that modality's loss
         each = torch.stack([step.cross_entropy(at_least_float32(logits[name]), "none") for name in self.names])
-        has, held = step.has(self.names), torch.zeros_like(step.label, dtype=torch.bool)
+        has, held = step.has(self.names), torch.zeros_like(each[0], dtype=torch.bool)
         if self.measuring:
             if made_up(step.id):  # another clip has the name in the next epoch
                 raise UserError(

@@ -26,6 +26,7 @@ class MultiLoss(Regularizer):
 
     name = "multi_loss"
     title = "Multi-loss"
+    several_labels = True
     heads: UnimodalHeads
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -1,0 +1,32 @@
+"""What a model tells of a clip: one class, or several labels."""
+
+from typing import Any, Literal, get_args
+
+from amr.utils.errors import UserError
+
+Task = Literal["classes", "labels"]
+
+
+def check_task(task: Any) -> Task:
+    """The task, if it is one.
+
+    Raises:
+        UserError: It is not.
+    """
+    if task not in get_args(Task):
+        raise UserError(f"model.task={str(task)[:40]!r}: must be one of {', '.join(get_args(Task))}")
+    return task  # type: ignore[no-any-return]
+
+
+def check_classes(model: Any, what: str) -> None:
+    """Refuse a model of several labels per clip.
+
+    Args:
+        model: The model.
+        what: What is not defined for it.
+
+    Raises:
+        UserError: Its task is `labels`.
+    """
+    if getattr(model, "task", "classes") == "labels":
+        raise UserError(f"{what}: is not defined for several labels per clip (model.task=labels)")

@@ -1,0 +1,224 @@
+"""Several labels per clip: every method and every analysis works, or refuses by name in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amr.attribution import attribution_shares, shapley_shares
+from amr.callbacks import Dominance, MultiVizCallback, Robustness
+from amr.classifier import method_slots
+from amr.cli import main
+from amr.datamodules import Tensors
+from amr.evaluation.robustness import measure
+from amr.load import load_model, save_model
+from amr.multiviz.analysis.whole import analyze
+from amr.regularizers import AMR, GGE, Regularizer
+from amr.utils.errors import UserError
+from tests.datamodules.tensors.columns import write_npz
+from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks
+from tests.training import assert_equal, build, fit, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX)")
+
+WORKING = {"amr", "dropout", "modality_dropout", "multi_loss", "gradient_blending", "dgl", "mmpareto"}
+
+
+def arrays(clips: int = 32) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    label = draw.random((clips, 3)) < 0.4
+    x = {m: draw.normal(size=(clips, 6)).astype(np.float32) for m in ("audio", "video")}
+    x["audio"][:, :3] += 2 * label
+    return {**x, "y": label, "split": np.array(["train"] * 24 + ["val"] * 4 + ["test"] * 4)}
+
+
+def data(**options: Any) -> Tensors:
+    return Tensors(
+        arrays(), {"audio": "vector", "video": "vector"}, label="y", split="split", **{"batch_size": 8, **options}
+    )
+
+
+def method(kind: type[Regularizer]) -> Regularizer:
+    return kind(teachers={"audio": "a.ckpt"}) if kind.__name__ in ("UMT", "G2D") else kind()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", method_slots())
+def test_every_method_trains_or_refuses_by_name(name: str) -> None:
+    kind = method_slots()[name]
+    assert kind.several_labels == (name in WORKING)
+    if not kind.several_labels:
+        with pytest.raises(
+            UserError, match=rf"model\.{kind.name}: is not defined for several labels per clip"
+        ) as error:
+            build(task="labels", **{name: method(kind)})
+        assert "\n" not in str(error.value)
+        return
+    model = build(task="labels", **{name: method(kind)})
+    before = weights(model)
+    fit(model, data(), limit_train_batches=2, limit_val_batches=1, max_epochs=1)
+    assert any(not torch.equal(value, before[key]) for key, value in weights(model).items())
+    assert all(bool(value.isfinite().all()) for value in weights(model).values())
+
+
+def test_a_step_is_binary_cross_entropys() -> None:
+    """One step of SGD on the whole data, by torch alone."""
+    model = build(task="labels", optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    own = nn.ModuleDict({"model": model.model})
+    start = {key: value.clone() for key, value in own.state_dict().items()}
+    module = data(batch_size=24)
+    fit(model, module, max_epochs=1, limit_val_batches=0)
+    after = weights(model)
+    own.load_state_dict(start)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    clips = [module.clips_of("train")[i] for i in order]
+    logits = model.model({m: torch.stack([clip["inputs"][m] for clip in clips]) for m in ("audio", "video")})
+    loss = F.binary_cross_entropy_with_logits(logits, torch.stack([clip["label"] for clip in clips]))
+    gradients = torch.autograd.grad(loss, list(model.model.parameters()))
+    expected = {
+        name: p.detach() - 0.5 * g for (name, p), g in zip(model.model.named_parameters(), gradients, strict=True)
+    }
+    assert_equal(after, expected, atol=1e-6)
+
+
+def test_shares_explain_the_logit_of_the_likeliest_label() -> None:
+    model = build(task="labels").eval()
+    batch = next(iter(data().val_dataloader()))
+    encodings = model.model.encode(batch["inputs"])
+    leaves = {m: e.detach().requires_grad_() for m, e in encodings.items()}
+    top = model.model.head(leaves).max(1).values.sum()
+    norms = [
+        (g * leaves[m]).norm(dim=1) for m, g in zip(leaves, torch.autograd.grad(top, [*leaves.values()]), strict=True)
+    ]
+    expected = torch.stack(norms, 1) / torch.stack(norms, 1).sum(1, keepdim=True)
+    torch.testing.assert_close(model.shares(batch), expected.detach())
+    torch.testing.assert_close(model.model.shares(batch, score="logit"), expected.detach())
+    assert not torch.allclose(attribution_shares(model.model.head, encodings), expected)  # of softmax's log-odds
+
+
+def test_logged_shares_metrics_and_predictions() -> None:
+    callback = Dominance()
+    model = build(task="labels", metrics=["f1"], amr=AMR(weight=0.5))
+    trainer = fit(model, data(), callbacks=[callback], max_epochs=1)
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert {"val/acc", "val/mAP", "val/f1", "val/loss", "val/dominance/audio", "val/decision_share/audio"} <= set(
+        logged
+    )
+    batch = next(iter(data().val_dataloader()))
+    model.eval()
+    assert logged["val/dominance/audio"] == pytest.approx(float(model.shares(batch)[:, 0].mean()), abs=1e-5)
+    encodings = {m: e.detach() for m, e in model.model.encode(batch["inputs"]).items()}
+    mean = {m: e.mean(0, keepdim=True) for m, e in encodings.items()}
+    owed = shapley_shares(model.model.head, encodings, mean, score="logit").mean(0)
+    assert logged["val/decision_share/audio"] == pytest.approx(float(owed[0]), abs=1e-5)
+    right = batch["label"].gather(1, model(batch["inputs"]).argmax(1, keepdim=True)).sum()
+    assert float(callback.totals["val"][:, 1].sum()) == float(right)
+
+
+def test_weight_zero_is_naive_bit_for_bit() -> None:
+    naive, amr = build(task="labels"), build(task="labels", amr=AMR(weight=0.0))
+    fit(naive, data())
+    fit(amr, data())
+    assert_equal(weights(naive), weights(amr))
+
+
+def trained(world: int, _: str) -> dict[str, Tensor]:
+    model = build(task="labels", class_weights=[1.0, 2.0, 0.5], amr=AMR(weight=0.5))
+    fit_on(world, model, data(batch_size=8 // world))
+    return weights(model)
+
+
+def test_two_ranks_are_one_process() -> None:
+    assert_ranks_equal(on_one_and_two_ranks(trained, [""])[""], atol=1e-5)
+
+
+def test_a_saved_model_keeps_its_task(tmp_path: Path) -> None:
+    model = build(task="labels")
+    loaded = load_model(save_model(model, tmp_path / "model.pt"), trust=("tests",))
+    assert loaded.task == "labels"
+    assert "task" not in build().model.facts()
+    batch = next(iter(data().val_dataloader()))
+    torch.testing.assert_close(loaded.shares(batch), model.eval().shares(batch))
+
+
+def test_analyses_refuse_by_name(tmp_path: Path) -> None:
+    model = build(task="labels")
+    message = r"is not defined for several labels per clip \(model.task=labels\)$"
+    with pytest.raises(UserError, match=f"robustness: {message}"):
+        measure(model, data())
+    with pytest.raises(UserError, match=f"analyze: {message}"):
+        analyze(model, tmp_path / "out", data=data())
+    with pytest.raises(UserError, match=f"robustness: {message}"):
+        fit(model, data(), callbacks=[Robustness(every_n_epochs=1)])
+    with pytest.raises(UserError, match=f"MultiVizCallback: {message}"):
+        fit(model, data(), callbacks=[MultiVizCallback(["crossmodal"])])
+    with pytest.raises(UserError, match=f"model.amr.attribution=output: {message}"):
+        build(task="labels", amr=AMR(attribution="output"))
+    with pytest.raises(UserError, match=f"model.amr.guard=true: {message}"):
+        build(task="labels", amr=AMR(guard=True))
+
+
+def test_labels_of_another_form_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"batch: label is a tensor \(8, 3\) of float32; must be class indices.*task=labels"
+    ):
+        fit(build(), data())
+    one = Tensors(
+        {**arrays(), "y": np.arange(32) % 3}, dict.fromkeys(("audio", "video"), "vector"), label="y", split="split"
+    )
+    with pytest.raises(UserError, match=r"batch: label is .*; must be 0 and 1, \(B, 3\), for model.task=labels"):
+        fit(build(task="labels"), one)
+    loader = [{"inputs": {m: torch.zeros(2, 6) for m in ("audio", "video")}, "label": torch.full((2, 3), 0.5)}]
+    with pytest.raises(UserError, match="label has other values than 0 and 1"):
+        build(task="labels").predict_step(loader[0], 0)
+
+
+def test_class_weights_go_with_no_main_loss_of_a_methods_own() -> None:
+    with pytest.raises(UserError, match=r"model.class_weights: must be null with model.gge"):
+        build(class_weights=[1.0, 1.0, 2.0], gge=GGE())
+
+
+RUN = """
+data:
+  class_path: amr.datamodules.Tensors
+  init_args:
+    {source: x.npz, modalities: {audio: vector, video: vector}, label: y, labels: [cat, dog, emu], split: split}
+model:
+  task: labels
+  metrics: [f1]
+  encoders:
+    audio: {class_path: amr.encoders.MLPEncoder, init_args: {in_dim: 6, out_dim: 8}}
+    video: {class_path: amr.encoders.MLPEncoder, init_args: {in_dim: 6, out_dim: 8}}
+  fusion: {class_path: amr.fusion.Concat}
+trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+def test_a_run_is_trained_predicted_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "x.npz", arrays())
+    (tmp_path / "run.yaml").write_text(RUN)
+    fit_run = ["fit", "--config", "run.yaml", "--wandb", "disabled", "--name"]
+    assert main([*fit_run, "one", "--best.monitor", "val/f1"]) == 0
+    assert main([*fit_run, "two", "--model.task", "classes"]) == 2
+    assert "model.task=classes: must be labels, for data.label has several labels per clip" in capsys.readouterr().err
+    best = "runs/one/checkpoints/best.ckpt"
+    assert main(["test", "--ckpt_path", best, "--wandb", "disabled", "--robustness.test", "true"]) == 2
+    assert "robustness: is not defined for several labels per clip" in capsys.readouterr().err
+    assert main(["predict", "--ckpt_path", best, "--out", "said.parquet", "--wandb", "disabled"]) == 0
+    rows = pq.read_table("said.parquet").to_pylist()
+    names = json.loads((tmp_path / "runs/one/run.json").read_text())["labels"]
+    assert names == ["cat", "dog", "emu"]
+    for row, truth in zip(rows, arrays()["y"][-4:], strict=True):
+        assert row["label"] == [name for name, on in zip(names, truth, strict=True) if on]
+        assert row["prediction"] == [name for name, z in zip(names, row["logits"], strict=True) if z > 0]
+    assert main(["compare", "runs", "--out", "page.html"]) == 0
+    assert main(["analyze", "--ckpt", best, "--out", "maps"]) == 2
+    assert "analyze: is not defined for several labels per clip" in capsys.readouterr().err
