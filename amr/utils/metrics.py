@@ -58,7 +58,7 @@ class MeanLabelPrecision(MultilabelAveragePrecision):
         """The mean; NaN if no clip has a label."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples")
-            each: Tensor = super().compute()  # type: ignore[assignment]
+            each: Tensor = super().compute()
         return each[(dim_zero_cat(self.target) > 0).any(0)].mean()
 
 
