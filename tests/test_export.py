@@ -58,8 +58,8 @@ def operators_once() -> Iterator[None]:
 
 def model_of(fusion: type[Fusion], video: type[Encoder] = Linear) -> FusionModel:
     torch.manual_seed(0)
-    small = {"dim": 8, "layers": 1} if fusion is MulT else {}  # which has many layers by default
-    head = fusion({"sound": 8, "sight": 8}, 5, hidden=6, **small)  # type: ignore[call-arg]
+    small: dict[str, Any] = {"dim": 8, "layers": 1} if fusion is MulT else {}  # which has many layers by default
+    head = fusion({"sound": 8, "sight": 8}, 5, hidden=6, **small)
     return FusionModel({"sound": Linear(), "sight": video()}, head).eval()
 
 

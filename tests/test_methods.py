@@ -120,7 +120,7 @@ def test_every_method_resumes_as_if_nothing_had_been(name: str, toy_teachers: di
         return build(encoder=Convolution, fusion=fusion, **options)
 
     whole, resumed = model(), model()
-    short = {"limit_train_batches": 2, "limit_val_batches": 1}
+    short: dict[str, Any] = {"limit_train_batches": 2, "limit_val_batches": 1}
     train(whole, max_epochs=2, **short)
     train(model(), max_epochs=1, **short).save_checkpoint(tmp_path / "half.ckpt")
     train(resumed, max_epochs=2, ckpt=tmp_path / "half.ckpt", **short)

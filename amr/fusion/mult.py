@@ -46,7 +46,7 @@ class CrossmodalLayer(nn.Module):
         """
         asking, asked = self.norm1(x), self.norm1(source)
         parts = zip((asking, asked, asked), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        q, k, v = (F.linear(s, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2) for s, w, b in parts)
+        q, k, v = (F.linear(s, w, b).view(*s.shape[:2], self.heads, -1).transpose(1, 2) for s, w, b in parts)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, T, S)
         mask = there[:, None, None]
         # The lowest number in place of -inf: a row without any token would be NaN.
@@ -154,7 +154,8 @@ class MulT(Fusion):
         read = []
         for target, x in tokens.items():
             others = [name for name in tokens if name != target]
-            parts = [self.crossmodal[target][name](x, tokens[name], there[name]) for name in others]
+            crossed = self.crossmodal.get_submodule(target)
+            parts = [crossed.get_submodule(name)(x, tokens[name], there[name]) for name in others]
             joint = self.reinforced[target](torch.cat(parts or [x], dim=2), None, there[target])
             read.append(self._read(joint, there[target]))
         h = torch.cat(read, dim=1)

@@ -31,17 +31,18 @@ def classifier(head: type = amr.fusion.Concat) -> amr.FusionClassifier:
 def reference(model: FusionModel, encodings: dict[str, Tensor], mean: dict[str, Tensor]) -> Tensor:
     """Mean share of two modalities' Shapley values in the log-odds of the predicted class, by the two orders."""
 
-    def odds(kept: str, label: Tensor) -> Tensor:
+    def log_odds(kept: str, label: Tensor) -> Tensor:
         rows = {m: e if m in kept else mean[m].expand_as(e) for m, e in encodings.items()}
         p = model.head(rows).softmax(1).gather(1, label[:, None])[:, 0]
-        return (p / (1 - p)).log()
+        odds: Tensor = (p / (1 - p)).log()
+        return odds
 
     with torch.no_grad():
         label = model.head(encodings).argmax(1)
         values = []
         for m, other in itertools.permutations("ab"):
-            first = odds(m, label) - odds("", label)
-            second = odds("ab", label) - odds(other, label)
+            first = log_odds(m, label) - log_odds("", label)
+            second = log_odds("ab", label) - log_odds(other, label)
             values.append((first + second).abs() / 2)
         shares = torch.stack(values, 1)
         return (shares / shares.sum(1, keepdim=True)).mean(0)

@@ -26,7 +26,7 @@ class Same(Encoder):
 class Planted(Fusion):
     """Two classes; the log-odds of the second are a given function of the encodings."""
 
-    def __init__(self, names: tuple[str, ...], odds: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+    def __init__(self, names: tuple[str, ...], odds: Callable[[dict[str, Tensor]], Tensor]) -> None:
         super().__init__(dict.fromkeys(names, 1), 2, 1)
         self.odds = odds
 
@@ -37,7 +37,7 @@ class Planted(Fusion):
         return torch.cat([-fused / 2, fused / 2], dim=1)
 
 
-def planted(odds: Callable[[Mapping[str, Tensor]], Tensor], *names: str) -> FusionModel:
+def planted(odds: Callable[[dict[str, Tensor]], Tensor], *names: str) -> FusionModel:
     """A model of such a head."""
     return FusionModel({name: Same() for name in names}, Planted(names, odds)).eval()
 

@@ -53,6 +53,7 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def subject(runs: Path) -> tuple[FusionModel, ClipDataModule]:
     data = datamodule(yaml.safe_load((runs / "plain/config.yaml").read_text())["data"])
+    assert isinstance(data, ClipDataModule)
     data.setup()
     return load_model(runs / "plain/checkpoints/best.ckpt"), data
 

@@ -1,6 +1,7 @@
 """What heads declare of their form, checked by numbers; and every fusion trains with 2 to 8 modalities."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -15,14 +16,14 @@ from amr.regularizers.features.mmcosine import CosineHead
 SMALL: dict[str, Any] = {"dim": 8, "heads": 2, "layers": 1}
 FUSIONS: dict[str, Callable[..., Fusion]] = {
     **{kind.__name__: kind for kind in (Concat, Sum, FiLM, Gated, LowRank, Late, Shared)},
-    "Attention": lambda dims, classes, **kw: Attention(dims, classes, **SMALL, **kw),
-    "MulT": lambda dims, classes, **kw: MulT(dims, classes, **SMALL, **kw),
+    "Attention": partial(Attention, **SMALL),
+    "MulT": partial(MulT, **SMALL),
 }
 DIMS = {"a": 5, "b": 5, "c": 5}
 HEADS: dict[str, Callable[[], Fusion]] = {
-    **{name: lambda kind=kind: kind(DIMS, 3) for name, kind in FUSIONS.items()},
-    **{f"{name}, hidden": lambda kind=kind: kind(DIMS, 3, hidden=32) for name, kind in FUSIONS.items()},
-    **{f"Ensemble, {how}": lambda how=how: Ensemble(DIMS, 3, how) for how in get_args(Combination)},
+    **{name: partial(kind, DIMS, 3) for name, kind in FUSIONS.items()},
+    **{f"{name}, hidden": partial(kind, DIMS, 3, hidden=32) for name, kind in FUSIONS.items()},
+    **{f"Ensemble, {how}": partial(Ensemble, DIMS, 3, how) for how in get_args(Combination)},
     "Ensemble of hidden": lambda: Ensemble(DIMS, 3, heads={"a": lambda d, c: Concat(d, c, hidden=32)}),
     "Cosine": lambda: CosineHead(Concat(DIMS, 3), 2.0),
 }
@@ -81,7 +82,8 @@ def test_every_fusion_trains(name: str, modalities: int) -> None:
     optimizer = torch.optim.SGD(head.parameters(), 0.1, momentum=0.9)
     for _ in range(6 if name == "MulT" else 15):  # MulT has M² transformers
         optimizer.zero_grad()
-        F.cross_entropy(head(encodings), label).backward()
+        loss: Tensor = F.cross_entropy(head(encodings), label)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     fresh, truth = planted(modalities, 512, 2, name == "Shared")
     with torch.no_grad():

@@ -39,7 +39,9 @@ def by_torch(layer: CrossmodalLayer, x: Tensor, source: Tensor, there: Tensor) -
     )
     asked = layer.norm1(source)
     x = x + attention(layer.norm1(x), asked, asked, key_padding_mask=~there)[0]
-    return x + layer.feed_forward[2](layer.feed_forward[1](layer.feed_forward[0](layer.norm2(x)))).to(x)
+    inner, act, outer = layer.feed_forward
+    out: Tensor = x + outer(act(inner(layer.norm2(x)))).to(x)
+    return out
 
 
 def transform(net: nn.Module, x: Tensor, source: Tensor | None, there: Tensor) -> Tensor:
@@ -47,7 +49,8 @@ def transform(net: nn.Module, x: Tensor, source: Tensor | None, there: Tensor) -
     for layer in net.layers:
         assert isinstance(layer, CrossmodalLayer)
         x = by_torch(layer, x, x if source is None else source, there)
-    return net.norm(x)
+    out: Tensor = net.norm(x)
+    return out
 
 
 @pytest.mark.parametrize("readout", ["last", "mean"])
@@ -62,7 +65,7 @@ def test_equals_torchs_attention(readout: Any, positions: bool) -> None:
         tokens = {}
         for m, sequence in e.items():
             kept = sequence[clip : clip + 1, : 4 if (m, clip) == ("text", 1) else None]
-            tokens[m] = kept @ head.projections[m].weight.T
+            tokens[m] = kept @ head.get_parameter(f"projections.{m}.weight").T
             if positions:
                 for t in range(tokens[m].shape[1]):
                     for k in range(0, 8, 2):
@@ -72,7 +75,12 @@ def test_equals_torchs_attention(readout: Any, positions: bool) -> None:
         read = []
         for target in DIMS:
             parts = [
-                transform(head.crossmodal[target][m], tokens[target], tokens[m], torch.ones(1, tokens[m].shape[1]) > 0)
+                transform(
+                    head.get_submodule(f"crossmodal.{target}.{m}"),
+                    tokens[target],
+                    tokens[m],
+                    torch.ones(1, tokens[m].shape[1]) > 0,
+                )
                 for m in DIMS
                 if m != target
             ]
@@ -80,8 +88,8 @@ def test_equals_torchs_attention(readout: Any, positions: bool) -> None:
             out = transform(head.reinforced[target], joint, None, torch.ones(1, joint.shape[1]) > 0)
             read.append(out[:, -1] if readout == "last" else out.mean(1))
         h = torch.cat(read, 1)
-        first, _, last = head.residual
-        rows.append(h + (h @ first.weight.T + first.bias).clamp(min=0) @ last.weight.T + last.bias)
+        w1, b1, w2, b2 = (head.get_parameter(f"residual.{n}") for n in ("0.weight", "0.bias", "2.weight", "2.bias"))
+        rows.append(h + (h @ w1.T + b1).clamp(min=0) @ w2.T + b2)
     assert rows[0].shape == (1, 3 * 2 * 8)
     torch.testing.assert_close(head.fuse(e), torch.cat(rows), rtol=1e-6, atol=1e-6)
 

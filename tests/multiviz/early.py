@@ -76,7 +76,7 @@ class Plain:
         self.net = net
 
     def encode(self, inputs: Any) -> dict[str, Tensor]:
-        made = {"text": self.net.words, "image": lambda x: self.net.patches(x).flatten(2).mT}
+        made: dict[str, Any] = {"text": self.net.words, "image": lambda x: self.net.patches(x).flatten(2).mT}
         return {name: made[name](inputs[name]) for name in self.modalities if name in inputs}
 
     def embedding(self, modality: str) -> nn.Module | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -51,8 +51,14 @@ LINES = [  # what is wrapped, and the one line that refuses it
         lambda: explained(Early(), modalities=("text", "image"), num_classes=4)(clips()),
         "returned .4, 3.; must be logits",
     ),
-    (lambda: early().encode({"text": [[1, 2], [3]], "image": clips()["image"]}), "ragged, 1 to 2 long; must be one"),
-    (lambda: early().encode({"text": clips()["text"], "image": "x"}), "inputs.image=str: must be a tensor"),
+    (
+        lambda: early().encode(cast("Any", {"text": [[1, 2], [3]], "image": clips()["image"]})),
+        "ragged, 1 to 2 long; must be one",
+    ),
+    (
+        lambda: early().encode(cast("Any", {"text": clips()["text"], "image": "x"})),
+        "inputs.image=str: must be a tensor",
+    ),
     (lambda: early().encode({**clips(), "text": clips()["text"] + 9}), "id 20; must be 0 to 11"),
     (lambda: early().encode({**clips(), "text": clips()["image"]}), "inputs.text=torch.float32: must be integer ids"),
     (lambda: early().encode({**clips(), "text": clips(2)["text"]}), "text has 2, image has 4 clips"),
@@ -175,6 +181,11 @@ def test_rows_run_a_few_at_a_time() -> None:
 # Every function
 
 
+def named(name: str) -> Callable[[str], str]:
+    """Puts a name before a message."""
+    return lambda message: f"{name}: {message}"
+
+
 def calls(model: Any, x: dict[str, Tensor], names: tuple[str, str], atoms: tuple[Any, Any]) -> dict[str, Any]:
     """What every function says of a model, by name."""
     first, second = names
@@ -256,7 +267,7 @@ def test_every_function_says_the_same_however_the_network_is_wrapped(kind: str, 
     for name, values in found.items():
         assert values.isfinite().all(), name
         if name not in by_encoding:
-            torch.testing.assert_close(values, reference[name], atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(values, reference[name], atol=2e-4, rtol=2e-3, msg=named(name))
 
 
 def test_a_wrapped_fusion_model_is_explained_as_itself() -> None:
@@ -272,7 +283,7 @@ def test_a_wrapped_fusion_model_is_explained_as_itself() -> None:
     halves = Atoms(torch.arange(6) // 3, ({"half": 0.0}, {"half": 1.0}), (2,))
     expected, found = (calls(m, x, ("one", "two"), (halves, halves)) for m in (model, wrapped))
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], values, msg=named(name))
 
 
 def test_the_order_of_arguments_of_0_1_is_understood() -> None:
@@ -310,7 +321,7 @@ def test_maps_of_methods_that_look_into_the_network() -> None:
 def test_a_linear_bag_of_words_recovers_its_weights(length: int) -> None:
     model = explained(Bag(), modalities=("text", "image"), num_classes=CLASSES, embeddings={"text": "words"})
     x, atoms = _flat(length=length), words(length)
-    weights = model.module.words.weight.detach()[x["text"]]  # type: ignore[union-attr, index, operator]
+    weights = model.module.words.weight.detach()[x["text"]]  # type: ignore[union-attr, operator]
     for target in range(CLASSES):
         options: Any = {"samples": 2 * length + 40}
         found = {
@@ -321,7 +332,7 @@ def test_a_linear_bag_of_words_recovers_its_weights(length: int) -> None:
             "gradient_input": unimodal.gradient_input(model, x, "text", target),
         }
         for name, got in found.items():
-            torch.testing.assert_close(got.values, weights[..., target], msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(got.values, weights[..., target], msg=named(name))
 
 
 def test_shares_of_the_early_network_are_captums() -> None:

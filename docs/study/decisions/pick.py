@@ -27,7 +27,15 @@ from report import Results  # noqa: E402  # of docs/study
 from amr.utils.errors import UserError  # noqa: E402
 from amr.utils.files import write_text  # noqa: E402
 
-METHODS = ("naive", "multi_loss", "dgl", "tcmax", "umt", "g2d", "mcr")  # of grid-letters, with the settings chosen there
+METHODS = (
+    "naive",
+    "multi_loss",
+    "dgl",
+    "tcmax",
+    "umt",
+    "g2d",
+    "mcr",
+)  # of grid-letters, with the settings chosen there
 ONTO = ("multi_loss", "dgl")
 BEST = 3
 DIAL = "amr_encoder"  # it can push both modalities, up and down
@@ -98,7 +106,9 @@ def main_grid(results: Results, control: Grid) -> Grid:
     methods = {method: control["methods"][method] for method in METHODS if method in control["methods"]}
     entries = forms()
     methods |= {form: entries[trial] for form, trial in sorted(best_forms(results, control).items())}
-    methods |= {f"{form}_guard": [entry for entry in methods[form] if entry != OFF] for form in GUARDED if form in methods}
+    methods |= {
+        f"{form}_guard": [entry for entry in methods[form] if entry != OFF] for form in GUARDED if form in methods
+    }
     combined = onto(results, control)
     for row, trial in letters.winners(results, "onto", combined).items():
         methods[row] = combined["methods"][trial]

@@ -218,7 +218,8 @@ def moved_sentence(results: Results, dataset: str) -> str:
     }
     moved = {n: (d, a) for n, (d, a) in found.items() if d is not None and d.high < 0}
     texts = [
-        f"{title(name)} ({points(decision)}, accuracy {points(accuracy)})" for name, (decision, accuracy) in moved.items()
+        f"{title(name)} ({points(decision)}, accuracy {points(accuracy)})"
+        for name, (decision, accuracy) in moved.items()
     ]
     return (
         f"{DATASETS[dataset]}: of {len(found)} rows with a form of AMR, {len(moved)} lower audio's decision share against"
@@ -298,7 +299,9 @@ def draw_sentence(results: Results, dataset: str) -> str | None:
             str(Difference.of(differences(results, at, name, base(name), ACCURACY))) for at in grids.values()
         )
         texts.append(f"{title(name)} moves it by {changes}, and accuracy by {costs}")
-    return f"{DATASETS[dataset]}, drawn twice (other seeds second), audio's decision share in points: {'; '.join(texts)}."
+    return (
+        f"{DATASETS[dataset]}, drawn twice (other seeds second), audio's decision share in points: {'; '.join(texts)}."
+    )
 
 
 def guard_sentence(results: Results, dataset: str = "colours") -> str | None:

@@ -27,7 +27,7 @@ class Known(Fusion):
 
     def __init__(self, dims: Mapping[str, int], classes: int, logits: Callable[..., Tensor], additive: bool) -> None:
         super().__init__(dims, classes, 1)
-        self.logits, self.additive = logits, additive
+        self.logits, self.is_sum = logits, additive
 
     def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
         return self.logits(**encodings)
@@ -37,7 +37,7 @@ class Known(Fusion):
 
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """For a head `Σ_m logits(m=e^m, others=0)`."""
-        if not self.additive:
+        if not self.is_sum:
             return None
         zeros = {name: torch.zeros_like(e) for name, e in encodings.items()}
         return {name: self.logits(**{**zeros, name: e}) for name, e in encodings.items()}

@@ -70,7 +70,10 @@ def test_a_noisier_copy_has_nothing_unique() -> None:
         for a in (0, 1):
             for b in (0, 1):
                 table[0, a, b, y] = (1 - noise if a == y else noise) * (1 - more if a == b else more) / 2
-    entropy = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)  # noqa: E731
+
+    def entropy(p: float) -> float:
+        return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
     weaker = 1 - entropy(noise * (1 - more) + more * (1 - noise))
     assert decompose(table)[0].tolist() == pytest.approx(
         [1 - entropy(noise) - weaker, 0, weaker, 0, 1 - entropy(noise)], abs=1e-6
@@ -185,7 +188,12 @@ def test_too_few_clips_or_too_many_states() -> None:
     assert pid.cluster_states(200, 2) == 4  # 4 · 4 · 2 cells of 6 clips
 
 
-TRUTH = {"xor": [0, 0, 0, 1], "and": [0, 0, AND_ALONE, 0.5], "first": [1, 0, 0, 0], "copies": [0, 0, 1, 0]}
+TRUTH: dict[str, list[float]] = {
+    "xor": [0, 0, 0, 1],
+    "and": [0, 0, AND_ALONE, 0.5],
+    "first": [1, 0, 0, 0],
+    "copies": [0, 0, 1, 0],
+}
 
 
 @pytest.mark.parametrize("kind", TRUTH)

@@ -15,6 +15,7 @@ from amr.datamodules.atoms import flat_atoms, waveform_atoms
 from amr.evaluation.statistics import wilson
 from amr.fusion import Attention, Concat
 from amr.model import FusionModel
+from amr.model.protocol import Explained
 from amr.multiviz.base import Unit
 from amr.multiviz.crossmodal import Space, ablation, second_order
 from amr.multiviz.trust import (
@@ -50,14 +51,14 @@ def importance_of(values: Tensor) -> Importance:
 def explainer(method: Callable[..., Importance], size: int = 6, target: int = 1, **options: Any) -> Explain:
     sampled = method in (lime, kernel_shap)
 
-    def explain(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:
+    def explain(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:
         drawn = {"seed": seed} if sampled else {}
         return method(model, inputs, "one", target, flat_atoms(size), **drawn, **options)
 
     return explain
 
 
-def edges(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+def edges(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
     """Differences of neighbours in the input, whatever the model."""
     x = inputs["one"]
     return importance_of((x - x.roll(1, 1)).abs())
@@ -305,10 +306,10 @@ def test_interaction_form_equals_numpy_and_ablation_at_one_by_one() -> None:
 def test_max_sensitivity_of_constant_and_linear_maps_is_zero() -> None:
     model, inputs, values, _ = linear_case()
 
-    def constant(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def constant(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
         return importance_of(values)
 
-    def nothing(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def nothing(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
         return importance_of(values * 0)
 
     for explain in (constant, nothing, explainer(gradient, 7)):
@@ -319,7 +320,7 @@ def test_max_sensitivity_equals_captum() -> None:
     model, inputs = model_of().eval(), clips()
     explain, seen = explainer(gradient_input), []
 
-    def watched(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:
+    def watched(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:
         seen.append(inputs["one"])
         return explain(model, inputs, seed)
 
@@ -387,7 +388,8 @@ def test_randomisation_of_parts() -> None:
     model, inputs = model_of({"one": toy.Linear(), "two": toy.Linear()}, Concat, None), clips(3, ("one", "two"))
     seen: list[dict[str, Tensor]] = []
 
-    def explain(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def explain(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+        assert isinstance(model, FusionModel)
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
         return gradient(model, inputs, "one", 1, ATOMS)
 
@@ -405,7 +407,8 @@ def test_cascade_redraws_one_layer_more_at_a_time() -> None:
     model, inputs = trained(0)
     seen: list[dict[str, Tensor]] = []
 
-    def explain(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def explain(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+        assert isinstance(model, FusionModel)
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
         return gradient(model, inputs, "one", 1, flat_atoms(10))
 
@@ -475,7 +478,7 @@ def test_stability() -> None:
     assert fixed.top == 1
     maps: list[Tensor] = []
 
-    def noisy(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def noisy(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
         maps.append(torch.randn(5, 12, generator=torch.Generator().manual_seed(seed)))
         return importance_of(maps[-1])
 
@@ -528,7 +531,7 @@ def test_trust_warns_in_words() -> None:
     for part in ("the head", "the encoder of 'one'", "the whole model"):
         assert any(w == f"hardly changes when {part} is randomised (rank correlation 1.00)" for w in blind.warnings)
 
-    def dice(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def dice(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
         noise = int(1e6 * abs(float(inputs["one"].sum())))
         return importance_of(torch.randn(60, 10, generator=torch.Generator().manual_seed(seed + noise)))
 
@@ -582,7 +585,7 @@ def test_trust_s_rows_and_explanations() -> None:
     values = occlusion(model, inputs, "one", 1, ATOMS).values
     calls = []
 
-    def explain(model: FusionModel, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
+    def explain(model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Importance:  # noqa: ARG001
         calls.append(seed)
         return importance_of(values)
 
