@@ -44,8 +44,9 @@ def data(**options: Any) -> Tensors:
     )
 
 
-def method(kind: type[Regularizer]) -> Regularizer:
-    return kind(teachers={"audio": "a.ckpt"}) if kind.__name__ in ("UMT", "G2D") else kind()  # type: ignore[call-arg]
+def with_method(name: str, kind: type[Regularizer]) -> dict[str, Any]:
+    teachers: dict[str, Any] = {"teachers": {"audio": "a.ckpt"}} if kind.__name__ in ("UMT", "G2D") else {}
+    return {name: kind(**teachers)}
 
 
 @pytest.mark.parametrize("name", method_slots())
@@ -56,10 +57,10 @@ def test_every_method_trains_or_refuses_by_name(name: str) -> None:
         with pytest.raises(
             UserError, match=rf"model\.{kind.name}: is not defined for several labels per clip"
         ) as error:
-            build(task="labels", **{name: method(kind)})
+            build(task="labels", **with_method(name, kind))
         assert "\n" not in str(error.value)
         return
-    model = build(task="labels", **{name: method(kind)})
+    model = build(task="labels", **with_method(name, kind))
     before = weights(model)
     fit(model, data(), limit_train_batches=2, limit_val_batches=1, max_epochs=1)
     assert any(not torch.equal(value, before[key]) for key, value in weights(model).items())

@@ -45,10 +45,6 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         """Makes the splits ready; may be called again."""
 
     @abstractmethod
-    def setup(self, stage: str | None = None) -> None:
-        """Makes the clips ready; a second call does nothing."""
-
-    @abstractmethod
     def usable(self, split: str) -> list[Clip]:
         """The split's clips that can be used, in the listing's order."""
 

@@ -31,7 +31,7 @@ class Planted(Fusion):
         self.odds = odds
 
     def fuse(self, encodings: Mapping[str, Tensor]) -> Tensor:
-        return self.odds(encodings)
+        return self.odds(dict(encodings))
 
     def classify(self, fused: Tensor) -> Tensor:
         return torch.cat([-fused / 2, fused / 2], dim=1)

@@ -28,7 +28,7 @@ def test_loss_and_gradient_of_labels_by_hand() -> None:
     weights, smoothing = [1.0, 2.0, 0.0, 0.5], 0.2
     objective = Objective("labels", 4, smoothing, weights)
     loss = objective.loss(logits, LABELS)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     total = 0.0
     for z, y in zip(LOGITS.tolist(), LABELS.tolist(), strict=True):
         for a, t, w in zip(z, y, weights, strict=True):

@@ -232,7 +232,7 @@ def calls(model: Any, x: dict[str, Tensor], names: tuple[str, str], atoms: tuple
     return found
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], Any]] = {
     "embedded": lambda: early(),
     "both embedded": lambda: early(embeddings={"text": "words", "image": "patches"}),
     "split": lambda: _split(),
