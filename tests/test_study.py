@@ -126,7 +126,7 @@ def test_report_of_the_runs_that_there_are(report: ModuleType) -> None:
     parts = report.pieces(report.Results(STUDY / "results"))
     for page in (STUDY / name for name in report.PAGES):
         text = page.read_text()
-        assert report.fill(text, parts) == text, page
+        assert report.fill(text, parts, report.OTHERS) == text, page
         assert "No runs." not in text, page
 
 

@@ -26,6 +26,7 @@ from amr.utils.files import write_text
 
 FOLDER = Path(__file__).parent
 PAGES = ("README.md", "tables.md")
+OTHERS = ("answer",)  # parts of the pages that decisions/report.py fills
 MODALITIES = ("audio", "video")
 METHODS = ("naive", "modality_dropout", "umt", "ogm_ge", "mmpareto")
 MARKERS = dict(zip(METHODS, "osD^v", strict=True))
@@ -630,10 +631,18 @@ def pieces(results: Results) -> dict[str, str]:
     return parts
 
 
-def fill(page: str, parts: dict[str, str]) -> str:
-    """The page with what stands between `<!-- name -->` and `<!-- end -->` replaced."""
+def fill(page: str, parts: dict[str, str], others: Sequence[str] = ()) -> str:
+    """The page with what stands between `<!-- name -->` and `<!-- end -->` replaced.
+
+    Args:
+        page: The page's text.
+        parts: What is to stand there, by name; a name without a part gets "No runs.".
+        others: First words of the names that another script fills; their text stays.
+    """
 
     def put(found: re.Match[str]) -> str:
+        if found[1].split()[0] in others:
+            return found[0]
         return f"<!-- {found[1]} -->\n{parts.get(found[1], 'No runs.')}\n<!-- end -->"
 
     return re.sub(r"<!-- ([\w -]+?) -->\n.*?<!-- end -->", put, page, flags=re.DOTALL)
@@ -666,7 +675,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = pieces(results)
     for page in (options.out / name for name in PAGES):
         if page.is_file():
-            write_text(page, fill(page.read_text(encoding="utf-8"), parts))
+            write_text(page, fill(page.read_text(encoding="utf-8"), parts, OTHERS))
     if options.print:
         for name, text in parts.items():
             print(f"\n## {name}\n\n{text}")

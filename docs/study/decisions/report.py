@@ -1,4 +1,4 @@
-"""Tables, sentences and figures of docs/study/decisions.md, and the answer of docs/study/README.md, from results/*.parquet.
+"""Fills docs/study/decisions.md and the answer of docs/study/README.md from results/*.parquet, and draws the figures.
 
     python docs/study/decisions/report.py
 
@@ -6,6 +6,7 @@ Differences are paired by seed, with 95 % t-intervals. A form of AMR is compared
 """
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -222,8 +223,8 @@ def moved_sentence(results: Results, dataset: str) -> str:
         for name, (decision, accuracy) in moved.items()
     ]
     return (
-        f"{DATASETS[dataset]}: of {len(found)} rows with a form of AMR, {len(moved)} lower audio's decision share against"
-        f" the method that the form is added to, by their intervals: {listed(texts)}."
+        f"{DATASETS[dataset]}: of {len(found)} rows with a form of AMR, {len(moved)} lower audio's decision share"
+        f" against the method that the form is added to, by their intervals: {listed(texts)}."
     )
 
 
@@ -251,7 +252,8 @@ def dial_sentence(results: Results, dataset: str) -> str | None:
     return (
         f"{DATASETS[dataset]}, on multi-loss: one point of audio's target moves its decision share by"
         f" {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] points; targets that are reached within"
-        f" {100 * NEAR:.0f} points at no more than {100 * MARGIN:.0f} point of accuracy, by the interval: {listed(reached)}."
+        f" {100 * NEAR:.0f} points at no more than {100 * MARGIN:.0f} point of accuracy, by the interval:"
+        f" {listed(reached)}."
     )
 
 
@@ -277,9 +279,9 @@ def robust_sentence(results: Results, dataset: str) -> str | None:
     best_form = max((name for name in names if name in known), key=lambda name: known[name])
     rest = listed([f"{title(name)} {spread(means[name].values())}" for name in rivals])
     return (
-        f"{DATASETS[dataset]}, area under accuracy against severity, of the modality whose corruption costs more: above both"
-        f" {listed([title(name) for name in rivals])} by their intervals: {listed(better)}; the highest mean is that of"
-        f" {title(top)} ({spread(means[top].values())}), of the forms that of {title(best_form)}"
+        f"{DATASETS[dataset]}, area under accuracy against severity, of the modality whose corruption costs more: above"
+        f" both {listed([title(name) for name in rivals])} by their intervals: {listed(better)}; the highest mean is"
+        f" that of {title(top)} ({spread(means[top].values())}), of the forms that of {title(best_form)}"
         f" ({spread(means[best_form].values())}); {rest}."
     )
 
@@ -328,3 +330,105 @@ def answer(results: Results) -> str:
     ]
     lines = [text for text in found if text is not None]
     return "\n".join(f"- {text}" for text in lines) or "No runs."
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def plot_moves(results: Results) -> Figure | None:
+    """Decision share against accuracy and against the worst corruption area, a row a point."""
+    datasets = [d for d in ("letters", "letters-10db") if results.rows(d, "main")]
+    if not datasets:
+        return None
+    drawn, panels = study.figure(10.5, 4.2 * len(datasets), 2, len(datasets))
+    for number, dataset in enumerate(datasets):
+        at = (dataset, "main")
+        for panel, label, numbers in (
+            (panels[2 * number], "accuracy, %", lambda row, at=at: results.of(*at, row, ACCURACY)),
+            (panels[2 * number + 1], "area of the worse corruption, %", lambda row, at=at: worst(results, at, row)),
+        ):
+            for row in rows_of(results, *at):
+                x, y = results.of(*at, row, DECISION), numbers(row)
+                if not x or not y or row in study.MODALITIES:
+                    continue
+                colour = COLOURS[1] if is_form(row) else COLOURS[0]
+                place = 100 * statistics.fmean(x.values()), 100 * statistics.fmean(y.values())
+                panel.errorbar(*place, xerr=error(x), yerr=error(y), fmt="o", markersize=4, linewidth=0.8, color=colour)
+                panel.annotate(title(row), place, xytext=(4, 3), textcoords="offset points", fontsize=6.5)
+            panel.set(xlabel="audio's decision share, %", ylabel=label, title=DATASETS[dataset])
+            panel.title.set_fontsize(9)
+    return drawn
+
+
+def error(values: Mapping[int, float]) -> float:
+    """Half of the 95 % t-interval of a mean, in percent; 0 for one value."""
+    found = Difference.of([*values.values()])
+    return 0.0 if found is None else 100 * found.half
+
+
+def plot_dial(results: Results) -> Figure | None:
+    """Shares, accuracy and corruption areas that the dial reaches, against audio's target."""
+    datasets = [d for d in ("letters", "letters-10db") if targets(results, d)]
+    if not datasets:
+        return None
+    shown = ((SHARE, DECISION), (ACCURACY, WITHOUT_AUDIO, WITHOUT_VIDEO), (AUC_AUDIO, AUC_VIDEO))
+    drawn, panels = study.figure(12, 3.8 * len(datasets), len(shown), len(datasets))
+    for number, dataset in enumerate(datasets):
+        for panel, measures in zip(panels[len(shown) * number :], shown, strict=False):
+            for colour, measure in zip(COLOURS, measures, strict=False):
+                line = [
+                    (100 * target_of(name), *study.mean_sd([*values.values()]))
+                    for name in targets(results, dataset)
+                    if (values := results.of(dataset, "dial", name, measure))
+                ]
+                study.band(panel, line, measure.title, colour)
+            if measures[0] is SHARE:
+                panel.plot([10, 90], [10, 90], ":", color="grey", linewidth=1, label="as asked for")
+            panel.set(xlabel="audio's target, %", ylabel="%", ylim=(0, 100), title=DATASETS[dataset])
+            panel.title.set_fontsize(9)
+            panel.legend(fontsize=7, frameon=False)
+    return drawn
+
+
+FIGURES = {"moves.png": plot_moves, "dial.png": plot_dial}
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+def pieces(results: Results) -> dict[str, str]:
+    """The generated parts of the pages, by marker."""
+    parts = {"answer": answer(results), "decisions time": time_table(results)}
+    for dataset in DATASETS:
+        if results.rows(dataset, "main"):
+            parts[f"decisions main {dataset}"] = main_table(results, dataset)
+            parts[f"decisions change {dataset}"] = change_table(results, dataset)
+            parts[f"decisions rivals {dataset}"] = rival_table(results, dataset)
+        if results.rows(dataset, "draw"):
+            parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
+        if targets(results, dataset):
+            parts[f"decisions dial {dataset}"] = dial_table(results, dataset)
+    return parts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of the parquet files")
+    parser.add_argument("--pages", type=Path, nargs="*", default=PAGES, help="the pages")
+    parser.add_argument("--figures", type=Path, default=FOLDER, help="folder of the figures")
+    options = parser.parse_args(arguments)
+    results = Results(options.results)
+    parts = pieces(results)
+    for page in options.pages:
+        text = page.read_text(encoding="utf-8")
+        others = {name.split()[0] for name in re.findall(r"<!-- ([\w -]+?) -->", text)} - {"answer", "decisions"}
+        write_text(page, fill(text, parts, [*others - {"end"}]))
+    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "amr"}):
+        for name, draw in FIGURES.items():
+            if (drawn := draw(results)) is not None:
+                drawn.savefig(options.figures / name, dpi=110, metadata={"Software": None})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
