@@ -134,11 +134,12 @@ def measured(run: Path, data: Held, probe: bool, corrupted: bool = True) -> list
     rows = measure_encodings(model, clean, train, resamples=RESAMPLES)
     if corrupted:
         rows += evidence_rows(model, data.data, clean, resamples=RESAMPLES)
-        rows += corruption_rows(model, data, "test", clean, resamples=RESAMPLES)
+        rows += corruption_rows(model, data, "test", clean, train, resamples=RESAMPLES)
     if probe:
         rows += probe_rows(model, data, "test", clean, train, {}, resamples=RESAMPLES)
     keys = ("measure", "modality", "corruption", "severity", "value")
-    return [{key: getattr(row, key) for key in keys} for row in rows]
+    kept = [row for row in rows if not row.is_detail or row.measure.startswith("dial_")]  # not those by class
+    return [{key: getattr(row, key) for key in keys} for row in kept]
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
@@ -109,6 +110,39 @@ def worst(results: Results, at: tuple[str, str], row: str) -> Numbers:
     return {seed: min(value, video[seed]) for seed, value in audio.items() if seed in video}
 
 
+def at_same_share(results: Results, at: tuple[str, str], row: str) -> dict[str, Numbers]:
+    """A form minus the decision-time dial of the method that it is added to, where both have one decision share.
+
+    The dial weighs the trained method's parts anew, without training; between its positions it is interpolated.
+
+    Args:
+        results: What was measured.
+        at: Data set and grid.
+        row: The form's row.
+
+    Returns:
+        Accuracy, and the area of the worse corruption, of each seed that both have.
+    """
+    shares = results.of(*at, row, DECISION)
+    ours = {"accuracy": results.of(*at, row, ACCURACY), "area": worst(results, at, row)}
+    found: dict[str, Numbers] = {"accuracy": {}, "area": {}}
+    for seed, share in shares.items():
+        numbers = results.values.get((*at, base(row)), {}).get(seed, {})
+        positions = [key[0].partition("@")[2] for key in numbers if key[0].startswith("dial_share@")]
+        for name, values in ours.items():
+            points = []
+            for position in positions:
+                there = numbers[f"dial_share@{position}", "audio", ""]
+                if name == "accuracy":
+                    points.append((there, numbers[f"dial_acc@{position}", "", ""]))
+                elif (f"dial_auc@{position}", "audio", "mean") in numbers:
+                    areas = [numbers[f"dial_auc@{position}", modality, "mean"] for modality in study.MODALITIES]
+                    points.append((there, min(areas)))
+            if points and seed in values:
+                found[name][seed] = values[seed] - float(np.interp(share, *zip(*sorted(points), strict=True)))
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -149,6 +183,15 @@ def rival_table(results: Results, dataset: str, grid: str = "main") -> str:
         ]
         body.append([title(name), *cells])
     return markdown(["", *(f"{measure.title} minus {title(rival)}'s" for measure, rival in columns)], body)
+
+
+def control_table(results: Results, dataset: str, grid: str = "main") -> str:
+    """Each form against the decision-time dial of the method that it is added to, at the form's decision share."""
+    body = []
+    for name in (name for name in rows_of(results, dataset, grid) if is_form(name)):
+        found = at_same_share(results, (dataset, grid), name)
+        body.append([title(name), *(paired(values, dict.fromkeys(values, 0.0)) for values in found.values())])
+    return markdown(["minus the decision-time dial", "accuracy", "area of the worse corruption"], body)
 
 
 def dial_table(results: Results, dataset: str) -> str:
@@ -286,6 +329,28 @@ def robust_sentence(results: Results, dataset: str) -> str | None:
     )
 
 
+def control_sentence(results: Results, dataset: str) -> str | None:
+    """Whether training moves decisions better than weights that are set after training."""
+    at = (dataset, "main")
+    above: dict[str, list[str]] = {"accuracy": [], "area": []}
+    count = 0
+    for name in (name for name in rows_of(results, *at) if is_form(name)):
+        found = {
+            measure: Difference.of([*values.values()]) for measure, values in at_same_share(results, at, name).items()
+        }
+        count += any(found.values())
+        for measure, interval in found.items():
+            if interval is not None and interval.low > 0:
+                above[measure].append(f"{title(name)} ({interval})")
+    if not count:
+        return None
+    return (
+        f"{DATASETS[dataset]}, against the decision-time dial of the method that a form is added to, at the same"
+        f" decision share: of {count} rows, by their intervals in points, above in accuracy"
+        f" {listed(above['accuracy'])}, and in the area of the worse corruption {listed(above['area'])}."
+    )
+
+
 def draw_sentence(results: Results, dataset: str) -> str | None:
     """The rows of the answer, in both draws of seeds."""
     grids = grids_of_answer(results, dataset)
@@ -325,6 +390,7 @@ def answer(results: Results) -> str:
         *(moved_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
         *(dial_sentence(results, d) for d in ("letters", "letters-10db")),
         *(robust_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
+        *(control_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
         *(draw_sentence(results, d) for d in ("letters", "letters-10db")),
         guard_sentence(results),
     ]
@@ -402,6 +468,7 @@ def pieces(results: Results) -> dict[str, str]:
         if results.rows(dataset, "main"):
             parts[f"decisions main {dataset}"] = main_table(results, dataset)
             parts[f"decisions change {dataset}"] = change_table(results, dataset)
+            parts[f"decisions control {dataset}"] = control_table(results, dataset)
             parts[f"decisions rivals {dataset}"] = rival_table(results, dataset)
         if results.rows(dataset, "draw"):
             parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
