@@ -138,7 +138,7 @@ def measured(run: Path, data: Held, probe: bool, corrupted: bool = True) -> list
     if probe:
         rows += probe_rows(model, data, "test", clean, train, {}, resamples=RESAMPLES)
     keys = ("measure", "modality", "corruption", "severity", "value")
-    kept = [row for row in rows if not row.is_detail or row.measure.startswith("dial_")]  # not those by class
+    kept = [row for row in rows if "@" not in row.measure or row.measure.startswith("dial_")]  # not those by class
     return [{key: getattr(row, key) for key in keys} for row in kept]
 
 
