@@ -227,7 +227,7 @@ def time_table(results: Results) -> str:
                 numbers = (len(seconds), statistics.median(seconds), max(seconds), sum(seconds) / 60)
                 body.append([DATASETS[dataset], grid, *(f"{number:.0f}" for number in numbers)])
     head = ["data", "grid", "runs", "CPU seconds a run, median", "at most", "minutes in all"]
-    return markdown(head, body)
+    return markdown(head, body) if body else "No runs."
 
 
 # ------------------------------------------------------------------------------------------------------------- answer
@@ -477,6 +477,12 @@ def pieces(results: Results) -> dict[str, str]:
     return parts
 
 
+def filled(page: str, parts: dict[str, str]) -> str:
+    """The page with this script's parts; those of the first part's script stay."""
+    names = {name.split()[0] for name in re.findall(r"<!-- ([\w -]+?) -->", page)}
+    return fill(page, parts, [*names - {"answer", "decisions"}])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -487,9 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(options.results)
     parts = pieces(results)
     for page in options.pages:
-        text = page.read_text(encoding="utf-8")
-        others = {name.split()[0] for name in re.findall(r"<!-- ([\w -]+?) -->", text)} - {"answer", "decisions"}
-        write_text(page, fill(text, parts, [*others - {"end"}]))
+        write_text(page, filled(page.read_text(encoding="utf-8"), parts))
     with mpl.rc_context({"font.size": 9, "svg.hashsalt": "amr"}):
         for name, draw in FIGURES.items():
             if (drawn := draw(results)) is not None:
