@@ -79,7 +79,8 @@ def grid(methods: dict[str, list[str]], made_from: dict[str, str], control: Grid
 
 def trials(control: Grid) -> Grid:
     """Every form and strength on naive fusion."""
-    return grid(forms(), dict.fromkeys(forms(), "naive"), control)
+    methods = {name: [*control["methods"]["naive"], *entry] for name, entry in forms().items()}
+    return grid(methods, dict.fromkeys(methods, "naive"), control)
 
 
 def best_forms(results: Results, control: Grid) -> dict[str, str]:
@@ -104,7 +105,7 @@ def onto(results: Results, control: Grid) -> Grid:
 def main_grid(results: Results, control: Grid) -> Grid:
     """The methods, and each form, on naive fusion and on others, at its best strength."""
     methods = {method: control["methods"][method] for method in METHODS if method in control["methods"]}
-    entries = forms()
+    entries = trials(control)["methods"]
     methods |= {form: entries[trial] for form, trial in sorted(best_forms(results, control).items())}
     methods |= {
         f"{form}_guard": [entry for entry in methods[form] if entry != OFF] for form in GUARDED if form in methods
