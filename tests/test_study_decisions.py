@@ -18,7 +18,7 @@ FOLDER = STUDY / "decisions"
 
 @pytest.fixture(scope="module")
 def report() -> ModuleType:
-    return script(FOLDER / "report.py")
+    return script(FOLDER / "tables.py")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from amr.utils.files import write_text
 
 FOLDER = Path(__file__).parent
 PAGES = ("README.md", "tables.md")
-OTHERS = ("answer",)  # parts of the pages that decisions/report.py fills
+OTHERS = ("answer",)  # parts of the pages that decisions/tables.py fills
 MODALITIES = ("audio", "video")
 METHODS = ("naive", "modality_dropout", "umt", "ogm_ge", "mmpareto")
 MARKERS = dict(zip(METHODS, "osD^v", strict=True))

@@ -48,7 +48,7 @@ part() {
       grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
         --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \
         --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${few[@]}" ;;
-    report) python $here/report.py ;;
+    report) python $here/tables.py ;;
     *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
   esac
 }

@@ -1,6 +1,6 @@
 """Fills docs/study/decisions.md and the answer of docs/study/README.md from results/*.parquet, and draws the figures.
 
-    python docs/study/decisions/report.py
+    python docs/study/decisions/tables.py
 
 Differences are paired by seed, with 95 % t-intervals. A form of AMR is compared with the method that it is added to.
 """
