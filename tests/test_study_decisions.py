@@ -23,7 +23,7 @@ def report() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def pick() -> ModuleType:
-    return script(FOLDER / "pick.py")
+    return script(FOLDER / "choose.py")
 
 
 def results_of(report: ModuleType, folder: Path, lines: list[dict[str, Any]]) -> Any:

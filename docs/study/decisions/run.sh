@@ -25,12 +25,12 @@ grid() {  # data set, grid, data's configuration, what is measured, seeds, then 
 
 part() {
   case $1 in
-    trials) python $here/pick.py trials; grid letters trials $letters logged 0 ;;
-    onto) python $here/pick.py onto; grid letters onto $letters logged 0 ;;
-    letters) python $here/pick.py main; grid letters main $letters all "${five[@]}" ;;
+    trials) python $here/choose.py trials; grid letters trials $letters logged 0 ;;
+    onto) python $here/choose.py onto; grid letters onto $letters logged 0 ;;
+    letters) python $here/choose.py main; grid letters main $letters all "${five[@]}" ;;
     noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 ;;
     dial)
-      python $here/pick.py dial
+      python $here/choose.py dial
       grid letters dial $letters all "${five[@]}"
       grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
     draw)

@@ -1,9 +1,9 @@
 """Writes the grids of the study's second part from what the validation split says, so that nothing is chosen by hand.
 
-    python docs/study/decisions/pick.py trials   forms.yaml as a grid, with the base of docs/results/grid-letters
-    python docs/study/decisions/pick.py onto     the three best forms on multi-loss and on DGL, three strengths each
-    python docs/study/decisions/pick.py main     the methods, and each form at its best strength
-    python docs/study/decisions/pick.py dial     multi-loss, and the form that the dial turns, at targets 0.1 to 0.9
+    python docs/study/decisions/choose.py trials   forms.yaml as a grid, with the base of docs/results/grid-letters
+    python docs/study/decisions/choose.py onto     the three best forms on multi-loss and on DGL, three strengths each
+    python docs/study/decisions/choose.py main     the methods, and each form at its best strength
+    python docs/study/decisions/choose.py dial     multi-loss, and the form that the dial turns, at targets 0.1 to 0.9
 
 The rule is that of docs/results/grid-letters/pick.py: the highest validation accuracy of the best epoch, as a mean over
 the seeds; equal ones are told apart by mAP at that epoch, then by their order.
