@@ -74,7 +74,8 @@ def grid(methods: dict[str, list[str]], made_from: dict[str, str], control: Grid
         control: The grid of grid-letters.
     """
     teachers = {row: control["teachers"][made_from[row]] for row in methods if made_from[row] in control["teachers"]}
-    return {"base": control["base"], "unimodal": control["unimodal"], "methods": methods, "teachers": teachers}
+    made = {"base": control["base"], "unimodal": control["unimodal"], "methods": methods}
+    return {**made, "teachers": teachers} if teachers else made
 
 
 def trials(control: Grid) -> Grid:
