@@ -118,7 +118,7 @@ def test_validation_chooses_the_forms(pick: ModuleType, tmp_path: Path, monkeypa
     }
     onto = pick.onto(results, control)
     assert len(onto["methods"]) == 2 * 3 * 3
-    assert onto["methods"]["dgl+amr_head-lr0.1"] == ["dgl.yaml", *pick.forms()["amr_head-lr0.1"]]
+    assert onto["methods"]["dgl.amr_head-lr0.1"] == ["dgl.yaml", *pick.forms()["amr_head-lr0.1"]]
     grid = pick.main_grid(results, control)
     assert grid["teachers"] == {"umt": "model.umt.teachers"}
     assert pick.OFF in grid["methods"]["amr"]

@@ -95,12 +95,12 @@ def onto(results: Results, control: Grid) -> Grid:
     """The three best forms at three strengths on the methods of `ONTO`."""
     chosen = list(best_forms(results, control))[:BEST]
     methods = {
-        f"{method}+{trial}": [*control["methods"][method], *entry]
+        f"{method}.{trial}": [*control["methods"][method], *entry]
         for method in ONTO
         for trial, entry in forms().items()
         if letters.method_of(trial) in chosen
     }
-    return grid(methods, {row: row.partition("+")[0] for row in methods}, control)
+    return grid(methods, {row: row.partition(".")[0] for row in methods}, control)
 
 
 def main_grid(results: Results, control: Grid) -> Grid:
@@ -114,7 +114,7 @@ def main_grid(results: Results, control: Grid) -> Grid:
     combined = onto(results, control)
     for row, trial in letters.winners(results, "onto", combined).items():
         methods[row] = combined["methods"][trial]
-    return grid(methods, {row: row.partition("+")[0] for row in methods}, control)
+    return grid(methods, {row: row.partition(".")[0] for row in methods}, control)
 
 
 def dial(control: Grid) -> Grid:

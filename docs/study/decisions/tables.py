@@ -78,17 +78,17 @@ Numbers = dict[int, float]
 
 def title(row: str) -> str:
     """How the page calls a row."""
-    return " + ".join(TITLES.get(part, part) for part in row.split("+"))
+    return " + ".join(TITLES.get(part, part) for part in row.split("."))
 
 
 def base(row: str) -> str:
     """The method that a form of AMR is added to."""
-    return row.partition("+")[0] if "+" in row else "naive"
+    return row.partition(".")[0] if "." in row else "naive"
 
 
 def is_form(row: str) -> bool:
     """Whether a row has a form of AMR."""
-    return row.rpartition("+")[2].removesuffix("_guard") in FORMS
+    return row.rpartition(".")[2].removesuffix("_guard") in FORMS
 
 
 def rows_of(results: Results, dataset: str, grid: str = "main") -> list[str]:
