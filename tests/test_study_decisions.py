@@ -124,7 +124,7 @@ def test_validation_chooses_the_forms(pick: ModuleType, tmp_path: Path, monkeypa
     assert pick.OFF in grid["methods"]["amr"]
     assert pick.OFF not in grid["methods"]["amr_guard"]
     dial = pick.dial(control)["methods"]
-    assert list(dial) == ["multi_loss", *(f"r{round(0.1 * n, 1)}" for n in range(1, 10))]
+    assert list(dial) == ["multi_loss", *(f"r{target}" for target in pick.TARGETS)]
     assert dial["r0.3"][-1] == "--model.amr.ratio={audio: 0.3, video: 0.7}"
     monkeypatch.setattr(pick, "LETTERS", tmp_path)
     with pytest.raises(UserError, match="run docs/results/grid-letters/run.sh tuning first"):

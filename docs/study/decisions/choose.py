@@ -44,7 +44,7 @@ STRENGTH = (
 )
 GUARDED = ("amr", "amr_weak")  # forms that are trained with the guard, too
 OFF = "--model.amr.guard=false"
-TARGETS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+TARGETS = (0.1, 0.3, 0.5, 0.7, 0.9)
 GRIDS = ("trials", "onto", "main", "dial")
 
 Grid = dict[str, Any]
