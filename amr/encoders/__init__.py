@@ -2,9 +2,11 @@
 
 from amr.encoders.base import Encoder
 from amr.encoders.cnn import SmallCNN, SmallFrameCNN
-from amr.encoders.mlp import MLPEncoder
+from amr.encoders.mlp import MLPEncoder, TableEncoder
 from amr.encoders.resnet import ResNetEncoder
+from amr.encoders.series import SeriesEncoder
 from amr.encoders.spectrogram_transformer import SpectrogramTransformer
+from amr.encoders.text import TextEncoder
 from amr.encoders.video3d import Video3DEncoder
 from amr.encoders.video_transformer import VideoTransformerEncoder
 from amr.encoders.waveform import WaveformEncoder
@@ -15,9 +17,12 @@ __all__ = [
     "Encoder",
     "MLPEncoder",
     "ResNetEncoder",
+    "SeriesEncoder",
     "SmallCNN",
     "SmallFrameCNN",
     "SpectrogramTransformer",
+    "TableEncoder",
+    "TextEncoder",
     "Video3DEncoder",
     "VideoTransformerEncoder",
     "WaveformEncoder",

@@ -46,3 +46,10 @@ def check_image(encoder: Encoder, x: Tensor, in_channels: int, ndims: tuple[int,
         allowed = " or ".join(layouts[ndim] for ndim in ndims)
         name = type(encoder).__name__
         raise UserError(f"{name}: takes {allowed} with C = in_channels = {in_channels}, got shape {tuple(x.shape)}")
+
+
+def check_sizes(encoder: Encoder, **sizes: int) -> None:
+    """Raises UserError, naming the encoder and the option, if a size is below 1."""
+    for key, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{type(encoder).__name__}: {key}={size}: must be at least 1")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amr.encoders.base import Encoder, check_image
-from amr.utils.errors import UserError
+from amr.encoders.base import Encoder, check_image, check_sizes
 
 
 class SmallCNN(Encoder):
@@ -30,7 +29,7 @@ class SmallCNN(Encoder):
 
     def __init__(self, in_channels: int = 1, width: int = 16, out_dim: int = 64) -> None:
         super().__init__()
-        _check_sizes(self, in_channels=in_channels, width=width, out_dim=out_dim)
+        check_sizes(self, in_channels=in_channels, width=width, out_dim=out_dim)
         self.in_channels = in_channels
         self.out_dim = out_dim
         self.features = _strided_convolutions((in_channels, width, 2 * width, 4 * width))
@@ -64,7 +63,7 @@ class SmallFrameCNN(Encoder):
 
     def __init__(self, in_channels: int = 1, frames: int = 16, width: int = 32, out_dim: int = 64) -> None:
         super().__init__()
-        _check_sizes(self, in_channels=in_channels, frames=frames, width=width, out_dim=out_dim)
+        check_sizes(self, in_channels=in_channels, frames=frames, width=width, out_dim=out_dim)
         self.in_channels = in_channels
         self.frames = frames
         self.out_dim = out_dim
@@ -100,9 +99,3 @@ def grid_pool(x: Tensor, grid: tuple[int, ...]) -> Tensor:
         edges = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]  # floor and ceiling: may overlap
         x = torch.stack([x.narrow(dim, start, end - start).mean(dim) for start, end in edges], dim=dim)
     return x
-
-
-def _check_sizes(encoder: Encoder, **sizes: int) -> None:
-    for key, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{type(encoder).__name__}: {key}={size}: must be at least 1")

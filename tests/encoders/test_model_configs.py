@@ -17,6 +17,14 @@ CONFIGS = sorted((REPOSITORY / "configs" / "model").glob("*.yaml"))
 LARGE = [path for path in CONFIGS if "# Data: " in path.read_text()]  # with data options of their own
 INPUTS = {"audio": torch.randn(2, 1, 64, 65), "video": torch.randn(2, 4, 3, 32, 48)}
 GREY = {**INPUTS, "video": torch.randn(2, 4, 1, 32, 48)}
+OTHERS: dict[str, dict[str, torch.Tensor]] = {
+    "mult": {
+        "text": torch.tensor([[2, 10001, 0], [1, 0, 0]]),
+        "audio": torch.randn(2, 5, 74),
+        "video": torch.randn(2, 4, 35),
+    },
+    "table-series": {"table": torch.randn(2, 5), "series": torch.randn(2, 24, 12)},
+}
 
 
 def build(*args: str) -> tuple[dict[str, Encoder], FusionFactory]:
@@ -36,7 +44,7 @@ def head(encoders: dict[str, Encoder], factory: FusionFactory) -> Fusion:
 def test_config_builds(path: Path) -> None:
     encoders, factory = build("--config", str(path))
     fusion = head(encoders, factory)
-    inputs = GREY if path.stem.startswith("small") else INPUTS
+    inputs = OTHERS.get(path.stem, GREY if path.stem.startswith("small") else INPUTS)
     assert fusion({name: encoder(inputs[name]) for name, encoder in encoders.items()}).shape == (2, 5)
 
 
