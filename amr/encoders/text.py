@@ -74,5 +74,6 @@ class TextEncoder(Encoder):
         else:
             tokens = self.net(tokens, there)
         if not self.pool:
-            return tokens * there[:, :, None]
+            kept: Tensor = tokens * there[:, :, None]
+            return kept
         return pooled(tokens, there, "mean" if self.arch == "transformer" else "last")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from amr.fusion.base import ClassifierInit, Fusion, require_positive
+from amr.fusion.base import ClassifierInit, Fusion, as_tokens, require_positive
 from amr.utils.errors import UserError
 
 
@@ -103,9 +103,8 @@ class Attention(Fusion):
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, dim)."""
         groups = [
-            self.projections[name](encodings[name].reshape(encodings[name].shape[0], -1, size))
-            + embedding  # (B, T_m, dim)
-            for (name, size), embedding in zip(self.dims.items(), self.modality_embeddings, strict=True)
+            self.projections[name](as_tokens(encodings[name])) + embedding  # (B, T_m, dim)
+            for name, embedding in zip(self.dims, self.modality_embeddings, strict=True)
         ]
         tokens = torch.cat([self.class_token.expand(groups[0].shape[0], 1, -1), *groups], dim=1)  # (B, 1 + Σ T_m, dim)
         combined: Tensor = self.norm(self.layers(tokens)[:, 0])

@@ -134,6 +134,11 @@ def pool_tokens(encoding: Tensor) -> Tensor:
     return encoding if encoding.ndim == 2 else torch.mean(encoding, dim=tuple(range(1, encoding.ndim - 1)))
 
 
+def as_tokens(encoding: Tensor) -> Tensor:
+    """A sequence of tokens, (B, T, D): one of (B, D), all those of (B, ..., D); B may be 0."""
+    return encoding[:, None] if encoding.ndim == 2 else encoding.flatten(1, -2)
+
+
 def pool_all(encodings: Mapping[str, Tensor], names: Mapping[str, object]) -> dict[str, Tensor]:
     """Pooled encodings, each (B, D_m), in the order of `names` whatever the order of `encodings`."""
     return {name: pool_tokens(encodings[name]) for name in names}

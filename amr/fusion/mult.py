@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amr.fusion.base import ClassifierInit, Fusion, require_positive
+from amr.fusion.base import ClassifierInit, Fusion, as_tokens, require_positive
 from amr.utils.errors import UserError
 
 Readout = Literal["last", "mean"]
@@ -46,7 +46,7 @@ class CrossmodalLayer(nn.Module):
         """
         asking, asked = self.norm1(x), self.norm1(source)
         parts = zip((asking, asked, asked), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        q, k, v = (F.linear(s, w, b).view(*s.shape[:2], self.heads, -1).transpose(1, 2) for s, w, b in parts)
+        q, k, v = (self._split(F.linear(s, w, b)) for s, w, b in parts)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, T, S)
         mask = there[:, None, None]
         # The lowest number in place of -inf: a row without any token would be NaN.
@@ -54,6 +54,10 @@ class CrossmodalLayer(nn.Module):
         x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
         transformed: Tensor = x + self.feed_forward(self.norm2(x))
         return transformed
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, dim) to (B, heads, T, dim / heads)."""
+        return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
 
 class CrossmodalTransformer(nn.Module):
@@ -145,8 +149,8 @@ class MulT(Fusion):
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:
         """Combines encodings, each (B, D_m) or (B, T, D_m), into (B, M · max(1, M - 1) · dim)."""
         tokens, there = {}, {}
-        for name, size in self.dims.items():
-            sequence = encodings[name].reshape(encodings[name].shape[0], -1, size)
+        for name in self.dims:
+            sequence = as_tokens(encodings[name])
             there[name] = (sequence != 0).any(dim=2)
             tokens[name] = self.projections[name](sequence)  # (B, T_m, dim)
             if self.positions:

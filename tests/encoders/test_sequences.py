@@ -75,6 +75,7 @@ def test_gru_equals_torchs() -> None:
 def test_convolutions_by_hand_and_causal() -> None:
     torch.manual_seed(0)
     encoder = SeriesEncoder(2, "tcn", 3, layers=2, pool=False).double()
+    net: Any = encoder.net
     x = torch.randn(1, 9, 2, dtype=torch.float64)
 
     def convolved(layer: Any, steps: list[Tensor], apart: int) -> list[Tensor]:
@@ -83,10 +84,10 @@ def test_convolutions_by_hand_and_causal() -> None:
         return [layer.bias + sum(layer.weight[:, :, j] @ s for j, s in enumerate(row)) for row in seen]
 
     steps: list[Tensor] = list(x[0])
-    before = [encoder.net.skip(step) for step in steps]
+    before = [net.skip(step) for step in steps]
     for block in range(2):
-        inner = [s.clamp(min=0) for s in convolved(encoder.net.first[block], steps, 2**block)]
-        inner = [s.clamp(min=0) for s in convolved(encoder.net.second[block], inner, 2**block)]
+        inner = [s.clamp(min=0) for s in convolved(net.first[block], steps, 2**block)]
+        inner = [s.clamp(min=0) for s in convolved(net.second[block], inner, 2**block)]
         steps = before = [(b + s).clamp(min=0) for b, s in zip(before, inner, strict=True)]
     torch.testing.assert_close(encoder(x)[0], torch.stack(steps))
     mean = SeriesEncoder(2, "tcn", 3, layers=2).double()
@@ -96,11 +97,12 @@ def test_convolutions_by_hand_and_causal() -> None:
 
 def test_text_pools_by_mean_and_by_the_last_state() -> None:
     torch.manual_seed(0)
-    for arch, expected in (("transformer", lambda t: t.mean(0)), ("gru", lambda t: t[-1])):
+    expected: dict[str, Callable[[Tensor], Tensor]] = {"transformer": lambda t: t.mean(0), "gru": lambda t: t[-1]}
+    for arch, pool in expected.items():
         tokens = TextEncoder(7, arch, 8, pool=False)  # type: ignore[arg-type]
         whole = TextEncoder(7, arch, 8)  # type: ignore[arg-type]
         whole.load_state_dict(tokens.state_dict())
-        torch.testing.assert_close(whole(IDS)[0], expected(tokens(IDS)[0, :3]))
+        torch.testing.assert_close(whole(IDS)[0], pool(tokens(IDS)[0, :3]))
     assert not torch.allclose(whole(IDS[:1]), whole(IDS[:1, [1, 0, 2, 3, 4]]))
 
 
@@ -139,6 +141,7 @@ class Batches(pl.LightningDataModule):
     val_dataloader = train_dataloader
 
 
+@pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval)")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 def test_ids_stay_ids_through_a_run(precision: Any) -> None:
     """Loader, masks of clips that lack the text, AMR, and every precision leave ids int64."""

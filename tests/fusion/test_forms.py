@@ -44,7 +44,8 @@ def test_declared_forms_are_the_true_ones(name: str, features: bool, tokens: int
     first, second = ({m: 2 * torch.randn(shape, dtype=torch.float64) for m in DIMS} for _ in range(2))
 
     def at(encodings: dict[str, Tensor]) -> Tensor:
-        return head.fuse(encodings) if features else head(encodings)
+        out: Tensor = head.fuse(encodings) if features else head(encodings)
+        return out
 
     def vanish(gaps: list[Tensor]) -> bool:
         return max(float(gap.detach().abs().max()) for gap in gaps) < 1e-9

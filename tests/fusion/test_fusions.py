@@ -96,6 +96,14 @@ def test_rows_are_independent(name: str, modalities: int, hidden: int | None) ->
 
 
 @every_fusion
+@pytest.mark.parametrize("tokens", [None, 3])
+def test_a_batch_may_be_empty(name: str, tokens: int | None) -> None:
+    """As AMR's is when no clip of a batch has all modalities."""
+    head = make(name, 2)
+    assert head(encode(head, rows=0, tokens=tokens)).shape == (0, CLASSES)
+
+
+@every_fusion
 def test_order_of_encodings_does_not_matter(name: str) -> None:
     head = make(name, 4)
     encodings = encode(head)
