@@ -58,6 +58,7 @@ class ClipDataModule(ExplainedClips):
             small data sets, with num_workers=0. The inputs are the same up to rounding.
         follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of
             the folder `root` made.
+        balance: Whether each training epoch draws as many clips with replacement, every class alike.
 
     Attributes:
         name: Name of the data set.
@@ -90,6 +91,7 @@ class ClipDataModule(ExplainedClips):
         decode_on: Literal["auto", "cpu", "gpu"] = "auto",
         in_memory: bool = False,
         follow_links: bool | None = None,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
@@ -100,7 +102,7 @@ class ClipDataModule(ExplainedClips):
         self.decode, self.audio, self.video = decode, audio, video
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
-        self.in_memory, self.follow_links = in_memory, follow_links
+        self.in_memory, self.follow_links, self.balance = in_memory, follow_links, balance
         if in_memory and decode_on == "gpu":
             raise UserError("data.decode_on=gpu: must be auto or cpu with in_memory, which keeps frames")
         if in_memory and (audio.freq_mask or audio.time_mask):

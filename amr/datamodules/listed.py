@@ -1,7 +1,8 @@
 """Any data module that lists its clips: what training, analyses and robustness ask of it, whatever the clips are."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     num_workers: int
     seed: int
     drop_last: bool
+    balance: bool
     predict_split: Literal["train", "val", "test"]
 
     def setup(self, stage: str | None = None) -> None:
@@ -110,6 +112,16 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         """The split named by `predict_split`, in the listing's order."""
         return self._loader(self.predict_split)
 
+    def classes_of(self, split: str) -> list[Hashable]:
+        """Class of each of the split's usable clips, by which training is balanced."""
+        return [clip.label for clip in self.usable(split)]
+
+    def _balanced(self) -> Tensor:
+        """Weights of the training clips (N,), float64: every class has the same in all."""
+        classes = self.classes_of("train")
+        counts = Counter(classes)
+        return torch.tensor([1 / counts[label] for label in classes], dtype=torch.float64)
+
     def _some(self, split: str, *, train: bool = False) -> ListedDataset:
         if not self.usable(split):
             hint = " (or set trainer.limit_val_batches to 0)" if split == "val" else ""
@@ -122,7 +134,14 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         return ClipLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=ClipSampler(dataset, shuffle=train, seed=self.seed, rank=rank, world_size=world_size),
+            sampler=ClipSampler(
+                dataset,
+                shuffle=train,
+                seed=self.seed,
+                rank=rank,
+                world_size=world_size,
+                weights=self._balanced() if train and self.balance else None,
+            ),
             drop_last=train and self.drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

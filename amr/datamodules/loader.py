@@ -1,6 +1,7 @@
 """Batches that depend on the seed, the epoch and the clips alone: not on workers, ranks, or where a run was resumed."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy as copy_of
@@ -233,11 +234,28 @@ class ClipSampler(DistributedSampler[Key]):
     epoch's order are left out, for all ranks must take as many steps. In evaluation none is left out or repeated.
 
     It is a DistributedSampler so that Lightning leaves it in place, which knows no other sampler for many ranks.
+
+    Args:
+        dataset: The clips.
+        shuffle: Whether for training.
+        seed: Of the order, with the epoch.
+        rank: This process.
+        world_size: Number of processes.
+        weights: Of the clips (N,), to draw N of them with replacement in each training epoch; None for each once.
     """
 
-    def __init__(self, dataset: ListedDataset, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        dataset: ListedDataset,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        weights: Tensor | None = None,
+    ) -> None:
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed)
-        self.clips = len(dataset)
+        self.clips, self.key, self.weights = len(dataset), dataset.key, weights
         self.start = 0  # of the next pass, in clips of this rank; for resuming
 
     def __len__(self) -> int:
@@ -248,10 +266,17 @@ class ClipSampler(DistributedSampler[Key]):
         order = list(range(self.clips))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.clips, generator=generator).tolist()
+            if self.weights is None:
+                order = torch.randperm(self.clips, generator=generator).tolist()
+            else:
+                order = torch.multinomial(self.weights, self.clips, True, generator=generator).tolist()
         start, self.start = self.start, 0
-        for index in order[self.rank :: self.num_replicas][start : len(self)]:
-            yield self.epoch, index
+        before: Counter[int] = Counter()  # copies of a clip are augmented each by itself
+        keys = []
+        for index in order:
+            keys.append(self.key(self.epoch, index, before[index]))
+            before[index] += 1
+        yield from keys[self.rank :: self.num_replicas][start : len(self)]
 
 
 class ClipLoader(DataLoader[dict[str, Any]]):
@@ -267,7 +292,8 @@ class ClipLoader(DataLoader[dict[str, Any]]):
         s = self.sampler
         if not isinstance(s, ClipSampler) or self.batch_size is None:
             return None
-        return {"clips": s.clips, "global_batch_size": self.batch_size * s.num_replicas, "seed": s.seed}
+        plan = {"clips": s.clips, "global_batch_size": self.batch_size * s.num_replicas, "seed": s.seed}
+        return plan if s.weights is None else {**plan, "balance": True}
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of its batches handed out so far."""

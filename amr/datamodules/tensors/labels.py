@@ -206,13 +206,13 @@ def drawn(
         seed: Of the draw.
         stratify: Whether to take the fraction of each class; of several labels, of the clips whose rarest label it is.
     """
-    strata: dict[int, list[str]] = {}
-    for id, stratum in zip(ids, _strata(target).tolist() if stratify else [0] * len(ids), strict=True):
-        strata.setdefault(stratum, []).append(id)
+    members: dict[int, list[str]] = {}
+    for id, stratum in zip(ids, strata(target).tolist() if stratify else [0] * len(ids), strict=True):
+        members.setdefault(stratum, []).append(id)
     split = dict.fromkeys(ids, "train")
     left = dict.fromkeys(fractions, 0.0)  # what rounding owes: with many small classes the whole keeps its fractions
-    for stratum in sorted(strata):
-        order, start = stable_order(strata[stratum], seed), 0
+    for stratum in sorted(members):
+        order, start = stable_order(members[stratum], seed), 0
         for name, part in fractions.items():
             left[name] += part * len(order)
             take = min(max(round(left[name]), 0), len(order) - start)
@@ -221,7 +221,8 @@ def drawn(
     return [split[id] for id in ids]
 
 
-def _strata(target: Tensor) -> Tensor:
+def strata(target: Tensor) -> Tensor:
+    """Class of each clip (N,); of several labels (N, C) the one that the fewest clips have, -1 of a clip without."""
     if target.ndim == 1:
         return target
     count = target.sum(0)

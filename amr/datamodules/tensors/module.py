@@ -1,6 +1,6 @@
 """Clips that are tensors already: vectors, tables, time series, tokens, images, in files, dictionaries or datasets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from amr.datamodules.listing import read_lines
 from amr.datamodules.store.media import Clip
 from amr.datamodules.tensors.clips import CorruptedTensors, TensorDataset
 from amr.datamodules.tensors.columns import Column, as_column
-from amr.datamodules.tensors.labels import Labels, check_fractions, drawn, ids_of, labels_of, splits_of
+from amr.datamodules.tensors.labels import Labels, check_fractions, drawn, ids_of, labels_of, splits_of, strata
 from amr.datamodules.tensors.shapes import kind_atoms, tensor_picture
 from amr.datamodules.tensors.sources import Values, read_columns
 from amr.datamodules.tensors.spoil import corruptions_of
@@ -62,6 +62,8 @@ class Tensors(ListedClips):
         predict_split: Which split `predict` runs over.
         follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of
             the folder `root` made.
+        balance: Whether each training epoch draws as many clips with replacement, every class alike; of several labels
+            per clip, by the clip's rarest one.
 
     Raises:
         UserError: Anything wrong with the arguments, a file or a column.
@@ -86,6 +88,7 @@ class Tensors(ListedClips):
         drop_last: bool = False,
         predict_split: Literal["train", "val", "test"] = "test",
         follow_links: bool | None = None,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(modalities, Mapping) or not modalities:
@@ -98,7 +101,7 @@ class Tensors(ListedClips):
         self.label, self.split, self.id = label, split, id
         self.batch_size, self.num_workers, self.seed, self.drop_last = batch_size, num_workers, seed, drop_last
         self.predict_split, self.missing, self.split_seed, self.stratify = predict_split, missing, split_seed, stratify
-        self.root = None
+        self.root, self.balance = None, balance
         self._folder = None if root is None else check_folder(Path(root), "data.root")
         self._inside = None if self._folder is None else RootFolder(self._folder, follow_links)
         self._given, self._labels_given = source, self._names(labels, "data.labels")
@@ -246,6 +249,10 @@ class Tensors(ListedClips):
     def usable(self, split: str) -> list[Clip]:
         """The split's clips that can be used, in the listing's order."""
         return [self.clips[i] for i in self._rows[split]]
+
+    def classes_of(self, split: str) -> list[Hashable]:
+        """Class of each of the split's usable clips, by which training is balanced; of several labels the rarest."""
+        return list(strata(self._target[self._rows[split]]).tolist())
 
     def dataset(self, split: str, *, train: bool = False) -> TensorDataset:
         """A split's usable clips, in the listing's order."""

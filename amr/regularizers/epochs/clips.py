@@ -49,6 +49,10 @@ class EpochClips:
         combined = loop._combined_loader
         assert combined is not None
         base = _base(_only(trainer.train_dataloader, "train_dataloader"))
+        if getattr(getattr(base, "sampler", None), "weights", None) is not None:
+            raise UserError(
+                f"data.balance=true: must be false with model.{selecting[0].name}, which chooses the clips of an epoch"
+            )
         clips = ClipPass(model, base, mover(module), "train_dataloader")
         begins = self.chosen is None or self.chosen["epoch"] != epoch
         if self.chosen is None or begins:

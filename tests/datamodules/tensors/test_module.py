@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from amr.classifier import FusionClassifier
 from amr.cli import main
 from amr.datamodules import Tensors
 from amr.datamodules.loader import ClipLoader, ClipSampler
+from amr.encoders import MLPEncoder
 from amr.evaluation.robustness import measure
+from amr.regularizers import SMV
 from amr.utils.errors import UserError
 from tests.datamodules.tensors.columns import columns, options, write_npz, write_parquet
 from tests.datamodules.test_loader import batches, ids, of_rank, same
 from tests.toy import Linear
-from tests.training import build
+from tests.training import build, fit
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|does not have many workers)")
 
 
 def module(**changed: Any) -> Tensors:
@@ -67,6 +72,46 @@ def test_resume_within_an_epoch() -> None:
     other.load_state_dict(state)
     with pytest.raises(UserError, match="cannot resume in the middle of epoch 3"):
         batches(other, 3)
+
+
+def test_balanced_training_draws_every_class_alike() -> None:
+    x = columns(3000)
+    x["y"] = (np.arange(3000) % 10 == 0).astype(int)
+    x["split"][:] = "train"
+    x["split"][-100:] = "val"
+    data = Tensors(x, **options(batch_size=100, balance=True, id=None))
+    found = batches(data.train_dataloader(), 1)
+    ones = sum(int(batch["label"].sum()) for batch in found)
+    assert abs(ones / 2900 - 0.5) < 0.05  # 5 standard deviations
+    assert ids(found) != ids(batches(data.train_dataloader(), 2))
+    assert sum(len(part) for part in ids(found)) == 2900
+    ranks = [
+        batches(of_rank(Tensors(x, **options(batch_size=50, balance=True, id=None)), r, 2).train_dataloader(), 1)
+        for r in range(2)
+    ]
+    for k, parts in enumerate(zip(*ranks, strict=True)):
+        assert [id for pair in zip(*(p["id"] for p in parts), strict=True) for id in pair] == found[k]["id"]
+    loader = data.train_dataloader()
+    loader.load_state_dict({**loader.state_dict(), "epoch": 1, "batches": 2})
+    assert same(batches(loader, 1), found[2:])
+    assert ids(batches(data.val_dataloader())) == [[f"{i:06d}" for i in range(2900, 3000)]]
+    plain = Tensors(x, **options(batch_size=100, id=None)).train_dataloader()
+    plain.load_state_dict({**loader.state_dict(), "epoch": 1, "batches": 2})
+    with pytest.raises(UserError, match="cannot resume in the middle of epoch 1"):
+        batches(plain, 1)
+
+
+def test_several_labels_are_balanced_by_the_rarest() -> None:
+    x = columns()
+    x["y"] = np.stack([np.ones(23), np.arange(23) == 1], 1)
+    data = Tensors(x, **options())
+    assert data.classes_of("train") == [1 if i == 1 else 0 for i in range(13)]
+
+
+def test_a_method_that_chooses_clips_goes_with_no_balance() -> None:
+    model = FusionClassifier({"a": MLPEncoder(4), "b": MLPEncoder(3)}, num_classes=2, smv=SMV())
+    with pytest.raises(UserError, match=r"data.balance=true: must be false with model.smv"):
+        fit(model, module(balance=True), max_epochs=3)
 
 
 def test_files_per_split(tmp_path: Path) -> None:
