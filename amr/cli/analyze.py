@@ -56,5 +56,5 @@ def add_site(analysis: Path) -> None:
     """
     from amr.report.site import write_site
 
-    root = Path(read_object(analysis / "summary.json")["root"])
-    write_site([analysis], analysis / "site", [root] if root.is_dir() else [], follow_links=True)
+    root = read_object(analysis / "summary.json")["root"]  # None: there are no media files
+    write_site([analysis], analysis / "site", [Path(root)] if root and Path(root).is_dir() else [], follow_links=True)

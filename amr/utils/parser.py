@@ -1,5 +1,6 @@
 """The configuration parser, with every mistake told in one line."""
 
+import copy
 import inspect
 import re
 import sys
@@ -79,6 +80,10 @@ class OneLineParser(LightningArgumentParser):
         """Actions of this parser and its subcommands."""
         subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
         return [action for parser in (self, *subparsers) for action in parser._actions]
+
+    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """As the parent's, which puts namespaces in place of nested dictionaries: here the object stays as it is."""
+        return super().parse_object(copy.deepcopy(obj), *args, **kwargs)
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
         """As the parent's `instantiate`, but what a class refuses is told as one line.
