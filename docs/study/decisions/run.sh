@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
-#   docs/study/decisions/run.sh PART ...   trials, onto, letters, noise, dial, draw, colours, digits, knob, planted, report
+#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, draw, noise, dial-noise, colours, digits,
+#                                          knob, planted, report
 # RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw` trains the rows of the answer again
-# with ten other seeds.
+# with other seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 here=docs/study/decisions runs=${RUNS:-runs/decisions} jobs=${JOBS:-2}
 letters=docs/study/letters.yaml snr=--data.init_args.audio.noise_snr_db
-five=(0 1 2 3 4) other=(10 11 12 13 14 15 16 17 18 19)
-answer=(naive multi_loss umt amr amr_encoder amr_weak multi_loss.amr_weak)
+five=(0 1 2 3 4) other=(10 11 12 13 14)
+answer=(naive multi_loss amr_weak multi_loss.amr_weak)
 few=(audio video naive multi_loss umt amr amr_guard amr_encoder amr_weak amr_weak_guard multi_loss.amr_weak)
 
 grid() {  # data set, grid, data's configuration, what is measured, seeds, then further arguments after --
@@ -31,12 +32,13 @@ part() {
     noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 ;;
     dial)
       python $here/choose.py dial
-      grid letters dial $letters all "${five[@]}"
+      grid letters dial $letters all "${five[@]}" ;;
+    dial-noise)
+      python $here/choose.py dial
       grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
     draw)
       cp $here/main.yaml $here/draw.yaml
-      grid letters draw $letters all "${other[@]}" -- --only "${answer[@]}"
-      grid letters-10db draw $letters all "${other[@]}" -- $snr=-10 --only "${answer[@]}" ;;
+      grid letters draw $letters all "${other[@]}" -- --only "${answer[@]}" ;;
     colours) grid colours main docs/study/colours.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${few[@]}"; done ;;
@@ -53,5 +55,5 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters noise dial colours draw digits knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial draw noise dial-noise colours digits knob planted report
 for name in "$@"; do part "$name"; done

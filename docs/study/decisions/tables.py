@@ -457,6 +457,10 @@ def plot_dial(results: Results) -> Figure | None:
 
 
 FIGURES = {"moves.png": plot_moves, "dial.png": plot_dial}
+ALTS = {
+    "moves": "Audio's decision share against accuracy, and against the area of the worse corruption, with intervals",
+    "dial": "Shares, accuracy and corruption areas against audio's target",
+}
 
 # --------------------------------------------------------------------------------------------------------------- page
 
@@ -464,6 +468,7 @@ FIGURES = {"moves.png": plot_moves, "dial.png": plot_dial}
 def pieces(results: Results) -> dict[str, str]:
     """The generated parts of the pages, by marker."""
     parts = {"answer": answer(results), "decisions time": time_table(results)}
+    parts |= {f"decisions figure {name}": f"![{alt}](decisions/{name}.png)" for name, alt in ALTS.items()}
     for dataset in DATASETS:
         if results.rows(dataset, "main"):
             parts[f"decisions main {dataset}"] = main_table(results, dataset)
