@@ -315,7 +315,7 @@ def test_a_run_from_a_yaml_and_from_arguments(
     )
     assert (tmp_path / "runs/one/robustness.parquet").is_file()
     analyze = ["analyze", "--ckpt", str(tmp_path / "runs/one"), "--out", str(tmp_path / "maps"), "--clips", "2"]
-    assert main([*analyze, "--samples", "32"]) == 0
+    assert main([*analyze, "--samples", "160"]) == 0
     assert (tmp_path / "maps/site/index.html").is_file()
 
 
