@@ -83,7 +83,8 @@ class OneLineParser(LightningArgumentParser):
 
     def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
         """As the parent's, which puts namespaces in place of nested dictionaries: here the object stays as it is."""
-        return super().parse_object(copy.deepcopy(obj), *args, **kwargs)
+        parsed: Namespace = super().parse_object(copy.deepcopy(obj), *args, **kwargs)
+        return parsed
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
         """As the parent's `instantiate`, but what a class refuses is told as one line.
