@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 FOLDER = Path(__file__).parent
 sys.path += [str(FOLDER.parent)]
@@ -406,7 +407,8 @@ def plot_moves(results: Results) -> Figure | None:
     datasets = [d for d in ("letters", "letters-10db") if results.rows(d, "main")]
     if not datasets:
         return None
-    drawn, panels = study.figure(10.5, 4.2 * len(datasets), 2, len(datasets))
+    drawn, panels = study.figure(11, 5.2 * len(datasets), 2, len(datasets))
+    handles: dict[str, Line2D] = {}
     for number, dataset in enumerate(datasets):
         at = (dataset, "main")
         for panel, label, numbers in (
@@ -419,10 +421,15 @@ def plot_moves(results: Results) -> Figure | None:
                     continue
                 colour = COLOURS[1] if is_form(row) else COLOURS[0]
                 place = 100 * statistics.fmean(x.values()), 100 * statistics.fmean(y.values())
-                panel.errorbar(*place, xerr=error(x), yerr=error(y), fmt="o", markersize=4, linewidth=0.8, color=colour)
-                panel.annotate(title(row), place, xytext=(4, 3), textcoords="offset points", fontsize=6.5)
+                panel.errorbar(*place, xerr=error(x), yerr=error(y), fmt="none", linewidth=0.5, color=colour, alpha=0.5)
+                marks = handles.setdefault(
+                    row, Line2D([], [], marker=f"${len(handles) + 1}$", linestyle="", color=colour)
+                )
+                panel.plot(*place, marker=marks.get_marker(), markersize=9, color=colour, markeredgewidth=0.4)
             panel.set(xlabel="audio's decision share, %", ylabel=label, title=DATASETS[dataset])
             panel.title.set_fontsize(9)
+    names = [title(row) for row in handles]
+    drawn.legend([*handles.values()], names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return drawn
 
 
