@@ -34,6 +34,7 @@ from amr.utils.errors import UserError
 Attribution = Literal["gradient_input", "integrated_gradients", "shapley", "output"]
 OptimizerName = Literal["sgd", "adam", "main"]
 IG_STEPS = 8
+GUARD_MARGIN = 0.1
 
 
 class AMR(Regularizer):
@@ -85,9 +86,10 @@ class AMR(Regularizer):
         permutations: Of `output`: number of other clips per clip, K >= 1; None for 4. A clip costs K M + 1 rows of the
             head.
         different_label: Of `output`: whether only clips of another class replace a clip's encodings; a clip without
-            any such clip in the global batch does not count.
-        guard: Whether the method is weakened, and in the end stopped, where the main loss rises; see `DoNoHarm`.
-        guard_margin: By which part of the lowest mean main loss before it may rise, > 0.
+            any such clip in the global batch does not count. None for false.
+        guard: Whether the method is weakened, and in the end stopped, where the main loss rises; see `DoNoHarm`. None
+            for false.
+        guard_margin: By which part of the lowest mean main loss before it may rise, > 0; None for 0.1.
 
     Raises:
         UserError: If an argument is out of its range, or two exclude each other.
@@ -121,9 +123,9 @@ class AMR(Regularizer):
         push: Push | None = None,
         replacement: Replacement | None = None,
         permutations: int | None = None,
-        different_label: bool = False,
-        guard: bool = False,
-        guard_margin: float = 0.1,
+        different_label: bool | None = None,
+        guard: bool | None = None,
+        guard_margin: float | None = None,
     ) -> None:
         super().__init__()
         if ig_steps is not None and attribution in (None, "gradient_input"):
@@ -144,6 +146,7 @@ class AMR(Regularizer):
         self.check("weight", weight, weight >= 0, "a finite number >= 0")
         self.check("lr", lr, lr > 0, "a positive, finite number")
         self.check("momentum", momentum, 0 <= momentum < 1, "a value in [0, 1)")
+        guard_margin = GUARD_MARGIN if guard_margin is None else guard_margin
         self.check("guard_margin", guard_margin, guard_margin > 0, "a positive, finite number")
         if ratio is not None and ratio_from is not None:
             raise UserError("model.amr: ratio and ratio_from exclude each other; set one of them to null")
@@ -155,7 +158,7 @@ class AMR(Regularizer):
             raise UserError("model.amr.ratio_start: it needs ratio_epochs, over which to leave it")
         if momentum and optimizer == "main":
             raise UserError(f"model.amr.momentum={momentum}: with optimizer main, it is the main optimizer's; set 0")
-        of_output = (gradient, push, replacement, permutations, different_label)
+        of_output = (gradient, push, replacement, permutations, bool(different_label))
         self.output = None if attribution != "output" else Output.checked(self, *of_output)
         if self.output is None:
             keys = ("gradient", "push", "replacement", "permutations", "different_label")
@@ -178,7 +181,7 @@ class AMR(Regularizer):
         self.ratio_from, self.ratio_epochs, self.ratio_start = ratio_from, ratio_epochs, ratio_start
         self.attribution = attribution
         self.ig_steps = (ig_steps or IG_STEPS) if attribution == "integrated_gradients" else None
-        self.harm = DoNoHarm(guard, guard_margin)
+        self.harm = DoNoHarm(bool(guard), guard_margin)
         self._accuracies: dict[str, float] | None = None  # by which ratio_from sets the ratio
         self._measured: Tensor | None = None  # shares (M,), in float64, from which the target moves
         self._optimizer: Optimizer | None = None
