@@ -20,6 +20,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from amr.datamodules.loader import seeded
 from amr.datamodules.store.shards import ClipStore
 from amr.datamodules.transforms import AudioTransform, VideoTransform
+from amr.utils.errors import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _PACKET = 0.02  # s
@@ -66,6 +67,18 @@ class Corruptible(ABC):
     def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
         """What befalls several modalities at once, by name: a corruption of each of them."""
         return {}
+
+    def corruption_at(self, modality: str, corruption: str, severity: int) -> tuple[Corruption, Any]:
+        """A modality's corruption, by name, and its level at a severity.
+
+        Raises:
+            UserError: The corruption or the severity does not exist.
+        """
+        known = self.corruptions.get(modality, {})
+        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
+            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
+            raise UserError(f"corruption={modality} {corruption} {severity}: must be {allowed}, each from 1 to 5")
+        return known[corruption], known[corruption].levels[severity - 1]
 
     @abstractmethod
     def corrupted(

@@ -92,14 +92,11 @@ class ExplainedClips(ListedClips):
         Raises:
             UserError: The corruption, the severity or a clip does not exist.
         """
-        known = self.corruptions.get(modality, {})
-        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
-            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
-            raise UserError(f"corruption={modality} {corruption} {severity}: must be {allowed}, each from 1 to 5")
-        chosen, place = known[corruption], {clip.id: clip for clip in self.usable(split)}
+        chosen, level = self.corruption_at(modality, corruption, severity)
+        place = {clip.id: clip for clip in self.usable(split)}
         if unknown := [id for id in ids if id not in place]:
             raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")
-        level, key = chosen.levels[severity - 1], f"corruption {seed} {corruption}"
+        key = f"corruption {seed} {corruption}"
         transform: Callable[..., Tensor]
         if modality == "audio":
             context = Context(self.decode.sample_rate, self._other_waves())

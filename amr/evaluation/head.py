@@ -77,6 +77,33 @@ def head_rows(
         yield function({name: pool[chosen[name]] for name, pool in pools.items()})
 
 
+def repaired_answers(
+    model: Explained, encodings: Mapping[str, Tensor], single: Tensor, rest: Tensor, batch: int
+) -> Tensor:
+    """The class that the model gives when one modality is of one clip and the rest is of another: M · P head rows.
+
+    Args:
+        model: The model.
+        encodings: Encoding of each modality, (N, ...).
+        single: Position of the clip that gives the one modality, (P,).
+        rest: Position of the clip that gives the others, (P,).
+        batch: Head rows at a time.
+
+    Returns:
+        (M, P) int64, each modality in turn being the one.
+    """
+    answers = []
+    with undisturbed(model), torch.no_grad():
+        for name in encodings:
+
+            def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
+                return {**dict.fromkeys(encodings, rest[rows]), name: single[rows]}
+
+            rows = head_rows(head_of(model), encodings, picks, len(single), rows_at_once(model, batch))
+            answers.append(torch.cat([logits.argmax(1) for logits in rows]))
+    return torch.stack(answers)
+
+
 def coalition_outputs(
     model: Explained,
     encodings: Mapping[str, Tensor],

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amr.attribution import coalition_index, shapley_values, undisturbed
-from amr.evaluation.head import head_rows
+from amr.attribution import coalition_index, shapley_values
+from amr.evaluation.head import repaired_answers
 from amr.fusion.base import pool_tokens
-from amr.model import head_of, rows_at_once
 from amr.model.protocol import Explained
 
 Correct = Tensor
@@ -91,18 +90,9 @@ def shuffled(
         cycle = torch.randperm(count, generator=generator)
         row[cycle] = cycle.roll(1)
     partners = partners.flatten().to(labels.device)
-    found = []
-    with undisturbed(model), torch.no_grad():
-        for name in encodings:
-
-            def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
-                return {**dict.fromkeys(encodings, rows % count), name: partners[rows]}
-
-            logits = torch.cat(
-                [*head_rows(head_of(model), encodings, picks, repeats * count, rows_at_once(model, batch))]
-            )
-            found.append(right(logits.reshape(repeats, count, -1), labels).mean(0))
-    return torch.stack(found, dim=1)
+    each = torch.arange(count, device=labels.device).repeat(repeats)
+    answers = repaired_answers(model, encodings, partners, each, batch).view(-1, repeats, count)
+    return (answers == labels).double().mean(1).T
 
 
 def calibration_bins(probabilities: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:

@@ -316,18 +316,14 @@ class Tensors(ListedClips):
         Raises:
             UserError: The corruption, the severity or a clip does not exist.
         """
-        known = self.corruptions.get(modality, {})
-        if corruption not in known or not 1 <= severity <= len(known[corruption].levels):
-            allowed = "; ".join(f"{m}: {', '.join(names)}" for m, names in self.corruptions.items())
-            raise UserError(f"corruption={modality} {corruption} {severity}: must be {allowed}, each from 1 to 5")
+        chosen, level = self.corruption_at(modality, corruption, severity)
         place = {self.clips[i].id: i for i in self._rows[split]}
         if unknown := [id for id in ids if id not in place]:
             raise UserError(f"{self.name}: no usable clip {unknown[0]!r} in split {split!r}")
         clean = self.dataset(split)
         clean.rows = [place[id] for id in ids]
         clean.clips = [self.clips[i] for i in clean.rows]
-        level = known[corruption].levels[severity - 1]
-        return CorruptedTensors(clean, modality, known[corruption], level, f"corruption {seed} {corruption}")
+        return CorruptedTensors(clean, modality, chosen, level, f"corruption {seed} {corruption}")
 
 
 def _joined(parts: Sequence[Values]) -> Values:

@@ -7,10 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from amr.attribution import undisturbed
-from amr.evaluation.head import head_rows
+from amr.evaluation.head import repaired_answers
 from amr.evaluation.table import Table
-from amr.model import head_of, rows_at_once
 from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
@@ -100,16 +98,9 @@ def conflicts(
         raise UserError(f"conflict: the model has {len(encodings)} modality; must be at least 2")
     partners, count = partners_of_other_classes(labels, repeats, seed), len(labels)
     others = partners.flatten().to(next(iter(encodings.values())).device)
-    said = []
-    with undisturbed(model), torch.no_grad():
-        for name in encodings:
-
-            def picks(rows: Tensor, name: str = name) -> dict[str, Tensor]:
-                return {**dict.fromkeys(encodings, others[rows]), name: rows % count}
-
-            rows = head_rows(head_of(model), encodings, picks, repeats * count, rows_at_once(model, batch))
-            said.append(torch.cat([logits.argmax(1) for logits in rows]).view(repeats, count).cpu())
-    given, truth = torch.stack(said), labels.cpu()
+    each = torch.arange(count, device=others.device).repeat(repeats)
+    given = repaired_answers(model, encodings, each, others, batch).view(-1, repeats, count).cpu()
+    truth = labels.cpu()
     return Conflicts(partners, given == truth, given == truth[partners])
 
 

@@ -143,9 +143,9 @@ def next_grid(name: str, results: Results, folder: Path = FOLDER) -> Grid:
     return amr_grid(results, tuning) if name == "amr" else main_grid(results, tuning)
 
 
-def written(grid: Grid) -> str:
-    """A grid as YAML, an entry a line; JSON's lists and strings are YAML's, too."""
-    lines = ["# Written by pick.py from what the validation split says; not to be edited."]
+def written(grid: Grid, by: str = "pick.py") -> str:
+    """A grid as YAML, an entry a line, with the script that wrote it; JSON's lists and strings are YAML's, too."""
+    lines = [f"# Written by {by} from what the validation split says; not to be edited."]
     for key, value in grid.items():
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {name}: {json.dumps(entry)}" for name, entry in value.items())]

@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the grids and of results/")
     options = parser.parse_args(arguments)
     made = next_grid(options.grid, Results(options.folder / "results"), controls())
-    write_text(options.folder / f"{options.grid}.yaml", letters.written(made))
+    write_text(options.folder / f"{options.grid}.yaml", letters.written(made, "choose.py"))
     return 0
 
 
