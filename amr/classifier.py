@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Unpack
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
-from amr import regularizers as methods
 from amr.attribution import Score, attribution_shares
 from amr.encoders.base import Encoder
 from amr.encoders.speed import CompileMode, speed_up
@@ -25,6 +24,8 @@ from amr.model.objective import Extra, Objective, Task
 from amr.regularizers import Composite, EpochState, Regularizer, Step
 from amr.regularizers.composite import backward_loss, wrapping_section
 from amr.regularizers.epochs.clips import EpochClips, encode_split
+from amr.regularizers.slots import Slots, methods_of, with_slots
+from amr.regularizers.slots import method_slots as method_slots
 from amr.utils.checkpoints import restore_weights
 from amr.utils.distributed import check_trainer
 from amr.utils.errors import UserError
@@ -60,34 +61,14 @@ class FusionClassifier(pl.LightningModule):
         channels_last: Whether the encoders' convolutions work on the channels-last layout.
         param_groups: Settings of the optimizer for the parameters of the model whose names match a regular expression,
             such as `{"encoders.video": {"lr": 1e-4}}`. The first that matches wins. `lr: 0` freezes.
-        dropout: Dropout of the fused features.
-        modality_dropout: Dropout of whole encodings.
-        umt: Distillation from unimodal teachers.
-        ogm: On-the-fly gradient modulation.
-        ogm_ge: The same with noise that keeps the gradients' spread.
-        gradient_blending: A weighted loss of each modality and of the fused prediction.
-        gge: The fused prediction learns what the dominant modality leaves.
-        pmr: Prototypes that speed the slower modality up.
-        agm: Adaptive gradient modulation.
-        mmpareto: Pareto-combined gradients of unimodal and fused losses.
-        mmcosine: Cosine logits.
-        multi_loss: Each modality's own cross-entropy beside the fused one: the control.
-        dgl: The fused loss trains the head alone, unimodal losses the encoders.
-        tcmax: A bound on the total correlation in place of the cross-entropy.
-        mcr: A game between the encoders about what the prediction depends on.
-        mla: The modalities take turns with one shared head.
-        g2d: Distillation from unimodal teachers; the encoder of the more certain one waits.
-        info_reg: The modality that is ahead is held near its epoch's start.
-        data_remixing: Each clip trains the modality that is least certain of it.
-        smv: Clips are trained again by the modality that contributes too little.
-        relearning: Encoders go part of the way back to their initial weights.
-        amr: Attribution regularization.
         extra: Further methods, of the user's own.
+        **slots: The built-in methods, an option each; see `amr.regularizers.slots.Slots`.
 
     Raises:
         UserError: If a method cannot work with these encoders or another method.
     """
 
+    @with_slots
     def __init__(
         self,
         encoders: dict[str, Encoder],
@@ -103,43 +84,21 @@ class FusionClassifier(pl.LightningModule):
         compile_encoders: bool | CompileMode = False,
         channels_last: bool = False,
         param_groups: dict[str, dict[str, Any]] | None = None,
-        dropout: methods.Dropout | None = None,
-        modality_dropout: methods.ModalityDropout | None = None,
-        umt: methods.UMT | None = None,
-        ogm: methods.OGM | None = None,
-        ogm_ge: methods.OGMGE | None = None,
-        gradient_blending: methods.GradientBlending | None = None,
-        gge: methods.GGE | None = None,
-        pmr: methods.PMR | None = None,
-        agm: methods.AGM | None = None,
-        mmpareto: methods.MMPareto | None = None,
-        mmcosine: methods.MMCosine | None = None,
-        multi_loss: methods.MultiLoss | None = None,
-        dgl: methods.DGL | None = None,
-        tcmax: methods.TCMax | None = None,
-        mcr: methods.MCR | None = None,
-        mla: methods.MLA | None = None,
-        g2d: methods.G2D | None = None,
-        info_reg: methods.InfoReg | None = None,
-        data_remixing: methods.DataRemixing | None = None,
-        smv: methods.SMV | None = None,
-        relearning: methods.Relearning | None = None,
-        amr: methods.AMR | None = None,
         extra: list[Regularizer] | None = None,
+        **slots: Unpack[Slots],
     ) -> None:
-        arguments = dict(locals())  # in the order of the signature
         super().__init__()
         if not encoders:
             raise UserError("model.encoders: must have at least one modality")
         self.objective = Objective(task, num_classes, label_smoothing, class_weights, metrics or ())
-        given = [value for value in arguments.values() if isinstance(value, Regularizer)]
-        self.regularizers = Composite([*given, *(extra or [])])
+        given = methods_of(slots)
+        self.regularizers = Composite([*given.values(), *(extra or [])])
         self.regularizers.check(task, weighted=class_weights is not None)
         head = fusion({name: encoder.out_dim for name, encoder in encoders.items()}, num_classes)
         self.fusion_name = type(head).__name__
         section = model_section(encoders, head)
         self.model = FusionModel(encoders, self.regularizers.wrap_head(head))
-        self.model.section, self.model.task = section | wrapping_section(arguments), task
+        self.model.section, self.model.task = section | wrapping_section({**given, "extra": extra}), task
         groups = ParameterGroups(param_groups)
         self.model.frozen = groups.apply(self.model)
         self.regularizers.setup(self.model)
@@ -390,11 +349,3 @@ class FusionClassifier(pl.LightningModule):
                 self.resumed = starts(checkpoint, self.settings)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"checkpoint: its state is not as amr writes it ({error!r})") from error
-
-
-@functools.cache
-def method_slots() -> dict[str, type[Regularizer]]:
-    """The built-in methods by the name of their argument of `FusionClassifier`, in the order of its signature."""
-    hints = get_type_hints(FusionClassifier.__init__).items()
-    kinds = ((name, kind) for name, hint in hints for kind in get_args(hint) if isinstance(kind, type))
-    return {name: kind for name, kind in kinds if issubclass(kind, Regularizer)}

@@ -1,10 +1,11 @@
 """The hooks: which are found, which exclude each other, and what each does to a real training."""
 
 import copy
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import pytorch_lightning as pl
@@ -18,7 +19,19 @@ from torch.optim.lr_scheduler import StepLR
 from amr import load
 from amr.classifier import FusionClassifier, method_slots
 from amr.fusion import Concat, Gated
-from amr.regularizers import AMR, OGM, EpochMeans, Regularizer, Step, UnimodalHeads, base, recombined
+from amr.regularizers import (
+    AMR,
+    DGL,
+    OGM,
+    EpochMeans,
+    MultiLoss,
+    Regularizer,
+    Step,
+    TCMax,
+    UnimodalHeads,
+    base,
+    recombined,
+)
 from amr.regularizers.composite import Composite
 from amr.report.table import ORDER
 from amr.utils.errors import UserError
@@ -87,6 +100,20 @@ def test_the_slots_are_those_of_the_signature_and_have_all_that_a_method_needs()
         assert names == set(slots) - ({"ogm_ge"} if ending == "md" else set())  # one page for OGM and OGM-GE
     assert set(ORDER) == {"naive", *slots} - {"amr"}
     assert [name for name in load.ARCHITECTURE if name in slots] == ["mla", "mmcosine"]
+
+
+def test_slots_are_options_of_the_classifier_and_are_checked() -> None:
+    """In the signature and its hints, which jsonargparse and editors read; in the order of the list, not the call's."""
+    slots, options = method_slots(), [*inspect.signature(FusionClassifier).parameters]
+    assert options[-len(slots) - 1 :] == [*slots, "extra"]
+    hints = get_type_hints(FusionClassifier.__init__)
+    assert all(get_args(hints[name]) == (kind, type(None)) for name, kind in slots.items())
+    assert [*build(dgl=DGL(), multi_loss=MultiLoss(), ogm=None).regularizers.methods] == ["dgl", "multi_loss"]
+    assert [*build(tcmax=TCMax(), multi_loss=MultiLoss()).regularizers.methods] == ["multi_loss", "tcmax"]
+    with pytest.raises(TypeError, match="ogmm"):
+        build(ogmm=None)
+    with pytest.raises(UserError, match="model.ogm: must be of OGM or null"):
+        build(ogm=0.5)
 
 
 def test_titles_of_combinations() -> None:
