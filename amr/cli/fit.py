@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
@@ -219,6 +219,10 @@ class AmrCLI(LightningCLI):
         kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
         if init.trainer.enable_progress_bar is None and not progress_shown():
             kwargs["enable_progress_bar"] = False
+        elif init.trainer.enable_progress_bar is not False and not any(
+            isinstance(each, ProgressBar) for each in kwargs["callbacks"]
+        ):
+            kwargs["callbacks"].append(TQDMProgressBar())  # Lightning's own choice depends on whether rich is installed
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         trainer = super().instantiate_trainer(**kwargs)
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
