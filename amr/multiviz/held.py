@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amr.datamodules.atoms import Atoms
+from amr.datamodules.atoms import Atoms, ClipAtoms
 from amr.model import encode_alone, require_modality
 from amr.model.embedded import embed, embedding_layer, encode_vectors
 from amr.model.protocol import Explained
@@ -53,11 +53,15 @@ class Held:
         return input_gradient(self.leaf_scores(leaf, clip).sum(), leaf)  # rows are independent
 
     def leaf_baseline(self, baseline: Tensor | float) -> Tensor:
-        """The baseline as one leaf: a number or tensor as it is, ids as their embeddings."""
+        """The baseline as one leaf, or one a clip: a number or tensor as it is, ids as their embeddings."""
         if self.layer is None or not _is_ids(baseline):
             return one_baseline(self.leaf, baseline)
         ids = one_baseline(self.x, baseline)
-        return embed(self.model, self.modality, self.layer, ids[None]).detach()[0]
+        each = ids if ids.ndim == self.x.ndim else ids[None]
+        vectors = torch.cat(
+            [embed(self.model, self.modality, self.layer, part) for part in torch.split(each, self.batch)]
+        )
+        return vectors.detach() if ids.ndim == self.x.ndim else vectors.detach()[0]
 
     def leaf_baselines(self, baselines: Tensor) -> Tensor:
         """Leaves (K, ...) of inputs (K, *input shape); leaves are returned as they are."""
@@ -82,10 +86,10 @@ class Held:
             ]
         return torch.cat(scores).double()
 
-    def by_atom(self, values: Tensor) -> Tensor:
-        """A leaf's values (R, ...) summed by atom, if there are any; those of a vector are summed to its id's."""
+    def by_atom(self, values: Tensor, clip: Tensor) -> Tensor:
+        """Values (R, ...) of leaves of the clips (R,) summed by atom, if there are any; a vector's to its id's."""
         values = values if self.layer is None else values.flatten(self.x.ndim).sum(-1)
-        return values if self.atoms is None else self.atoms.sum(values)
+        return values if self.atoms is None else self.atoms.of(clip).sum(values)
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
         """Zeros of the shape of the values."""
@@ -139,8 +143,8 @@ def hold(
             chunks.append(model.encode(chunk))
     encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
     x = inputs[modality].detach()
-    if atoms is not None and atoms.label.shape != x.shape[1:]:
-        raise UserError(f"atoms: made for inputs of shape {tuple(atoms.label.shape)}, got {tuple(x.shape[1:])}")
+    if atoms is not None:
+        check_atoms(atoms, x)
     fixed = fixed_targets(model, encodings, target) if several else fixed_target(model, encodings, target)
     if not gradient or x.is_floating_point():
         return Held(model, modality, x, encodings, fixed, atoms, batch, x)
@@ -156,24 +160,39 @@ def masked_scores(fixed: Held, atoms: Atoms, keep: Tensor, baseline: Tensor | fl
     keep = keep.to(fixed.x.device)
     with torch.no_grad():
         scores = [
-            fixed.scores(atoms.replace(fixed.x[clip], keep[copy], start), clip) for copy, clip in fixed.rows(len(keep))
+            fixed.scores(atoms.of(clip).replace(fixed.x[clip], keep[copy], of_clips(start, fixed.x, clip)), clip)
+            for copy, clip in fixed.rows(len(keep))
         ]
     found = torch.cat(scores).double()
     return found.reshape(len(keep), len(fixed.x), *found.shape[1:])
 
 
 def one_baseline(x: Tensor, baseline: Tensor | float) -> Tensor:
-    """The baseline as one input, expanded to (*input shape)."""
+    """The baseline as one input, expanded to (*input shape), or one for each clip of x (N, *input shape)."""
     given = torch.as_tensor(baseline).detach()
     start = given.to(x)
     if not x.is_floating_point() and bool((start != given).any()):
         raise UserError(f"baseline={baseline}: must be ids, as the input is")
-    shape = x.shape[1:]
+    shape = x.shape[1:] if start.ndim < x.ndim or len(start) == 1 else x.shape
+    start = start[0] if start.ndim == x.ndim and len(start) == 1 else start
     if start.ndim > len(shape) or any(
         size not in (1, n) for size, n in zip(start.shape[::-1], shape[::-1], strict=False)
     ):
         raise UserError(f"baseline: shape {tuple(start.shape)}; must be a number or broadcast to {tuple(shape)}")
     return start.expand(shape)
+
+
+def of_clips(start: Tensor, x: Tensor, clip: Tensor) -> Tensor:
+    """The baseline of the clips (R,): the same for all, or their own rows."""
+    return start[clip] if start.ndim == x.ndim else start
+
+
+def check_atoms(atoms: Atoms, x: Tensor) -> None:
+    """Refuses atoms of other inputs, or of other clips, than x (N, *input shape)."""
+    if atoms.shape != x.shape[1:]:
+        raise UserError(f"atoms: made for inputs of shape {tuple(atoms.shape)}, got {tuple(x.shape[1:])}")
+    if isinstance(atoms, ClipAtoms) and len(atoms.label) not in (1, len(x)):
+        raise UserError(f"atoms: of {len(atoms.label)} clips, got {len(x)}; say of which clips: atoms.of(clips)")
 
 
 def _is_ids(baseline: Tensor | float) -> bool:

@@ -665,7 +665,7 @@ def test_bilinear_head_in_closed_form() -> None:
         (lambda m, x: gradient(m, {k: v[:0] for k, v in x.items()}, "one"), "at least one"),
         (lambda m, x: integrated_gradients(m, x, "one", steps=0), "steps=0: must be at least 1"),
         (lambda m, x: integrated_gradients(m, x, "one", baseline=torch.zeros(5)), "baseline"),
-        (lambda m, x: occlusion(m, x, "one", 0, ATOMS, baseline=torch.zeros(5, 6)), "baseline"),
+        (lambda m, x: occlusion(m, x, "one", 0, ATOMS, baseline=torch.zeros(7, 6)), "baseline"),
         (lambda m, x: gradient_shap(m, x, "one", samples=1), "samples=1: must be at least 2"),
         (lambda m, x: gradient_shap(m, x, "one", noise=-1.0), "noise"),
         (lambda m, x: gradient_shap(m, x, "one", baselines=torch.zeros(6)), "baselines"),

@@ -65,7 +65,7 @@ def ablation(
             pools = {name: e[clip : clip + 1] for name, e in encodings.items()}
             for name, atoms in (one, two):  # the last row of a pool is the clip as it is
                 x, base, keep = inputs[name][clip], replacement[name][clip], ~torch.eye(len(atoms), dtype=torch.bool)
-                without = perturbed(model, name, x, atoms, keep, base, space, encoder_batch)
+                without = perturbed(model, name, x, atoms.of(clip), keep, base, space, encoder_batch)
                 pools[name] = torch.cat([without, pools[name]])
             scores = torch.cat([*head_rows(scorer(model, fixed, clip), pools, picks, height * width, rows)])
             f = scores.reshape(height, width, *scores.shape[1:]).movedim((0, 1), (-2, -1))  # ([T,] A1 + 1, A2 + 1)

@@ -105,7 +105,14 @@ def dime(
         fixed = fixed_targets(model, encodings, target)
         for clip in chosen:
             row = perturbed(
-                model, name, inputs[name][clip], atoms, keep.flatten(0, 1), replacement[clip], space, encoder_batch
+                model,
+                name,
+                inputs[name][clip],
+                atoms.of(clip),
+                keep.flatten(0, 1),
+                replacement[clip],
+                space,
+                encoder_batch,
             )
             if len(others) == 1:  # its own clip is one of the N
                 partners, own = {others[0]: torch.arange(count)}, clip

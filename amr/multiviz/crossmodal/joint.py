@@ -253,7 +253,7 @@ def _joint_scores(
             pools = {name: e[clip : clip + 1].expand(len(keep), *e.shape[1:]) for name, e in encodings.items()}
             for name, atoms in (one, two):
                 x, base = inputs[name][clip], replacement[name][clip]
-                pools[name] = perturbed(model, name, x, atoms, masks[name], base, space, encoder_batch)
+                pools[name] = perturbed(model, name, x, atoms.of(clip), masks[name], base, space, encoder_batch)
             scores.append(
                 torch.cat([*head_rows(scorer(model, fixed, clip), pools, same, len(keep), rows_at_once(model, batch))])
             )

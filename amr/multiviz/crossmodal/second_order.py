@@ -147,11 +147,12 @@ def _mixed(
         return values.flatten(inputs[name].ndim).sum(-1) if name in layers else values
 
     slope = by_element(outer[0], _gradient(score, leaves[outer[0]], create_graph=True))
-    label = outer[1].label.to(slope.device)
+    label, everyone = outer[1].label.to(slope.device), torch.arange(len(slope))
     rows = []
     for atom in range(outer[2]):
-        curvature = _gradient(slope[:, label == atom].sum(), leaves[inner[0]])
-        rows.append(inner[1].sum(by_element(inner[0], curvature))[:, : inner[2]])
+        members = (label == atom).expand(slope.shape)  # a label (*input shape), or one a clip
+        curvature = _gradient(slope[members].sum(), leaves[inner[0]])
+        rows.append(inner[1].of(everyone).sum(by_element(inner[0], curvature))[:, : inner[2]])
     return torch.stack(rows, dim=1)
 
 

@@ -10,7 +10,7 @@ from amr.attribution import undisturbed
 from amr.evaluation.statistics import mean_interval
 from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least
-from amr.multiviz.held import Held, masked_scores, one_baseline
+from amr.multiviz.held import Held, masked_scores, of_clips, one_baseline
 from amr.multiviz.trust.explain import held_with_map, ordered
 from amr.multiviz.unimodal.importance import Importance
 
@@ -155,7 +155,9 @@ def _kept_scores(fixed: Held, ranks: Tensor, counts: Tensor, baseline: Tensor | 
     with torch.no_grad():
         for copies, clip in fixed.rows(len(ranks) * len(inner)):
             keep = ranks[copies // len(inner), clip] < inner[copies % len(inner), None]
-            scores.append(fixed.scores(atoms.replace(fixed.x[clip], keep, start), clip))
+            scores.append(
+                fixed.scores(atoms.of(clip).replace(fixed.x[clip], keep, of_clips(start, fixed.x, clip)), clip)
+            )
         empty = masked_scores(fixed, atoms, torch.zeros(1, len(atoms), dtype=torch.bool), baseline)[0]
     between = torch.cat(scores).double().reshape(len(ranks), len(inner), len(empty)).transpose(1, 2)
     ends = [end.expand(len(ranks), -1)[..., None] for end in (empty, fixed.unperturbed())]

@@ -89,7 +89,7 @@ def interaction_sensitivity_n(
                 without = []
                 for (name, atoms), drop in zip((one, two), dropped, strict=True):
                     keep = ~drop.to(device)[pair]
-                    x = atoms.replace(inputs[name][clip], keep, replacement[name][clip])
+                    x = atoms.of(clip).replace(inputs[name][clip], keep, replacement[name][clip])
                     without.append({name: encode_alone(model, name, x) if space == "inputs" else x})
                 changes = (*without, without[0] | without[1])
                 parts.append(torch.stack([scores(clip, change) for change in changes]))

@@ -146,7 +146,7 @@ def synergies(
                 if name in atoms:
                     numbers = torch.arange(1, points + 1) * len(atoms[name]) // points
                     keep = (ranks[name][:, clip, None] < numbers[:, None]).flatten(0, 1)
-                    sets = perturbed(model, name, x, atoms[name], keep, base, "inputs", encoder_batch)
+                    sets = perturbed(model, name, x, atoms[name].of(clip), keep, base, "inputs", encoder_batch)
                     pools[name] = torch.cat([pools[name], sets])
             curves.append(_synergies_of_clip(scorer(model, fixed, clip), pools, [*atoms], rows_at_once(model, batch)))
     found = torch.stack(curves, dim=1)
@@ -199,11 +199,11 @@ def _atoms_of(model: Explained, inputs: Mapping[str, Tensor], maps: Sequence[Map
             if atoms is None:
                 raise UserError(f"maps.{name}: must be a map of atoms; pass atoms to {one[name].method}")
             first = found.setdefault(name, atoms)
-            require(torch.equal(first.label.cpu(), atoms.label.cpu()), f"maps.{name}: must all be of the same atoms")
+            require(first.alike(atoms), f"maps.{name}: must all be of the same atoms")
             given, shape = tuple(one[name].values.shape), (len(inputs[name]), len(atoms))
             require(given == shape, f"maps.{name}: values of shape {given}, expected {shape}: clips and atoms")
-            fits = atoms.label.shape == inputs[name].shape[1:]
-            require(fits, f"maps.{name}: atoms of inputs {tuple(atoms.label.shape)}, got {tuple(inputs[name].shape)}")
+            fits = atoms.shape == inputs[name].shape[1:]
+            require(fits, f"maps.{name}: atoms of inputs {tuple(atoms.shape)}, got {tuple(inputs[name].shape)}")
     return found
 
 

@@ -76,7 +76,7 @@ def grad_cam(
                 if len(outputs) != 1:
                     raise UserError(f"grad_cam: layer must run once a forward pass, it ran {len(outputs)} times")
                 cam = _cam(outputs[0].detach(), input_gradient(score, outputs[0]))
-                values.append(fixed.by_atom(_upsample(cam, fixed.x[clip].shape)))
+                values.append(fixed.by_atom(_upsample(cam, fixed.x[clip].shape), clip))
         finally:
             handle.remove()
         return Importance(torch.cat(values), None, atoms, "grad_cam")

@@ -10,7 +10,7 @@ from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.model.protocol import Explained
 from amr.multiviz.base import Target, at_least
-from amr.multiviz.held import hold
+from amr.multiviz.held import hold, of_clips
 from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
 
@@ -46,7 +46,7 @@ def gradient(
     """
     with undisturbed(model):
         fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
-        values = [fixed.by_atom(fixed.gradients(fixed.leaf[clip], clip)) for _, clip in fixed.rows(1)]
+        values = [fixed.by_atom(fixed.gradients(fixed.leaf[clip], clip), clip) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient")
 
 
@@ -66,7 +66,7 @@ def gradient_input(
     with undisturbed(model):
         fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
         values = [
-            fixed.by_atom(fixed.leaf[clip] * fixed.gradients(fixed.leaf[clip], clip)) for _, clip in fixed.rows(1)
+            fixed.by_atom(fixed.leaf[clip] * fixed.gradients(fixed.leaf[clip], clip), clip) for _, clip in fixed.rows(1)
         ]
         return Importance(torch.cat(values), None, atoms, "gradient_input")
 
@@ -94,7 +94,8 @@ def integrated_gradients(
         target: As in `gradient`.
         atoms: As in `gradient`.
         baseline: The input x̄ that counts as nothing: a number, or a tensor that broadcasts to one input, such as the
-            data's mean. Of ids: a float or float tensor is a vector of the embedding, an id or ids are embedded.
+            data's mean, or one input for each clip, such as a blurred copy. Of ids: a float or float tensor is a vector
+            of the embedding, an id or ids are embedded.
         steps: Points of the sum, at least 1.
         batch: As in `gradient`.
 
@@ -113,9 +114,10 @@ def integrated_gradients(
         parts = torch.as_tensor(weights / 2).to(fixed.leaf)
         total = fixed.zeros(fixed.leaf.dtype)
         for step, clip in fixed.rows(steps):
-            path = fixed.leaf[clip] - start
-            gradients = fixed.gradients(start + _column(alphas[step], path) * path, clip)
-            total.index_add_(0, clip, fixed.by_atom(_column(parts[step], path) * path * gradients))
+            begin = of_clips(start, fixed.leaf, clip)
+            path = fixed.leaf[clip] - begin
+            gradients = fixed.gradients(begin + _column(alphas[step], path) * path, clip)
+            total.index_add_(0, clip, fixed.by_atom(_column(parts[step], path) * path * gradients, clip))
         return Importance(total, None, atoms, "integrated_gradients")
 
 
@@ -181,7 +183,7 @@ def gradient_shap(
             if noise:  # a row at a time: one large draw would depend on the batch
                 x = x + noise * torch.stack([torch.randn(shape, generator=generator) for _ in clip]).to(x)
             gradients = fixed.gradients(start + _column(alphas[draw, clip], x) * (x - start), clip)
-            values = fixed.by_atom((x - start) * gradients).double()
+            values = fixed.by_atom((x - start) * gradients, clip).double()
             sums.index_add_(0, clip, values)
             squares.index_add_(0, clip, values**2)
         variance = (squares - sums**2 / samples).clamp_min(0) / (samples - 1)

@@ -48,7 +48,7 @@ def guided_backprop(
             if not guided.calls:
                 raise UserError(f"guided_backprop: no ReLU in the encoder of {modality!r} or the head; use gradient")
             _refuse_unguided(score)
-            values.append(fixed.by_atom(input_gradient(score, leaf)))
+            values.append(fixed.by_atom(input_gradient(score, leaf), clip))
         return Importance(torch.cat(values), None, atoms, "guided_backprop")
 
 

@@ -1,101 +1,14 @@
-"""Atoms: the pieces of one modality's input that are explained, and kept or replaced together."""
+"""Atoms that are blocks of an input: the same for every clip."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 
+from amr.datamodules.atoms.partition import Atoms
 from amr.utils.errors import UserError
-
-AXES = (("start_s", "end_s"), ("low_hz", "high_hz"), ("frame", "end_frame"), ("top", "bottom"), ("left", "right"))
-"""The keys of an atom's two ends along each axis."""
-
-
-@dataclass(frozen=True, eq=False)
-class Atoms:
-    """A partition of one modality's input into A atoms.
-
-    Args:
-        label: Each element's atom, 0 to A - 1, int64 of the shape of one input (no batch dimension).
-        coordinates: Where each atom is, A dictionaries of the same keys: `start_s` and `end_s` in seconds, `low_hz` and
-            `high_hz` in Hz, `top`, `left`, `bottom` and `right` in pixels, `frame` and `end_frame` counted from 0.
-            Ends, `bottom` and `right` are exclusive.
-        grid: Number of atoms along each axis, for drawing; atom a is at `unravel_index(a, grid)`.
-
-    Raises:
-        UserError: An atom is empty or has no coordinates, or the grid has another number of cells.
-    """
-
-    label: Tensor
-    coordinates: tuple[dict[str, float], ...]
-    grid: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        count = len(self.coordinates)
-        used: Tensor = torch.unique(self.label.cpu())
-        if math.prod(self.grid) != count or not torch.equal(used, torch.arange(count)):
-            raise UserError(
-                f"atoms: labels must be 0 to {count - 1}, one for each of the {count} coordinates, each with an "
-                f"element, and grid must have {count} cells; got grid {self.grid}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.coordinates)
-
-    def mask(self, keep: Tensor) -> Tensor:
-        """Elements of the kept atoms: boolean (..., A) to boolean (..., *input shape)."""
-        return keep[..., self.label.to(keep.device)]
-
-    def replace(self, x: Tensor, keep: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
-        """Copies of inputs in which atoms are replaced by the baseline.
-
-        Args:
-            x: One input (*input shape), or one a row (S, *input shape).
-            keep: Atoms that stay, boolean (S, A).
-            baseline: What the others become: a number, or a tensor that broadcasts to x.
-
-        Returns:
-            New tensor, (S, *input shape).
-
-        Raises:
-            UserError: The shapes do not go together.
-        """
-        if x.shape[x.ndim - self.label.ndim :] != self.label.shape or keep.shape[-1] != len(self):
-            raise UserError(
-                f"atoms: made for inputs of shape {tuple(self.label.shape)} in {len(self)} atoms, "
-                f"got an input of {tuple(x.shape)} and {keep.shape[-1]} atoms to keep"
-            )
-        return torch.where(self.mask(keep.to(x.device)), x, torch.as_tensor(baseline, dtype=x.dtype, device=x.device))
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Elementwise values summed over atoms: (N, *input shape) to (N, A)."""
-        if values.shape[1:] != self.label.shape:
-            raise UserError(f"atoms: made for inputs of shape {tuple(self.label.shape)}, got {tuple(values.shape[1:])}")
-        zeros = values.new_zeros(len(values), len(self))
-        return zeros.index_add(1, self.label.flatten().to(values.device), values.flatten(1))
-
-    def overlap(self, place: Mapping[str, float]) -> Tensor:
-        """Share of each atom's box that lies in a place: float64 (A,), 0 to 1.
-
-        Args:
-            place: A box in the units of `coordinates`. Axes that it leaves out do not count.
-
-        Raises:
-            UserError: The place has an axis that the atoms lack, half of one, or none.
-        """
-        axes = [(first, last) for first, last in AXES if first in place and last in place]
-        known = {key for axis in AXES for key in axis if key in self.coordinates[0]}
-        if not axes or set(place) != {key for axis in axes for key in axis} or not set(place) <= known:
-            raise UserError(f"atoms: a place has both ends of axes among {sorted(known)}, got {sorted(place)}")
-        share = torch.ones(len(self), dtype=torch.float64)
-        for first, last in axes:
-            start, end = (torch.tensor([c[key] for c in self.coordinates]).double() for key in (first, last))
-            inside = end.clamp(max=place[last]) - start.clamp(min=place[first])
-            share *= inside.clamp(min=0) / (end - start)
-        return share
 
 
 def spectrogram_atoms(
@@ -183,6 +96,96 @@ def video_atoms(shape: Sequence[int], patches: tuple[int, int], frames: int) -> 
     return Atoms(label.reshape(*shape).contiguous(), coordinates, (frames, *patches))
 
 
+def patch_atoms(shape: Sequence[int], rows: int, columns: int) -> Atoms:
+    """Patches of one image; channels go together.
+
+    Args:
+        shape: One input's, (C, H, W).
+        rows: Rows of patches, 1 to H.
+        columns: Columns of patches, 1 to W.
+
+    Returns:
+        Atoms of grid (rows, columns), in row-major order.
+
+    Raises:
+        UserError: The shape has other dimensions, or there are more patches than pixels.
+    """
+    if len(shape) != 3:
+        raise UserError(f"atoms: an image has the shape (C, H, W), got {tuple(shape)}")
+    found = video_atoms(shape, (rows, columns), 1)
+    places = tuple({k: v for k, v in one.items() if "frame" not in k} for one in found.coordinates)
+    return Atoms(found.label, places, (rows, columns))
+
+
+def series_atoms(
+    shape: Sequence[int], windows: int, *, names: Sequence[str] = (), seconds: float | None = None, groups: int = 0
+) -> Atoms:
+    """Channel × window of a time series.
+
+    Args:
+        shape: One input's, (T, channels).
+        windows: Windows in time, 1 to T; sizes differ by one step at most.
+        names: Names of the channels. Empty: they have none.
+        seconds: Duration, positive; None: unknown, and windows are told by their steps alone.
+        groups: Neighbouring channels go together, in as many groups, 1 to channels; 0: each by itself.
+
+    Returns:
+        Atoms of grid (channels or groups, windows), in row-major order.
+
+    Raises:
+        UserError: The shape has other dimensions, there are more windows than steps, or the names are not one per
+            channel.
+    """
+    if len(shape) != 2:
+        raise UserError(f"atoms: a time series has the shape (T, channels), got {tuple(shape)}")
+    steps, channels = shape
+    _check_names(names, channels, "channel")
+    times, rows = _edges("windows", windows, steps), _edges("groups", groups or channels, channels)
+    at = None if seconds is None else _seconds(seconds, steps)
+    label = _blocks(times)[:, None] + _blocks(rows) * windows
+    coordinates, words = [], []
+    for (first, last), (start, end) in product(pairwise(rows), pairwise(times)):
+        place: dict[str, float] = {"channel": first, "end_channel": last, "step": start, "end_step": end}
+        coordinates.append(place if at is None else {**place, "start_s": at(start), "end_s": at(end)})
+        words.append(", ".join(names[first:last]))
+    return Atoms(label, tuple(coordinates), (len(rows) - 1, windows), tuple(words) if names else ())
+
+
+def column_atoms(owner: int | Sequence[int], *, names: Sequence[str] = (), most: int | None = None) -> Atoms:
+    """Columns of a table.
+
+    Args:
+        owner: Number of columns of one dimension each; or the column of each dimension, from 0 on without gaps, so that
+            the dimensions of one category go together.
+        names: Names of the columns. Empty: they have none.
+        most: Number of atoms at most; above it neighbouring columns go together. None: each column by itself.
+
+    Raises:
+        UserError: Columns have gaps, or the names are not one per column.
+    """
+    place = torch.arange(owner) if isinstance(owner, int) else torch.tensor(list(owner), dtype=torch.int64)
+    if not len(place):
+        raise UserError("atoms: a table must have at least one column")
+    count = int(place.max()) + 1
+    _check_names(names, count, "column")
+    edges = _edges("most", min(count if most is None else most, count), count)
+    label = torch.bucketize(place, torch.tensor(edges[1:]), right=True)
+    coordinates = tuple({"column": float(start), "end_column": float(end)} for start, end in pairwise(edges))
+    words = tuple(", ".join(names[start:end]) for start, end in pairwise(edges)) if names else ()
+    return Atoms(label, coordinates, (len(edges) - 1,), words)
+
+
+def vector_atoms(dim: int, blocks: int) -> Atoms:
+    """Blocks of neighbouring dimensions of a vector (D,), sizes differing by one at most.
+
+    Raises:
+        UserError: More blocks than dimensions.
+    """
+    edges = _edges("blocks", blocks, dim)
+    coordinates = tuple({"dimension": float(start), "end_dimension": float(end)} for start, end in pairwise(edges))
+    return Atoms(_blocks(edges), coordinates, (blocks,))
+
+
 def flat_atoms(dim: int | Sequence[int]) -> Atoms:
     """Every element an atom: for vectors (D,) and encodings, also of tokens (T, D).
 
@@ -196,6 +199,11 @@ def flat_atoms(dim: int | Sequence[int]) -> Atoms:
     indices = product(*map(range, shape))
     coordinates = tuple(dict(zip(keys, map(float, index), strict=True)) for index in indices)
     return Atoms(torch.arange(math.prod(shape)).reshape(shape), coordinates, shape)
+
+
+def _check_names(names: Sequence[str], count: int, what: str) -> None:
+    if names and len(names) != count:
+        raise UserError(f"atoms: {len(names)} names; must be {count}, one per {what}")
 
 
 def _edges(key: str, blocks: int, size: int) -> list[int]:

@@ -1,0 +1,263 @@
+"""Kinds of inputs: what the atoms of a modality are, what they are called, and what they become when taken away."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amr.datamodules.atoms.baselines import How, baseline_of
+from amr.datamodules.atoms.blocks import (
+    column_atoms,
+    patch_atoms,
+    series_atoms,
+    spectrogram_atoms,
+    vector_atoms,
+    video_atoms,
+    waveform_atoms,
+)
+from amr.datamodules.atoms.partition import Atoms
+from amr.datamodules.atoms.words import Pieces, segment_atoms, token_atoms
+from amr.utils.errors import UserError, listed
+
+DIMENSIONS = {  # of one input
+    "tokens": (1,),
+    "vector": (1,),
+    "table": (1,),
+    "series": (2,),
+    "waveform": (1, 2),
+    "image": (3,),
+    "frames": (4,),
+    "spectrogram": (2, 3),
+}
+FINE: dict[str, tuple[int, ...]] = {
+    **{"tokens": (64,), "vector": (16,), "table": (64,), "series": (8,), "waveform": (16,)},
+    **{"image": (4, 4), "frames": (4, 4, 4), "spectrogram": (8, 8)},
+}
+COARSE: dict[str, tuple[int, ...]] = {
+    **{"tokens": (6,), "vector": (6,), "table": (6,), "series": (4,), "waveform": (6,)},
+    **{"image": (3, 3), "frames": (2, 2, 2), "spectrogram": (4, 4)},
+}
+MASKS = ("[MASK]", "<mask>", "[UNK]", "<unk>", "<unknown>", "[PAD]", "<pad>")
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "<pad>", "<s>", "</s>", "<|startoftext|>", "<|endoftext|>")
+IDS = "ids"
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What one modality's inputs are.
+
+    Args:
+        kind: tokens (T,) of ids; vector (D,); table (D,) of named columns; series (T, channels); waveform (..., T);
+            image (C, H, W); frames (T, C, H, W); spectrogram (..., F, T).
+        names: Names of a table's columns or of a series' channels.
+        owner: A table's column of each dimension, from 0, where one-hot categories take several. None: one each.
+        vocabulary: Text of each token id, in the order of ids; `"ids"` shows the numbers. None: the tokenizer's, or
+            the batches bring their own `tokens`.
+        tokenizer: A tokenizer with `convert_ids_to_tokens`, as Hugging Face's; its special and mask tokens are used.
+        special: Ids that are in no word and never replaced: padding, begin, end. None: the tokenizer's, or those of the
+            vocabulary that are called so, such as `[PAD]`.
+        baseline: What an atom becomes that is taken away: zero, mean, blur (`baseline_of`), a number, an id, or a
+            tensor that broadcasts to one input. None: zero; of a table, series, image or frames the mean; of tokens
+            the mask token, else the unknown one, else padding.
+        seconds: Duration of one input of time; None: unknown, and one step is told as a second of a spectrogram or
+            waveform.
+        hz: Lowest and highest frequency of a spectrogram; None: its bins are numbered as Hz.
+        blocks: Number of atoms along each axis: (frequency, time), (rows, columns), (frames, rows, columns), or one
+            number. None: `FINE`.
+        coarse: The same where pairs of atoms are explained. None: `COARSE`.
+
+    Raises:
+        UserError: An option has a value that is not allowed, or does not go with the kind.
+    """
+
+    kind: str
+    names: Sequence[str] = ()
+    owner: Sequence[int] | None = None
+    vocabulary: Sequence[str] | None = None
+    tokenizer: Any = None
+    special: Collection[int] | None = None
+    baseline: How | float | Tensor | None = None
+    seconds: float | None = None
+    hz: tuple[float, float] | None = None
+    blocks: tuple[int, ...] | int | None = None
+    coarse: tuple[int, ...] | int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in DIMENSIONS:
+            raise UserError(f"kind={self.kind!r}: must be one of {', '.join(DIMENSIONS)}")
+        only = {
+            **dict.fromkeys(("vocabulary", "tokenizer", "special"), ("tokens",)),
+            "names": ("table", "series"),
+            "owner": ("table",),
+            "seconds": ("series", "waveform", "spectrogram"),
+            "hz": ("spectrogram",),
+        }
+        for key, kinds in only.items():
+            value = getattr(self, key)
+            if value is not None and value != () and self.kind not in kinds:
+                raise UserError(f"{key}: must not be given for the kind {self.kind}; it is of {', '.join(kinds)}")
+        if self.tokenizer is not None and not callable(getattr(self.tokenizer, "convert_ids_to_tokens", None)):
+            raise UserError(f"tokenizer={type(self.tokenizer).__name__}: must have convert_ids_to_tokens(ids)")
+        for key in ("blocks", "coarse"):
+            given = getattr(self, key)
+            count = len(FINE[self.kind])
+            if given is not None and len(_tuple(given)) != count:
+                raise UserError(f"{key}={given}: must be {count} numbers for the kind {self.kind}")
+
+    def check(self, modality: str, x: Tensor) -> None:
+        """Refuses inputs (N, ...) that are of another kind; the message names the modality."""
+        allowed = DIMENSIONS[self.kind]
+        if x.ndim - 1 not in allowed or (self.kind == "tokens") == x.is_floating_point():
+            what = "ids, integers" if self.kind == "tokens" else "floating-point"
+            sizes = " or ".join(map(str, allowed))
+            there = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+            raise UserError(
+                f"inputs.{modality}: {there}; must be {what} with {sizes} "
+                f"dimension{'s' if allowed != (1,) else ''} a clip, for the kind {self.kind}"
+            )
+
+    def pieces(self, ids: Tensor) -> list[str | None]:
+        """The text of each token of one clip's ids (T,); None for those in no word.
+
+        Raises:
+            UserError: No vocabulary or tokenizer is known, or an id is not in it.
+        """
+        numbers = ids.tolist()
+        if self.tokenizer is not None:
+            texts = self.tokenizer.convert_ids_to_tokens(numbers)
+        elif self.vocabulary == IDS:
+            texts = [f"#{number}" for number in numbers]
+        elif self.vocabulary is not None:
+            if numbers and not 0 <= min(numbers) <= max(numbers) < len(self.vocabulary):
+                wrong = next(number for number in numbers if not 0 <= number < len(self.vocabulary))
+                raise UserError(f"id {wrong}: must be below {len(self.vocabulary)}, the size of the vocabulary")
+            texts = [self.vocabulary[number] for number in numbers]
+        else:
+            raise UserError(
+                "no text of the ids is known; must have a vocabulary, a tokenizer, `tokens` in the batches, or "
+                'vocabulary="ids" to show numbers'
+            )
+        apart = self.apart
+        return [None if number in apart else text for number, text in zip(numbers, texts, strict=True)]
+
+    @property
+    def apart(self) -> frozenset[int]:
+        """Ids in no word."""
+        if self.special is not None:
+            return frozenset(self.special)
+        if self.tokenizer is not None:  # what is unknown, or masked, is a word of the text
+            there = set(getattr(self.tokenizer, "all_special_ids", ()))
+            words = {getattr(self.tokenizer, f"{name}_token_id", None) for name in ("unk", "mask")}
+            return frozenset(there - words)
+        if self.vocabulary is None or isinstance(self.vocabulary, str):
+            return frozenset({0})
+        return frozenset(i for i, text in enumerate(self.vocabulary) if text in SPECIAL)
+
+    @property
+    def mask(self) -> int:
+        """The id that a word is replaced by."""
+        for name in ("mask_token_id", "unk_token_id", "pad_token_id"):
+            if (found := getattr(self.tokenizer, name, None)) is not None:
+                return int(found)
+        if self.vocabulary is not None and not isinstance(self.vocabulary, str):
+            return next((list(self.vocabulary).index(name) for name in MASKS if name in self.vocabulary), 0)
+        return 0
+
+    @property
+    def how(self) -> How | float | Tensor:
+        """What an atom becomes that is taken away."""
+        if self.baseline is not None:
+            return self.baseline
+        if self.kind == "tokens":
+            return self.mask
+        return "mean" if self.kind in ("table", "series", "image", "frames") else "zero"
+
+    @property
+    def nothing(self) -> str:
+        """The same in words."""
+        if isinstance(self.how, str):
+            return {"zero": "zeros", "mean": "the mean", "blur": "a blurred copy"}[self.how]
+        if self.kind == "tokens" and not isinstance(self.how, Tensor):
+            number = int(self.how)
+            known = self.tokenizer is not None or self.vocabulary not in (None, IDS)
+            text = Kind("tokens", vocabulary=self.vocabulary, tokenizer=self.tokenizer, special=()) if known else None
+            return f"the token {text.pieces(torch.tensor([number]))[0] if text else number}"
+        return f"{self.how}" if not isinstance(self.how, Tensor) else "given values"
+
+    def baseline_for(self, x: Tensor) -> Tensor | float:
+        """What counts as nothing, of clips x (N, ...): see `baseline_of`."""
+        return baseline_of(self.kind, self.how, x)
+
+    def atoms(
+        self,
+        x: Tensor,
+        *,
+        coarse: bool = False,
+        tokens: Sequence[Pieces] | None = None,
+        segments: Tensor | None = None,
+    ) -> Atoms:
+        """The atoms of clips.
+
+        Args:
+            x: Inputs, (N, ...), of which all but the shape matters only for tokens.
+            coarse: Fewer atoms.
+            tokens: The text of each token of each clip; None: those of the ids.
+            segments: Segments of images, (N, H, W).
+
+        Returns:
+            `ClipAtoms` of the N clips for tokens and segments, else atoms of all clips.
+        """
+        shape = tuple(x.shape[1:])
+        wanted = self.coarse if coarse else self.blocks
+        most = _tuple(wanted) if wanted is not None else (COARSE if coarse else FINE)[self.kind]
+        if self.kind == "tokens":
+            texts = tokens if tokens is not None else [self.pieces(ids) for ids in x]
+            return token_atoms(texts, shape[0], most=most[0])
+        if segments is not None:
+            return segment_atoms(segments, shape)
+        match self.kind:
+            case "table":
+                owner = range(shape[0]) if self.owner is None else self.owner
+                return column_atoms(list(owner), names=self.names, most=most[0])
+            case "vector":
+                return vector_atoms(shape[0], min(most[0], shape[0]))
+            case "series":
+                groups = min(2, shape[1]) if coarse else 0
+                windows = min(most[0], shape[0])
+                return series_atoms(shape, windows, names=self.names, seconds=self.seconds, groups=groups)
+            case "waveform":
+                return waveform_atoms(shape, min(most[0], shape[-1]), self.seconds or float(shape[-1]))
+            case "spectrogram":
+                hz = self.hz or (0.0, float(shape[-2]))
+                blocks = [min(count, size) for count, size in zip(most, shape[-2:], strict=True)]
+                return spectrogram_atoms(shape, *blocks, seconds=self.seconds or float(shape[-1]), hz=hz)
+            case "image":
+                return patch_atoms(shape, min(most[0], shape[-2]), min(most[1], shape[-1]))
+        frames, rows, columns = most
+        return video_atoms(shape, (min(rows, shape[-2]), min(columns, shape[-1])), min(frames, shape[0]))
+
+
+def as_kind(modality: str, given: Any) -> Kind:
+    """What somebody says of a modality: a `Kind`, the name of one, or its options.
+
+    Raises:
+        UserError: It is something else; the message names the modality.
+    """
+    if isinstance(given, Kind):
+        return given
+    options = {"kind": given} if isinstance(given, str) else given
+    known = [field.name for field in fields(Kind)]
+    if not isinstance(options, Mapping) or "kind" not in options:
+        raise UserError(f"kinds.{modality}={str(given)[:40]}: must be a kind ({', '.join(DIMENSIONS)}) or a Kind")
+    if unknown := [str(name) for name in options if name not in known]:
+        raise UserError(f"kinds.{modality}: no option {unknown[0]!r}; must be of {listed(known)}")
+    try:
+        return Kind(**options)
+    except UserError as error:
+        raise UserError(f"kinds.{modality}.{error}") from None
+
+
+def _tuple(value: tuple[int, ...] | int) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
