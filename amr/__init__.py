@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from amr.multiviz.analysis.whole import analyze as analyze
     from amr.regularizers import AGM as AGM
     from amr.regularizers import AMR as AMR
+    from amr.regularizers import ARL as ARL
     from amr.regularizers import DGL as DGL
     from amr.regularizers import G2D as G2D
     from amr.regularizers import GGE as GGE
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from amr.regularizers import MLA as MLA
     from amr.regularizers import OGM as OGM
     from amr.regularizers import OGMGE as OGMGE
+    from amr.regularizers import OPM as OPM
+    from amr.regularizers import PDMP as PDMP
     from amr.regularizers import PMR as PMR
     from amr.regularizers import SMV as SMV
     from amr.regularizers import UMT as UMT
@@ -66,6 +69,9 @@ if TYPE_CHECKING:
     from amr.utils.streams import progress as progress
 
 _METHODS = (
+    "ARL",
+    "OPM",
+    "PDMP",
     "AGM",
     "AMR",
     "DGL",

@@ -33,6 +33,7 @@ CONFLICTS = {
         *itertools.combinations(("gge", "gradient_blending", "tcmax", "mla"), 2),  # each replaces the main loss
         *(("dgl", other) for other in ("gge", "gradient_blending", "tcmax", "mla")),
         *itertools.product(("dropout", "modality_dropout"), ("tcmax", "mla")),
+        *(("opm", other) for other in ("modality_dropout", "tcmax", "mla")),
     )
 }
 TAUGHT = ("umt", "g2d")
@@ -40,6 +41,8 @@ EARLY = {  # these begin after epochs that a test does not have
     "data_remixing": ["--model.data_remixing.start_epoch", "1"],
     "smv": ["--model.smv.start_epoch", "0"],
     "relearning": ["--model.relearning.epochs", "[1]"],
+    "opm": ["--model.opm.start_epoch", "0"],
+    "arl": ["--model.arl.start_epoch", "0"],
 }
 pytestmark = pytest.mark.filterwarnings("ignore")
 

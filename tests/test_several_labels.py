@@ -27,7 +27,7 @@ from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|num_workers|logging interval|tensorboardX)")
 
-WORKING = {"amr", "dropout", "modality_dropout", "multi_loss", "gradient_blending", "dgl", "mmpareto"}
+WORKING = {"amr", "dropout", "modality_dropout", "multi_loss", "gradient_blending", "dgl", "mmpareto", "pdmp"}
 
 
 def arrays(clips: int = 32) -> dict[str, Any]:
@@ -45,8 +45,12 @@ def data(**options: Any) -> Tensors:
 
 
 def with_method(name: str, kind: type[Regularizer]) -> dict[str, Any]:
-    teachers: dict[str, Any] = {"teachers": {"audio": "a.ckpt"}} if kind.__name__ in ("UMT", "G2D") else {}
-    return {name: kind(**teachers)}
+    needed: dict[str, dict[str, Any]] = {
+        "umt": {"teachers": {"audio": "a.ckpt"}},
+        "g2d": {"teachers": {"audio": "a.ckpt"}},
+        "pdmp": {"dominant": "audio"},
+    }
+    return {name: kind(**needed.get(name, {}))}
 
 
 @pytest.mark.parametrize("name", method_slots())

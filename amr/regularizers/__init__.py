@@ -11,12 +11,15 @@ from amr.regularizers.epochs.smv import SMV
 from amr.regularizers.features.dropout import Dropout
 from amr.regularizers.features.mmcosine import MMCosine
 from amr.regularizers.features.modality_dropout import ModalityDropout
+from amr.regularizers.features.opm import OPM
 from amr.regularizers.gradients.agm import AGM
+from amr.regularizers.gradients.arl import ARL
 from amr.regularizers.gradients.g2d import G2D
 from amr.regularizers.gradients.info_reg import InfoReg
 from amr.regularizers.gradients.mla import MLA
 from amr.regularizers.gradients.mmpareto import MMPareto
 from amr.regularizers.gradients.ogm import OGM, OGMGE
+from amr.regularizers.gradients.pdmp import PDMP
 from amr.regularizers.losses.dgl import DGL
 from amr.regularizers.losses.gge import GGE
 from amr.regularizers.losses.gradient_blending import GradientBlending
@@ -30,6 +33,7 @@ from amr.regularizers.shared import EpochMeans, UnimodalHeads, Window, recombine
 __all__ = [
     "AGM",
     "AMR",
+    "ARL",
     "DGL",
     "G2D",
     "GGE",
@@ -37,6 +41,8 @@ __all__ = [
     "MLA",
     "OGM",
     "OGMGE",
+    "OPM",
+    "PDMP",
     "PMR",
     "SMV",
     "UMT",

@@ -13,12 +13,15 @@ from amr.regularizers.epochs.smv import SMV
 from amr.regularizers.features.dropout import Dropout
 from amr.regularizers.features.mmcosine import MMCosine
 from amr.regularizers.features.modality_dropout import ModalityDropout
+from amr.regularizers.features.opm import OPM
 from amr.regularizers.gradients.agm import AGM
+from amr.regularizers.gradients.arl import ARL
 from amr.regularizers.gradients.g2d import G2D
 from amr.regularizers.gradients.info_reg import InfoReg
 from amr.regularizers.gradients.mla import MLA
 from amr.regularizers.gradients.mmpareto import MMPareto
 from amr.regularizers.gradients.ogm import OGM, OGMGE
+from amr.regularizers.gradients.pdmp import PDMP
 from amr.regularizers.losses.dgl import DGL
 from amr.regularizers.losses.gge import GGE
 from amr.regularizers.losses.gradient_blending import GradientBlending
@@ -60,6 +63,9 @@ class Slots(TypedDict, total=False):
     data_remixing: DataRemixing | None
     smv: SMV | None
     relearning: Relearning | None
+    opm: OPM | None
+    arl: ARL | None
+    pdmp: PDMP | None
     amr: AMR | None
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from amr import regularizers as methods
 from amr.classifier import FusionClassifier
 from amr.fusion import Concat, Gated, Shared
 from amr.regularizers import AMR, DGL, G2D, MCR, MLA, SMV, DataRemixing, InfoReg, MultiLoss, Relearning, TCMax
@@ -38,12 +39,15 @@ MAKE: dict[str, Callable[[], dict[str, Any]]] = {
     "smv": lambda: {"smv": SMV(start_epoch=1), "fusion": Gated},
     "smv modality": lambda: {"smv": SMV("modality", start_epoch=1, fraction=1.0)},
     "relearning": lambda: {"relearning": Relearning([1, 2])},
+    "opm": lambda: {"opm": methods.OPM(p=1.0, start_epoch=0)},
+    "arl": lambda: {"arl": methods.ARL(start_epoch=0)},
+    "pdmp": lambda: {"pdmp": methods.PDMP("audio")},
 }
 TEACHERS: dict[str, str] = {}
 """Checkpoints by modality; set by the fixture, and in each rank's process."""
-RANKS = ("multi_loss", "dgl", "mla", "g2d", "info_reg")
-PER_RANK = ("tcmax", "tcmax gated", "mcr greedy")
-"""Methods that re-pair clips within a rank: two ranks are not one process, and their pages say so."""
+RANKS = ("multi_loss", "dgl", "mla", "g2d", "info_reg", "arl", "pdmp")
+PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm")
+"""Methods that re-pair clips, or draw for each, within a rank: two ranks are not one process, as their pages say."""
 
 
 @pytest.fixture(scope="module", autouse=True)

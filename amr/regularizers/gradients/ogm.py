@@ -1,7 +1,7 @@
 """On-the-fly gradient modulation: the encoder of the modality that is ahead takes smaller steps."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -75,6 +75,25 @@ def check_modulated(method: Regularizer, model: FusionModel, which: Modulated) -
             )
 
 
+def right_probabilities(step: Step) -> Tensor:
+    """Probability of the true class by each modality's `unimodal_logits`, (N, M), of the N complete clips."""
+    encodings, label = step.complete()
+    logits = step.model.head.unimodal_logits(encodings)
+    return torch.cat([logits[name].softmax(1).gather(1, label.unsqueeze(1)) for name in step.model.modalities], dim=1)
+
+
+def global_mean(steps: Sequence[Step], of: Callable[[Step], Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean over the clips of all micro-batches and ranks, (K,), and how many there are; the head in eval mode.
+
+    Args:
+        steps: The micro-batches.
+        of: K numbers of each of a micro-batch's clips, (N, K).
+    """
+    head = steps[0].model.head
+    with torch.no_grad(), torch.autocast(steps[0].label.device.type, enabled=False), evaluating(head):
+        return mean_over_ranks(torch.cat([of(step) for step in steps]))
+
+
 class EncoderModulation(Regularizer, abstract=True):
     """Multiplies each encoder's gradient by a coefficient; subclasses say by which.
 
@@ -112,9 +131,7 @@ class EncoderModulation(Regularizer, abstract=True):
 
     def scores(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         """Mean of the clips' scores over the global batch, (M,), and how many there are; the head in eval mode."""
-        head = steps[0].model.head
-        with torch.autocast(steps[0].label.device.type, enabled=False), evaluating(head):
-            return mean_over_ranks(torch.cat([self.clip_scores(step) for step in steps]))
+        return global_mean(steps, self.clip_scores)
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
         """Factor of each encoder's gradient, (M,), the same on all ranks; called once a step."""
@@ -190,10 +207,7 @@ class OGM(EncoderModulation):
 
     def clip_scores(self, step: Step) -> Tensor:
         """Probability of the true class by each modality's own logits."""
-        encodings, label = step.complete()
-        logits = step.model.head.unimodal_logits(encodings)
-        right = [logits[name].softmax(1).gather(1, label.unsqueeze(1)) for name in step.model.modalities]
-        return torch.cat(right, dim=1)
+        return right_probabilities(step)
 
 
 class OGMGE(OGM):
