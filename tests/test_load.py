@@ -17,7 +17,7 @@ from amr.encoders import Encoder, ResNetEncoder, SmallCNN, SmallFrameCNN, as_enc
 from amr.fusion import Fusion, Gated
 from amr.load import load_model, save_model
 from amr.model import FusionModel
-from amr.regularizers import AMR, MMCosine, Regularizer
+from amr.regularizers import AMR, AUG, Greedy, MMCosine, Regularizer
 from amr.utils.errors import UserError
 from tests.toy import Linear, Tokens, Toy
 from tests.training import assert_equal, build, fit, weights
@@ -185,6 +185,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "arguments without types": {"encoder": lambda: cast(Any, Untyped)((6, 5), act="ReLU")},
     "an encoder of an encoder": {"encoder": lambda: Around(Around(Linear(6, 4)))},
     "a method that wraps the head": {"mmcosine": MMCosine(scale=4.0), "amr": AMR()},
+    "a head that grows": {"aug": AUG(width=4, every=1, tolerance=0.0), "fusion": fusions.Shared},
+    "a head behind gates": {"greedy": Greedy(), "fusion": Gated},
     "an own method that wraps the head": {"extra": [Wrapping()]},
 }
 

@@ -30,19 +30,27 @@ CONFLICTS = {
     for pair in (
         *(("ogm", "ogm_ge"), ("umt", "g2d"), ("info_reg", "mla"), ("mmcosine", "mla")),
         *(("data_remixing", "mla"), ("data_remixing", "smv")),
-        *itertools.combinations(("gge", "gradient_blending", "tcmax", "mla"), 2),  # each replaces the main loss
+        # each replaces the main loss
+        *itertools.combinations(("gge", "gradient_blending", "tcmax", "mla", "aug", "reconboost"), 2),
+        *itertools.product(("aug", "reconboost"), ("dgl", "dropout", "modality_dropout", "amco", "info_reg")),
+        *itertools.product(("aug", "reconboost"), ("mmcosine", "data_remixing", "greedy", "opm")),
+        *(("cml", "dgl"), ("amco", "tcmax"), ("amco", "mla"), ("greedy", "mla"), ("greedy", "mmcosine")),
         *(("dgl", other) for other in ("gge", "gradient_blending", "tcmax", "mla")),
         *itertools.product(("dropout", "modality_dropout"), ("tcmax", "mla")),
         *(("opm", other) for other in ("modality_dropout", "tcmax", "mla")),
     )
 }
 TAUGHT = ("umt", "g2d")
+SHARED = {"mla", "aug"}  # need the fusion Shared
 EARLY = {  # these begin after epochs that a test does not have
     "data_remixing": ["--model.data_remixing.start_epoch", "1"],
     "smv": ["--model.smv.start_epoch", "0"],
     "relearning": ["--model.relearning.epochs", "[1]"],
     "opm": ["--model.opm.start_epoch", "0"],
     "arl": ["--model.arl.start_epoch", "0"],
+    "aug": ["--model.aug.every", "1"],
+    "greedy": ["--model.greedy.start_epoch", "0"],
+    "reconboost": ["--model.reconboost.boosting_epochs", "1"],
 }
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -63,7 +71,7 @@ def fit(name: str, tiny: list[str], teachers: dict[str, str], runs: Path, *more:
     """`amr fit` with the method's own file."""
     file = ["--config", str(REPOSITORY / f"configs/methods/{name}.yaml")]
     given = [f"--model.{name}.teachers", json.dumps(teachers)] if name in TAUGHT else []
-    given += ["--model.fusion", "amr.fusion.Shared"] if name == "mla" else []
+    given += ["--model.fusion", "amr.fusion.Shared"] if name in SHARED else []
     given += EARLY.get(name, [])
     options = ["--runs_dir", str(runs), "--name", "run", "--wandb", "disabled"]
     return main(["fit", *tiny, *file, *given, *options, *more])
@@ -118,7 +126,7 @@ def test_every_method_resumes_as_if_nothing_had_been(name: str, toy_teachers: di
     """Without the command line; tests/test_faults.py resumes with it."""
 
     def model() -> FusionClassifier:
-        fusion = Shared if name == "mla" else Concat
+        fusion = Shared if name in SHARED else Concat
         options: dict[str, Any] = {name: made(name, toy_teachers)}
         return build(encoder=Convolution, fusion=fusion, **options)
 
@@ -138,7 +146,7 @@ def test_every_pair_trains_or_is_refused_by_name(
 ) -> None:
     """Without the command line, which takes longer than they train; tests/cli/test_sweep.py gives it two files."""
     methods: dict[str, Any] = {name: made(name, toy_teachers) for name in pair}
-    options = {"encoder": Convolution, "fusion": Shared if "mla" in pair else Concat, **methods}
+    options = {"encoder": Convolution, "fusion": Shared if SHARED & {*pair} else Concat, **methods}
     if frozenset(pair) in CONFLICTS:
         with pytest.raises(UserError, match="cannot be combined with") as caught:
             build(**options)

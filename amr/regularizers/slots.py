@@ -10,21 +10,27 @@ from amr.regularizers.base import Regularizer
 from amr.regularizers.epochs.data_remixing import DataRemixing
 from amr.regularizers.epochs.relearning import Relearning
 from amr.regularizers.epochs.smv import SMV
+from amr.regularizers.features.amco import AMCo
 from amr.regularizers.features.dropout import Dropout
+from amr.regularizers.features.greedy import Greedy
 from amr.regularizers.features.mmcosine import MMCosine
 from amr.regularizers.features.modality_dropout import ModalityDropout
 from amr.regularizers.features.opm import OPM
 from amr.regularizers.gradients.agm import AGM
 from amr.regularizers.gradients.arl import ARL
+from amr.regularizers.gradients.aug import AUG
 from amr.regularizers.gradients.g2d import G2D
 from amr.regularizers.gradients.info_reg import InfoReg
 from amr.regularizers.gradients.mla import MLA
 from amr.regularizers.gradients.mmpareto import MMPareto
 from amr.regularizers.gradients.ogm import OGM, OGMGE
 from amr.regularizers.gradients.pdmp import PDMP
+from amr.regularizers.gradients.reconboost import ReconBoost
+from amr.regularizers.losses.cml import CML
 from amr.regularizers.losses.dgl import DGL
 from amr.regularizers.losses.gge import GGE
 from amr.regularizers.losses.gradient_blending import GradientBlending
+from amr.regularizers.losses.mbsd import MBSD
 from amr.regularizers.losses.mcr import MCR
 from amr.regularizers.losses.multi_loss import MultiLoss
 from amr.regularizers.losses.pmr import PMR
@@ -66,6 +72,12 @@ class Slots(TypedDict, total=False):
     opm: OPM | None
     arl: ARL | None
     pdmp: PDMP | None
+    cml: CML | None
+    mbsd: MBSD | None
+    amco: AMCo | None
+    aug: AUG | None
+    reconboost: ReconBoost | None
+    greedy: Greedy | None
     amr: AMR | None
 
 

@@ -99,7 +99,7 @@ def test_the_slots_are_those_of_the_signature_and_have_all_that_a_method_needs()
         names = {file.stem for file in (REPOSITORY / folder).glob(f"*.{ending}")} - {"README"}
         assert names == set(slots) - ({"ogm_ge"} if ending == "md" else set())  # one page for OGM and OGM-GE
     assert set(ORDER) == {"naive", *slots} - {"amr"}
-    assert [name for name in load.ARCHITECTURE if name in slots] == ["mla", "mmcosine"]
+    assert [name for name in load.ARCHITECTURE if name in slots] == ["aug", "greedy", "mla", "mmcosine"]
 
 
 def test_slots_are_options_of_the_classifier_and_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""Greedy: gates that let modalities see each other, and are held still for the one that learns too fast through them."""
+"""Greedy: gates between the modalities, held still for the one that learns too fast through them."""
 
 from collections.abc import Mapping, Sequence
 

@@ -139,7 +139,9 @@ class AUG(Regularizer):
     min_modalities = 2
     # What these do to the fused prediction is not what a turn learns from; encoders that wait are moved by InfoReg;
     # Data Remixing leaves the turn's modality out of half of the batches; two heads cannot be wrapped.
-    conflicts = frozenset({"dropout", "modality_dropout", "amco", "dgl", "info_reg", "data_remixing", "mmcosine"})
+    conflicts = frozenset(
+        {"dropout", "modality_dropout", "opm", "amco", "dgl", "info_reg", "data_remixing", "mmcosine"}
+    )
     means: EpochMeans
 
     def __init__(

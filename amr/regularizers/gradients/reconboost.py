@@ -62,7 +62,7 @@ class ReconBoost(Regularizer):
     min_modalities = 2
     # As for MLA: a stage learns from one modality's encoding, whole and of every clip.
     conflicts = frozenset(
-        {"dropout", "modality_dropout", "amco", "dgl", "info_reg", "data_remixing", "mmcosine", "aug", "greedy"}
+        {"dropout", "modality_dropout", "opm", "amco", "dgl", "info_reg", "data_remixing", "mmcosine", "aug", "greedy"}
     )
 
     def __init__(

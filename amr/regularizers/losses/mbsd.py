@@ -16,7 +16,7 @@ Divergence = Literal["distribution", "released"]
 
 
 def gap_weights(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
-    """w = |p_a[y] − p_b[y]| of each clip that either modality gets right, else 0, (B,), without graph.
+    """W = |p_a[y] − p_b[y]| of each clip that either modality gets right, else 0, (B,), without graph.
 
     Args:
         first: Modality a's logits, (B, C).
