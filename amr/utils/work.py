@@ -111,9 +111,13 @@ class Processes(Executor):
 
     Args:
         workers: Their number, at least 1.
+
+    Raises:
+        UserError: The calling script has no guard, and a worker is importing it.
     """
 
     def __init__(self, workers: int) -> None:
+        check_not_in_worker()
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], Task] | None] = queue.SimpleQueue()
         self._leash, self._hold = multiprocessing.Pipe(duplex=False)  # a process ends when anything comes
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
