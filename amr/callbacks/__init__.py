@@ -3,14 +3,17 @@
 from amr.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from amr.callbacks.dominance import Dominance
 from amr.callbacks.guard import Guard
+from amr.callbacks.lines import Bar, EpochLines
 from amr.callbacks.multiviz import MultiVizCallback
 from amr.callbacks.predictions import PredictionWriter
 from amr.callbacks.robustness import Robustness
 from amr.callbacks.wandb import WandbSetup
 
 __all__ = [
+    "Bar",
     "BestCheckpoint",
     "Dominance",
+    "EpochLines",
     "Guard",
     "LastCheckpoint",
     "MultiVizCallback",

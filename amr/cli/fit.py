@@ -7,12 +7,11 @@ under way), card.md, and wandb/.
 
 import errno
 import json
-import logging
 import os
 import re
 import secrets
+import shlex
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,14 +23,26 @@ from typing import Any, Literal, cast
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.callbacks import Callback, ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from amr.callbacks import BestCheckpoint, Dominance, Guard, LastCheckpoint, PredictionWriter, Robustness, WandbSetup
+from amr.callbacks import (
+    Bar,
+    BestCheckpoint,
+    Dominance,
+    EpochLines,
+    Guard,
+    LastCheckpoint,
+    PredictionWriter,
+    Robustness,
+    WandbSetup,
+)
 from amr.classifier import FusionClassifier
 from amr.cli.arguments import SHARED_MEMORY, check_monitors, check_trainer, lacks_shared_memory, told_by_lightning
+from amr.cli.runs.noise import leave_out_noise
 from amr.cli.runs.run_files import RunRecord, config_of_checkpoint, last_checkpoint
+from amr.cli.runs.slurm import requeue
 from amr.cli.runs.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ListedClips
 from amr.evaluation.runs import SHARES
@@ -47,16 +58,6 @@ from amr.utils.resume import settings_of
 from amr.utils.streams import problem_of_stdout, progress_shown
 from amr.utils.trust import check, only_trusted, take_trust, trusting
 
-NOISE = (  # warnings that no user can act on
-    "LightningCLI's args parameter is intended",
-    ".*LeafSpec.* is deprecated",  # within Lightning
-    "The number of training batches .* is smaller than the logging interval",  # epoch metrics do not depend on it
-    "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
-    ".*callbacks used to create the checkpoint need to be provided",  # WandbSetup, where W&B is off
-    "The dirpath has changed from None",  # BestCheckpoint, of a run that goes on and has no best.ckpt yet
-    "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
-)
-
 
 def run(arguments: Sequence[str]) -> None:
     """Runs one of Lightning's subcommands; a checkpoint brings its run's configuration with it.
@@ -69,12 +70,13 @@ def run(arguments: Sequence[str]) -> None:
         Stopped: At SIGTERM or SIGUSR1; told, and under SLURM, at SIGUSR1, requeued.
     """
     try:
-        execute(arguments)
+        for line in execute(arguments).result:
+            print(line)
     except Stopped as stopped:
         if str(stopped):
             print(f"amr: {stopped}", file=sys.stderr, flush=True)
         if stopped.signal == signal.SIGUSR1:  # the last act: SLURM kills a job that it requeues
-            _requeue()
+            requeue()
         raise
 
 
@@ -98,9 +100,7 @@ def execute(arguments: Sequence[str]) -> "AmrCLI":
             if content.get("wandb") != "disabled":  # whether something is sent is the user's to say, not a file's
                 own += ["--wandb", "offline"]
             arguments = [arguments[0], "--config", str(config), *moved, *own, *arguments[1:]]
-        for message in NOISE:
-            warnings.filterwarnings("ignore", message=message)
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_not_an_advertisement)
+        leave_out_noise()
         try:
             return AmrCLI(arguments, held)
         except Exception as error:
@@ -135,6 +135,7 @@ class AmrCLI(LightningCLI):
     def __init__(self, args: ArgsType = None, held: ExitStack | None = None) -> None:
         self._held = held
         self._asked = args[0] if isinstance(args, list) and args else None
+        self.lines = EpochLines()
         super().__init__(
             FusionClassifier,
             LightningDataModule,
@@ -163,6 +164,8 @@ class AmrCLI(LightningCLI):
             "--wandb", type=Literal["offline", "online", "disabled"], default="offline", help="W&B's mode"
         )
         parser.add_argument("--project", type=str, default="amr", help="W&B project")
+        parser.add_argument("--entity", type=str | None, help="W&B team or user (the account's default)")
+        parser.add_argument("--notes", type=str | None, help="what this run is for, shown beside it in W&B")
         parser.add_argument("--out", type=Path | None, help="file of predict (predictions.parquet in the run's folder)")
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(LastCheckpoint, "last")
@@ -212,17 +215,20 @@ class AmrCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(init.out or folder / "predictions.parquet"))
             kwargs["logger"] = False
-        elif init.trainer.logger is None:
-            kwargs["logger"] = self._loggers(options, folder, facts)
+        elif init.trainer.logger is not False:
+            users = [] if init.trainer.logger is True else _listed(init.trainer.logger)
+            kwargs["logger"] = [*self._loggers(options, folder, facts, users), *users]
             callbacks.append(WandbSetup(facts, resolved, folder / "config.yaml"))
         kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
-        kwargs["callbacks"] = [*_listed(init.trainer.callbacks), *callbacks]
-        if init.trainer.enable_progress_bar is None and not progress_shown():
-            kwargs["enable_progress_bar"] = False
-        elif init.trainer.enable_progress_bar is not False and not any(
-            isinstance(each, ProgressBar) for each in kwargs["callbacks"]
-        ):
-            kwargs["callbacks"].append(TQDMProgressBar())  # Lightning's own choice depends on whether rich is installed
+        given, bar = _listed(init.trainer.callbacks), init.trainer.enable_progress_bar
+        if bar is None:
+            kwargs["enable_progress_bar"] = bar = progress_shown() and sys.stdout.isatty()
+        if bar and not any(isinstance(callback, ProgressBar) for callback in given):
+            callbacks.append(Bar())
+        if self.subcommand == "fit":
+            self.lines.lines = not bar
+            callbacks.append(self.lines)
+        kwargs["callbacks"] = [*given, *callbacks]
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         trainer = super().instantiate_trainer(**kwargs)
         if str(options.trainer.precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
@@ -231,6 +237,15 @@ class AmrCLI(LightningCLI):
                 "trainer.precision=16-mixed: must be bf16-mixed or 32-true on a CPU, for 16-mixed needs a GPU"
             )
         return trainer
+
+    @property
+    def result(self) -> list[str]:
+        """What a training found, line by line: the best epoch, the run's folder, and the commands that come next."""
+        best = self.lines.result(tuple(self.model.model.modalities)) if self.subcommand == "fit" else ""
+        if not best or not self.trainer.is_global_zero:
+            return []
+        folder, runs = shlex.quote(str(self.run_folder)), shlex.quote(str(self.run_folder.parent))
+        return [best, f"in {self.run_folder}", f"next: amr test {folder}; amr compare {runs}"]
 
     def after_fit(self) -> None:
         """Writes the model card, when all metrics are on disk."""
@@ -312,9 +327,10 @@ class AmrCLI(LightningCLI):
             return "eval"
         return "teacher" if len(facts["modalities"]) == 1 else "train"
 
-    def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any]) -> list[Logger]:
+    def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any], given: list[Logger]) -> list[Logger]:
+        """Ours, beside the given ones; of W&B's, which has a single run per process, the given one."""
         loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
-        if options.wandb != "disabled":
+        if options.wandb != "disabled" and not any(isinstance(logger, WandbLogger) for logger in given):
             import wandb  # half a second, which `fit --help` and a run without it need not spend
 
             # A server that does not answer is refused after 20 s, not 90.
@@ -325,46 +341,29 @@ class AmrCLI(LightningCLI):
             folder.mkdir(parents=True, exist_ok=True)
             if self._held is not None:
                 self._held.enter_context(wandb_stages_in(folder / "wandb"))
-            loggers.append(
-                WandbLogger(
-                    name=folder.name,
-                    save_dir=folder,
-                    offline=options.wandb == "offline",
-                    project=options.project,
-                    id=facts["wandb_id"],
-                    resume="allow",
-                    group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
-                    job_type=self._job_type(facts),
-                    tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
-                    mode="offline" if options.wandb == "offline" else None,  # None: WANDB_MODE's, else online
-                    settings=wandb.Settings(silent=True, disable_git=True, console="off"),
-                )
+            record = WandbLogger(
+                name=folder.name,
+                save_dir=folder,
+                offline=options.wandb == "offline",
+                project=options.project,
+                entity=options.entity,
+                notes=options.notes,
+                id=facts["wandb_id"],
+                resume="allow",
+                group=f"{facts['dataset']}/{facts['fusion']}/{facts['method']}"[:128],
+                job_type=self._job_type(facts),
+                tags=sorted({facts[key][:64] for key in ("dataset", "fusion", "method")}),  # W&B's limit
+                mode="offline" if options.wandb == "offline" else None,  # None: WANDB_MODE's, else online
+                settings=wandb.Settings(silent=True, disable_git=True, console="off"),
             )
+            record._wandb_init.pop("anonymous", None)  # of whose mere presence W&B warns
+            loggers.append(record)
         return loggers
 
 
 def _listed(value: Any) -> list[Any]:
     """What the Trainer takes one of, several of or none of."""
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _requeue() -> None:
-    """Has SLURM start this job's script anew; elsewhere, or in an interactive session, does nothing."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning tells them apart
-        return
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)  # noqa: S603, S607
-        problem = (answer.stderr.strip() or f"status {answer.returncode}") if answer.returncode else ""
-    except OSError as error:
-        problem = str(error)
-    print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
-
-
-def _not_an_advertisement(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in ("litlogger", "Detected KeyboardInterrupt"))
 
 
 def _slug(name: str) -> str:

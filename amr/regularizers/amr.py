@@ -273,7 +273,7 @@ class AMR(Regularizer):
         """Measures what each modality knows, and perhaps weakens the method."""
         if self.weight > 0:
             epochs = state.epoch - self.window.start + 1
-            self.harm.judge(state, partial(self._asked, state.model), epochs, self.active(state.epoch))
+            self.harm.judge(state, partial(self.final_target, state.model), epochs, self.active(state.epoch))
 
     def report(self) -> dict[str, float]:
         """The target, what each modality knows alone, and the guard's factor."""
@@ -309,8 +309,8 @@ class AMR(Regularizer):
     def _in_loss(self) -> bool:
         return self.output is not None and self.output.in_loss
 
-    def _asked(self, model: FusionModel) -> dict[str, float]:
-        """The target share of each modality, where it moves to."""
+    def final_target(self, model: FusionModel) -> dict[str, float]:
+        """The target share of each modality, in [0, 1]; where it moves, its end."""
         return dict(zip(model.modalities, _normalised(self.ratio or self._accuracies, model).tolist(), strict=True))
 
     def _penalty_gradient(self, steps: Sequence[Step]) -> tuple[list[nn.Parameter], Tensor] | None:

@@ -1,5 +1,6 @@
 """Every command through `main()`, on real clips; what it leaves on disk and in the W&B record; every bad input."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -41,6 +42,10 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "1",
                 "--seed_everything",
                 "7",
+                "--trainer.logger",
+                "CSVLogger",
+                "--trainer.logger.save_dir",
+                str(folder.parent / "users"),
             ]
         )
         == 0
@@ -49,6 +54,14 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in ("test", "validate", "predict"):
         assert main([command, "--ckpt_path", checkpoint]) == 0
     return folder
+
+
+def test_a_users_logger_is_added(runs: Path) -> None:
+    def logged(file: Path) -> list[dict[str, str]]:
+        return list(csv.DictReader(file.open()))
+
+    users = runs.parent / "users/lightning_logs/version_0/metrics.csv"
+    assert logged(users) == logged(runs / "amr/metrics/version_0/metrics.csv")
 
 
 def test_help_is_light() -> None:

@@ -1,0 +1,20 @@
+"""SLURM: a job that was told to end is started again."""
+
+import os
+import subprocess
+import sys
+
+
+def requeue() -> None:
+    """Has SLURM start this job's script anew; elsewhere, or in an interactive session, does nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning tells them apart
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)  # noqa: S603, S607
+        problem = (answer.stderr.strip() or f"status {answer.returncode}") if answer.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    print(f"amr: job {job} {f'could not be requeued: {problem}' if problem else 'requeued'}", file=sys.stderr)
