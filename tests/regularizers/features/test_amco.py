@@ -36,13 +36,19 @@ def test_shares_against_a_loop() -> None:
 def test_the_fused_prediction_sees_the_masked_encoding_and_the_unimodal_ones_the_whole() -> None:
     """The second step of epoch 1, against plain autograd with the mask that the method's state gives."""
     batch = Toy().collate([*range(8)])
-    model = build(amco=AMCo(threshold=0.05, full=0.15))
+    model = build(amco=AMCo(threshold=0.05, full=0.3))
     gradients = steps(model, batch, batch, epochs=2)
     method = model.regularizers.methods["amco"]
     assert isinstance(method, AMCo)
     assert method.dependent.all()
+    other = build(seed=9, amco=AMCo(threshold=0.05, full=0.3))
+    other.load_state_dict(model.state_dict())  # what a run that is resumed within the epoch masks
+    ones = {m: torch.ones(2, 8) for m in ("audio", "video")}
+    resumed, whole = (m.regularizers.on_encodings(ones, None)["audio"] for m in (other, model))
+    assert torch.equal(resumed, whole)
+    assert (whole == 0).any()
     encodings = {m: model.model.encoders[m](batch["inputs"][m]) for m in ("audio", "video")}
-    fraction = math.sin(math.pi / 2 * 0.1 / 0.15)  # one step of epoch 1
+    fraction = math.sin(math.pi / 2 * 0.1 / 0.3)  # one step of epoch 1
     generator = torch.Generator().manual_seed(hash((int(method.key), 1, 1)) & (2**63 - 1))
     seen = {}
     for name, encoding in encodings.items():

@@ -88,3 +88,9 @@ def test_a_run_against_a_second_derivation() -> None:
     assert sum(h is not None for h in history) == 6  # three held, one free, three held, while the weights stay
     for m in names:
         torch.testing.assert_close(head.get_buffer(f"mean_{m}"), seen[m] / 12)
+    head.train().held.fill_(1)
+    other = build(seed=9, greedy=Greedy())
+    other.load_state_dict(model.state_dict())  # what a run that is resumed while a gate is held goes on with
+    encodings = {m: torch.randn(5, 8) for m in names}
+    assert torch.equal(other.model.head.train()(encodings), head(encodings))
+    assert not torch.equal(head(encodings), head.eval()(encodings))
