@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from amr.regularizers import AGM as AGM
     from amr.regularizers import AMR as AMR
     from amr.regularizers import ARL as ARL
+    from amr.regularizers import CGGM as CGGM
     from amr.regularizers import DGL as DGL
     from amr.regularizers import G2D as G2D
     from amr.regularizers import GGE as GGE
+    from amr.regularizers import LFM as LFM
     from amr.regularizers import MCR as MCR
     from amr.regularizers import MLA as MLA
     from amr.regularizers import OGM as OGM
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from amr.utils.streams import progress as progress
 
 _METHODS = (
+    "LFM",
+    "CGGM",
     "ARL",
     "OPM",
     "PDMP",

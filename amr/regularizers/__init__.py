@@ -17,6 +17,7 @@ from amr.regularizers.features.opm import OPM
 from amr.regularizers.gradients.agm import AGM
 from amr.regularizers.gradients.arl import ARL
 from amr.regularizers.gradients.aug import AUG
+from amr.regularizers.gradients.cggm import CGGM
 from amr.regularizers.gradients.g2d import G2D
 from amr.regularizers.gradients.info_reg import InfoReg
 from amr.regularizers.gradients.mla import MLA
@@ -28,6 +29,7 @@ from amr.regularizers.losses.cml import CML
 from amr.regularizers.losses.dgl import DGL
 from amr.regularizers.losses.gge import GGE
 from amr.regularizers.losses.gradient_blending import GradientBlending
+from amr.regularizers.losses.lfm import LFM
 from amr.regularizers.losses.mbsd import MBSD
 from amr.regularizers.losses.mcr import MCR
 from amr.regularizers.losses.multi_loss import MultiLoss
@@ -41,10 +43,12 @@ __all__ = [
     "AMR",
     "ARL",
     "AUG",
+    "CGGM",
     "CML",
     "DGL",
     "G2D",
     "GGE",
+    "LFM",
     "MBSD",
     "MCR",
     "MLA",

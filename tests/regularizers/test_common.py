@@ -48,12 +48,15 @@ MAKE: dict[str, Callable[[], dict[str, Any]]] = {
     "aug": lambda: {"aug": methods.AUG(width=5, every=1, tolerance=0.0), "fusion": Shared},
     "reconboost": lambda: {"reconboost": methods.ReconBoost(1, 1)},
     "greedy": lambda: {"greedy": methods.Greedy(threshold=0.0, steps=2, start_epoch=0), "fusion": Gated},
+    "cggm": lambda: {"cggm": methods.CGGM()},
+    "lfm": lambda: {"lfm": methods.LFM(0.3, 0.6, epochs=2), "fusion": Gated},
+    "lfm learned": lambda: {"lfm": methods.LFM(0.3, integration="learned", rate=0.1)},
 }
 TEACHERS: dict[str, str] = {}
 """Checkpoints by modality; set by the fixture, and in each rank's process."""
 RANKS = ("multi_loss", "dgl", "mla", "g2d", "info_reg", "arl", "pdmp")
-RANKS += ("cml", "mbsd", "amco", "aug", "reconboost", "greedy")
-PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm")
+RANKS += ("cml", "mbsd", "amco", "aug", "reconboost", "greedy", "lfm", "lfm learned")
+PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm", "cggm")
 """Methods that re-pair clips, or draw for each, within a rank: two ranks are not one process, as their pages say."""
 
 

@@ -20,8 +20,8 @@ BASES = ["naive", "dropout", "modality_dropout", "umt", "ogm", "ogm_ge", "gradie
 BASES += ["mmpareto", "mmcosine"]
 WITH_NEWER = ["naive", "multi_loss", *BASES[1:], "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"]
 WITH_NEWER += ["data_remixing", "smv", "relearning"]
-WITH_NEWER += ["opm", "arl", "pdmp"]
-WITH_NEWER += ["cml", "mbsd", "amco", "aug", "reconboost", "greedy"]
+WITH_NEWER += ["opm", "arl", "pdmp", "cml", "mbsd", "amco", "aug", "reconboost", "greedy"]
+WITH_NEWER += ["cggm", "lfm"]
 
 
 def with_amr(method: str) -> str:
