@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from amr.regularizers import GGE as GGE
     from amr.regularizers import LFM as LFM
     from amr.regularizers import MCR as MCR
+    from amr.regularizers import MIDAS as MIDAS
     from amr.regularizers import MLA as MLA
     from amr.regularizers import OGM as OGM
     from amr.regularizers import OGMGE as OGMGE
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from amr.regularizers import MultiLoss as MultiLoss
     from amr.regularizers import Regularizer as Regularizer
     from amr.regularizers import Relearning as Relearning
+    from amr.regularizers import SynIB as SynIB
     from amr.regularizers import TCMax as TCMax
     from amr.report import compare as compare
     from amr.report.dashboard import dashboard as dashboard
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from amr.utils.streams import progress as progress
 
 _METHODS = (
+    "MIDAS",
+    "SynIB",
     "LFM",
     "CGGM",
     "ARL",

@@ -48,6 +48,7 @@ EARLY = {  # these begin after epochs that a test does not have
     "relearning": ["--model.relearning.epochs", "[1]"],
     "opm": ["--model.opm.start_epoch", "0"],
     "arl": ["--model.arl.start_epoch", "0"],
+    "midas": ["--model.midas.start_epoch", "0"],
     "aug": ["--model.aug.every", "1"],
     "greedy": ["--model.greedy.start_epoch", "0"],
     "reconboost": ["--model.reconboost.boosting_epochs", "1"],

@@ -32,8 +32,10 @@ from amr.regularizers.losses.gradient_blending import GradientBlending
 from amr.regularizers.losses.lfm import LFM
 from amr.regularizers.losses.mbsd import MBSD
 from amr.regularizers.losses.mcr import MCR
+from amr.regularizers.losses.midas import MIDAS
 from amr.regularizers.losses.multi_loss import MultiLoss
 from amr.regularizers.losses.pmr import PMR
+from amr.regularizers.losses.synib import SynIB
 from amr.regularizers.losses.tcmax import TCMax
 from amr.regularizers.losses.umt import UMT
 from amr.regularizers.shared import EpochMeans, UnimodalHeads, Window, recombined
@@ -51,6 +53,7 @@ __all__ = [
     "LFM",
     "MBSD",
     "MCR",
+    "MIDAS",
     "MLA",
     "OGM",
     "OGMGE",
@@ -78,6 +81,7 @@ __all__ = [
     "Relearning",
     "Scores",
     "Step",
+    "SynIB",
     "TCMax",
     "UnimodalHeads",
     "Window",

@@ -34,8 +34,10 @@ from amr.regularizers.losses.gradient_blending import GradientBlending
 from amr.regularizers.losses.lfm import LFM
 from amr.regularizers.losses.mbsd import MBSD
 from amr.regularizers.losses.mcr import MCR
+from amr.regularizers.losses.midas import MIDAS
 from amr.regularizers.losses.multi_loss import MultiLoss
 from amr.regularizers.losses.pmr import PMR
+from amr.regularizers.losses.synib import SynIB
 from amr.regularizers.losses.tcmax import TCMax
 from amr.regularizers.losses.umt import UMT
 from amr.utils.errors import UserError
@@ -82,6 +84,8 @@ class Slots(TypedDict, total=False):
     greedy: Greedy | None
     cggm: CGGM | None
     lfm: LFM | None
+    synib: SynIB | None
+    midas: MIDAS | None
     amr: AMR | None
 
 

@@ -19,7 +19,7 @@ ORDER = (
     *("gge", "pmr", "agm", "mmpareto", "mmcosine", "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"),
     *("data_remixing", "smv", "relearning"),
     *("opm", "arl", "pdmp", "cml", "mbsd", "amco", "aug", "reconboost", "greedy"),
-    *("cggm", "lfm"),
+    *("cggm", "lfm", "synib", "midas"),
 )
 TOP = 80  # rows of a dataset that are shown in full: the grid of all methods, without and with AMR, has fewer
 DIFFERENCES = {"mAP": "mAP vs naive", "acc": "Accuracy vs naive"}

@@ -50,13 +50,15 @@ MAKE: dict[str, Callable[[], dict[str, Any]]] = {
     "greedy": lambda: {"greedy": methods.Greedy(threshold=0.0, steps=2, start_epoch=0), "fusion": Gated},
     "cggm": lambda: {"cggm": methods.CGGM()},
     "lfm": lambda: {"lfm": methods.LFM(0.3, 0.6, epochs=2), "fusion": Gated},
+    "synib": lambda: {"synib": methods.SynIB(0.5), "fusion": Gated},
+    "midas": lambda: {"midas": methods.MIDAS(rate=0.5, start_epoch=0)},
     "lfm learned": lambda: {"lfm": methods.LFM(0.3, integration="learned", rate=0.1)},
 }
 TEACHERS: dict[str, str] = {}
 """Checkpoints by modality; set by the fixture, and in each rank's process."""
 RANKS = ("multi_loss", "dgl", "mla", "g2d", "info_reg", "arl", "pdmp")
 RANKS += ("cml", "mbsd", "amco", "aug", "reconboost", "greedy", "lfm", "lfm learned")
-PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm", "cggm")
+PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm", "cggm", "synib", "midas")
 """Methods that re-pair clips, or draw for each, within a rank: two ranks are not one process, as their pages say."""
 
 

@@ -21,7 +21,7 @@ BASES += ["mmpareto", "mmcosine"]
 WITH_NEWER = ["naive", "multi_loss", *BASES[1:], "dgl", "tcmax", "mcr", "mla", "g2d", "info_reg"]
 WITH_NEWER += ["data_remixing", "smv", "relearning"]
 WITH_NEWER += ["opm", "arl", "pdmp", "cml", "mbsd", "amco", "aug", "reconboost", "greedy"]
-WITH_NEWER += ["cggm", "lfm"]
+WITH_NEWER += ["cggm", "lfm", "synib", "midas"]
 
 
 def with_amr(method: str) -> str:
