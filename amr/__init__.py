@@ -36,11 +36,14 @@ if TYPE_CHECKING:
     from amr.regularizers import AGM as AGM
     from amr.regularizers import AMR as AMR
     from amr.regularizers import ARL as ARL
+    from amr.regularizers import AUG as AUG
     from amr.regularizers import CGGM as CGGM
+    from amr.regularizers import CML as CML
     from amr.regularizers import DGL as DGL
     from amr.regularizers import G2D as G2D
     from amr.regularizers import GGE as GGE
     from amr.regularizers import LFM as LFM
+    from amr.regularizers import MBSD as MBSD
     from amr.regularizers import MCR as MCR
     from amr.regularizers import MIDAS as MIDAS
     from amr.regularizers import MLA as MLA
@@ -51,14 +54,17 @@ if TYPE_CHECKING:
     from amr.regularizers import PMR as PMR
     from amr.regularizers import SMV as SMV
     from amr.regularizers import UMT as UMT
+    from amr.regularizers import AMCo as AMCo
     from amr.regularizers import DataRemixing as DataRemixing
     from amr.regularizers import Dropout as Dropout
     from amr.regularizers import GradientBlending as GradientBlending
+    from amr.regularizers import Greedy as Greedy
     from amr.regularizers import InfoReg as InfoReg
     from amr.regularizers import MMCosine as MMCosine
     from amr.regularizers import MMPareto as MMPareto
     from amr.regularizers import ModalityDropout as ModalityDropout
     from amr.regularizers import MultiLoss as MultiLoss
+    from amr.regularizers import ReconBoost as ReconBoost
     from amr.regularizers import Regularizer as Regularizer
     from amr.regularizers import Relearning as Relearning
     from amr.regularizers import SynIB as SynIB
@@ -73,6 +79,12 @@ if TYPE_CHECKING:
     from amr.utils.streams import progress as progress
 
 _METHODS = (
+    "ReconBoost",
+    "MBSD",
+    "Greedy",
+    "CML",
+    "AUG",
+    "AMCo",
     "MIDAS",
     "SynIB",
     "LFM",
