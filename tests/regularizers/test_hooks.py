@@ -22,7 +22,10 @@ from amr.fusion import Concat, Gated
 from amr.regularizers import (
     AMR,
     DGL,
+    LFM,
+    MIDAS,
     OGM,
+    OPM,
     EpochMeans,
     MultiLoss,
     Regularizer,
@@ -409,6 +412,24 @@ def test_an_epoch_that_is_resumed_within_does_not_start_again(name: str, tmp_pat
 
     whole = run()
     assert_equal(whole, run(tmp_path / f"{name}.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [OPM(start_epoch=1), DGL(start_epoch=1), LFM(integration="learned"), MIDAS(start_epoch=0)],
+    ids=lambda method: method.name,
+)
+def test_methods_go_on_within_an_epoch_with_the_same_bits(method: Regularizer, tmp_path: Path) -> None:
+    """In the middle of the second epoch, where a method that notes the epoch is not told of it again."""
+
+    def run(ckpt: Path | None = None) -> dict[str, Tensor]:
+        model = build(seed=1 if ckpt else 0, extra=[copy.deepcopy(method)])
+        saves = [ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=6)]
+        fit(model, ResumableToy(), max_epochs=2, ckpt=ckpt, enable_checkpointing=True, callbacks=saves)
+        return {**weights(model), **model.regularizers.state_dict()}
+
+    whole = run()
+    assert_equal(whole, run(tmp_path / "step=6.ckpt"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- DDP

@@ -1,6 +1,7 @@
 """OPM: the encoding of the modality that is ahead is dropped, the more often the further ahead it is."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -93,6 +94,14 @@ class OPM(Regularizer):
     def on_epoch_start(self, state: EpochState) -> None:
         """Notes the epoch, which `on_encodings` does not see."""
         self._epoch = state.epoch
+
+    def checkpoint_state(self) -> dict[str, object]:
+        """The epoch: one that is resumed within does not start again."""
+        return {"epoch": self._epoch}
+
+    def restore_state(self, state: Mapping[str, object]) -> None:
+        """Takes the epoch."""
+        self._epoch = int(cast(int, state["epoch"]))
 
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Drops encodings in the method's epochs."""

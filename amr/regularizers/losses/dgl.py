@@ -1,6 +1,7 @@
 """DGL: the fused loss trains the head alone, and each encoder learns by what its modality says by itself."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor
 from torch.func import functional_call
@@ -54,6 +55,14 @@ class DGL(Regularizer):
     def on_epoch_start(self, state: EpochState) -> None:
         """Notes the epoch, which `on_encodings` does not see."""
         self._epoch = state.epoch
+
+    def checkpoint_state(self) -> dict[str, object]:
+        """The epoch: one that is resumed within does not start again."""
+        return {"epoch": self._epoch}
+
+    def restore_state(self, state: Mapping[str, object]) -> None:
+        """Takes the epoch."""
+        self._epoch = int(cast(int, state["epoch"]))
 
     def on_encodings(self, encodings: dict[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The same encodings, detached: the fused loss stops here."""
