@@ -94,6 +94,15 @@ def require_tensor(modality: str, x: Any) -> None:
     raise UserError(f"inputs.{modality}={type(x).__name__}: must be a tensor (B, ...)")
 
 
+def require_ids(modality: str, x: Tensor, layer: nn.Embedding) -> None:
+    """Raises UserError, naming the modality, unless its input is ids that the layer embeds."""
+    if x.is_floating_point():
+        raise UserError(f"inputs.{modality}={x.dtype}: must be integer ids, which {type(layer).__name__} embeds")
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < layer.num_embeddings:
+        wrong = int(x.min()) if int(x.min()) < 0 else int(x.max())
+        raise UserError(f"inputs.{modality}: id {wrong}; must be 0 to {layer.num_embeddings - 1}")
+
+
 def close(first: Tensor, second: Tensor) -> bool:
     """Whether logits are the same up to rounding."""
     size = max(1.0, float(second.abs().max())) if second.numel() else 1.0

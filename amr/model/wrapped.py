@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amr.attribution import undisturbed
-from amr.model.calls import Inputs, call_of, close, difference, require_tensor, substituted
+from amr.model.calls import Inputs, call_of, close, difference, require_ids, require_tensor, substituted
 from amr.utils.errors import UserError, listed
 from amr.utils.streams import note
 
@@ -266,13 +266,7 @@ class ExplainedModule(nn.Module):
         self._given[modality] = (x.shape[1:], x.dtype)
         layer = self._layer(self.embeddings[modality])
         if isinstance(layer, nn.Embedding):
-            if x.is_floating_point():
-                raise UserError(
-                    f"inputs.{modality}={x.dtype}: must be integer ids, which {type(layer).__name__} embeds"
-                )
-            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < layer.num_embeddings:
-                wrong = int(x.min()) if int(x.min()) < 0 else int(x.max())
-                raise UserError(f"inputs.{modality}: id {wrong}; must be 0 to {layer.num_embeddings - 1}")
+            require_ids(modality, x, layer)
         vectors = layer(x.clone())
         if not isinstance(vectors, Tensor):
             where = self.embeddings[modality]

@@ -90,6 +90,26 @@ def test_a_head_that_ignores_a_modality_owes_it_nothing() -> None:
     assert float(logged["val/decision_share/b"]) == 0
 
 
+class Product(amr.fusion.Fusion):
+    """A head that is linear in either encoding: towers and a product."""
+
+    def __init__(self, dims: Any, num_classes: int) -> None:
+        super().__init__(dims, num_classes, 4)
+
+    def combine(self, encodings: Any) -> Tensor:
+        product: Tensor = encodings["a"] * encodings["b"]
+        return product
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("head", "lines"), [(Product, 1), (amr.fusion.Concat, 0)])
+def test_shares_that_are_equal_by_construction_are_said_once(head: type, lines: int, capsys: Any) -> None:
+    logged = fitted(classifier(head)).callback_metrics
+    assert capsys.readouterr().err.count("exactly 1/2, as they are by construction") == lines
+    assert (float(logged["val/dominance/a"]) == pytest.approx(0.5, abs=1e-5)) == bool(lines)
+    assert float(logged["val/decision_share/a"]) != pytest.approx(0.5, abs=1e-3)
+
+
 def test_which_clips_are_kept_does_not_depend_on_their_order() -> None:
     """Of many clips in batches of any size, those with the smallest hashes of their ids."""
     encodings = torch.randn(50, 3)

@@ -13,6 +13,7 @@ MEANS = {  # what a mean is over, beside the clips
     "vector": (),
     "table": (),
     "series": (1,),
+    "regions": (1,),
     "waveform": (-1,),
     "image": (-2, -1),
     "frames": (1, -2, -1),
@@ -26,10 +27,10 @@ def baseline_of(kind: str, how: How | int | float | Tensor, x: Tensor) -> Tensor
     """What counts as nothing in inputs of a kind.
 
     Args:
-        kind: tokens, vector, table, series, waveform, image, frames or spectrogram.
-        how: `zero`; `mean` over the clips of x: of each dimension (vector, table), channel (series, image, frames) or
-            frequency (spectrogram); `blur`: each clip without its details, by a Gaussian of an eighth of the size
-            (image, frames, spectrogram, series, waveform); or a value, such as the id of a mask token.
+        kind: tokens, vector, table, series, regions, waveform, image, frames or spectrogram.
+        how: `zero`; `mean` over the clips of x: of each dimension (vector, table), channel (series, regions, image,
+            frames) or frequency (spectrogram); `blur`: each clip without its details, by a Gaussian of an eighth of the
+            size (image, frames, spectrogram, series, waveform); or a value, such as the id of a mask token.
         x: Clips, (N, ...).
 
     Returns:

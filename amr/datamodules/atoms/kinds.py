@@ -26,17 +26,18 @@ DIMENSIONS = {  # of one input
     "vector": (1,),
     "table": (1,),
     "series": (2,),
+    "regions": (2,),
     "waveform": (1, 2),
     "image": (3,),
     "frames": (4,),
     "spectrogram": (2, 3),
 }
 FINE: dict[str, tuple[int, ...]] = {
-    **{"tokens": (64,), "vector": (16,), "table": (64,), "series": (8,), "waveform": (16,)},
+    **{"tokens": (64,), "vector": (16,), "table": (64,), "series": (8,), "waveform": (16,), "regions": (64,)},
     **{"image": (4, 4), "frames": (4, 4, 4), "spectrogram": (8, 8)},
 }
 COARSE: dict[str, tuple[int, ...]] = {
-    **{"tokens": (6,), "vector": (6,), "table": (6,), "series": (4,), "waveform": (6,)},
+    **{"tokens": (6,), "vector": (6,), "table": (6,), "series": (4,), "waveform": (6,), "regions": (9,)},
     **{"image": (3, 3), "frames": (2, 2, 2), "spectrogram": (4, 4)},
 }
 MASKS = ("[MASK]", "<mask>", "[UNK]", "<unk>", "<unknown>", "[PAD]", "<pad>")
@@ -50,6 +51,7 @@ class Kind:
 
     Args:
         kind: tokens (T,) of ids; vector (D,); table (D,) of named columns; series (T, channels); waveform (..., T);
+            regions (R, F), such as features of each object of an image, none of which is split;
             image (C, H, W); frames (T, C, H, W); spectrogram (..., F, T).
         names: Names of a table's columns or of a series' channels.
         owner: A table's column of each dimension, from 0, where one-hot categories take several. None: one each.
@@ -227,6 +229,8 @@ class Kind:
                 groups = min(2, shape[1]) if coarse else 0
                 windows = min(most[0], shape[0])
                 return series_atoms(shape, windows, names=self.names, seconds=self.seconds, groups=groups)
+            case "regions":  # a region is told as a step
+                return series_atoms(shape, min(most[0], shape[0]), groups=1)
             case "waveform":
                 return waveform_atoms(shape, min(most[0], shape[-1]), self.seconds or float(shape[-1]))
             case "spectrogram":

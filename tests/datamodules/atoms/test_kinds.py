@@ -59,7 +59,7 @@ def test_ids_have_texts_of_a_tokenizer_a_vocabulary_or_the_batch() -> None:
 
 
 SHAPES = {
-    **{"vector": (5,), "table": (5,), "series": (6, 2), "waveform": (9,)},
+    **{"vector": (5,), "table": (5,), "series": (6, 2), "regions": (6, 2), "waveform": (9,)},
     **{"image": (3, 6, 8), "frames": (4, 3, 6, 8), "spectrogram": (6, 7)},
 }
 
@@ -75,7 +75,14 @@ def test_every_kind_has_atoms_and_a_baseline(kind: str) -> None:
         gone = atoms.replace(x, torch.zeros(3, len(atoms)).bool(), made.baseline_for(x))
         assert torch.equal(gone, torch.as_tensor(made.baseline_for(x)).expand_as(x))
     assert len(made.atoms(x)) >= len(made.atoms(x, coarse=True))
-    axes = {"vector": (0,), "table": (0,), "series": (0, 1), "image": (0, 2, 3), "frames": (0, 1, 3, 4)}
+    axes = {
+        "vector": (0,),
+        "table": (0,),
+        "series": (0, 1),
+        "regions": (0, 1),
+        "image": (0, 2, 3),
+        "frames": (0, 1, 3, 4),
+    }
     axes |= {"waveform": (0, 1), "spectrogram": (0, 2)}
     torch.testing.assert_close(baseline_of(kind, "mean", x), x.mean(axes[kind], keepdim=True))
     assert baseline_of(kind, "zero", x) == 0
