@@ -76,6 +76,11 @@ class Adapter(ExplainedModule):
         """Logits (B, C) by the model's own forward pass."""
 
     @property
+    def network(self) -> Any:
+        """The model, whose parts have no types of their own."""
+        return self.module
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer, or the processor if it is one; None without a processor."""
         return getattr(self.processor, "tokenizer", self.processor)

@@ -47,7 +47,7 @@ class CLIP(Adapter):
         super().__init__(model, "CLIPModel", processor, modalities, classes, words, "", batch_rows)
         self.prompts = prompts
         with undisturbed(model), torch.no_grad():
-            texts = torch.zeros(0, model.projection_dim) if prompts is None else self._text(prompts)  # type: ignore[arg-type]
+            texts = torch.zeros(0) if prompts is None else self._text(prompts)
         self.register_buffer("texts", texts, persistent=False)
 
     def inputs(self, texts: Sequence[str] | None, images: Sequence[Any]) -> dict[str, Tensor]:
@@ -74,11 +74,11 @@ class CLIP(Adapter):
     def native(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) by the model's own forward pass."""
         texts = inputs["text"] if self.prompts is None else self.prompts.to(inputs["image"].device)
-        scores = self.module(input_ids=texts, pixel_values=inputs["image"]).logits_per_image
+        scores = self.network(input_ids=texts, pixel_values=inputs["image"]).logits_per_image
         return _pair(scores.diagonal()) if self.prompts is None else self._tensor(scores)
 
     def _text(self, ids: Tensor) -> Tensor:
-        config = self.module.config.text_config
+        config = self.network.config.text_config
         if ids.ndim != 2 or ids.shape[1] > config.max_position_embeddings:
             raise UserError(
                 f"inputs.text: {tuple(ids.shape)}; must be ids (B, T), T <= {config.max_position_embeddings}"
@@ -88,29 +88,30 @@ class CLIP(Adapter):
             raise UserError(f"inputs.text: a text without an end; must have the id {config.eos_token_id} in each")
         require_ids("text", ids, self.vocabulary)
         # No mask: attention is causal, and what comes after the end cannot be seen from it.
-        return _unit(self.module.get_text_features(input_ids=ids))
+        return _unit(self.network.get_text_features(input_ids=ids))
 
     def _encode(self, inputs: Inputs) -> Inputs:
         made = {}
         if "text" in inputs:
             made["text"] = self._text(inputs["text"])
         if "image" in inputs:
-            config = self.module.config.vision_config
+            config = self.network.config.vision_config
             require_images(inputs["image"], config.num_channels, (config.image_size, config.image_size))
-            made["image"] = _unit(self.module.get_image_features(pixel_values=inputs["image"]))
+            made["image"] = _unit(self.network.get_image_features(pixel_values=inputs["image"]))
         return made
 
     def _head(self, encodings: Inputs) -> Tensor:
-        scale = self.module.logit_scale.exp()
+        scale = self.network.logit_scale.exp()
         if self.prompts is None:
             return _pair(scale * (encodings["text"] * encodings["image"]).sum(1))
-        return scale * encodings["image"] @ self.texts.to(encodings["image"]).mT
+        scores: Tensor = scale * encodings["image"] @ self.texts.to(encodings["image"]).mT
+        return scores
 
 
 def _unit(features: Any) -> Tensor:
     """The vectors of a tower, (B, D), at length 1."""
     vectors: Tensor = getattr(features, "pooler_output", features)
-    return vectors / vectors.norm(dim=1, keepdim=True)
+    return nn.functional.normalize(vectors, dim=1)
 
 
 def _pair(scores: Tensor) -> Tensor:

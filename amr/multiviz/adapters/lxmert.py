@@ -60,7 +60,7 @@ class LXMERT(Adapter):
         """Logits (B, C) by the model's own forward pass."""
         ids = inputs["text"]
         features, boxes, there = self._split(inputs["regions"])
-        said = self.module(
+        said = self.network(
             input_ids=ids,
             attention_mask=self.present(ids).long(),
             visual_feats=features,
@@ -70,7 +70,7 @@ class LXMERT(Adapter):
         return self._tensor(said.question_answering_score)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.module.config
+        config = self.network.config
         width, place = config.visual_feat_dim, config.visual_pos_dim
         if x.ndim != 3 or x.shape[-1] != width + place or not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")

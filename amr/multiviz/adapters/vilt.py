@@ -61,7 +61,7 @@ class ViLT(Adapter):
         x, ids = inputs["image"], inputs["text"]
         whole = torch.ones(len(x), *x.shape[2:], dtype=torch.long, device=x.device)
         mask = self.present(ids).long()
-        return self._tensor(self.module(input_ids=ids, attention_mask=mask, pixel_values=x, pixel_mask=whole))
+        return self._tensor(self.network(input_ids=ids, attention_mask=mask, pixel_values=x, pixel_mask=whole))
 
     def _encode(self, inputs: Inputs) -> Inputs:
         made = {}
@@ -75,7 +75,7 @@ class ViLT(Adapter):
         layer: Any = self._layer("vilt.embeddings.patch_embeddings")
         require_images(x, layer.num_channels)
         patches: Tensor = layer(x)
-        most, count = _most_patches(self.module), patches.shape[2] * patches.shape[3]
+        most, count = _most_patches(self.network), patches.shape[2] * patches.shape[3]
         if most is not None and count > most:
             raise UserError(
                 f"inputs.image: {count} patches, of which the model takes {most} by chance; must be {most} at most, or "
@@ -88,15 +88,14 @@ class ViLT(Adapter):
         words, mask = unmasked(encodings["text"])
         patches = encodings["image"]
         places = embedding.position_embeddings  # (1, 1 + P, D)
-        side = self.module.config.image_size // self.module.config.patch_size
+        side = self.network.config.image_size // self.network.config.patch_size
         grid = places[:, 1:].mT.reshape(1, -1, side, side)
         grid = F.interpolate(grid, size=patches.shape[2:], mode="bilinear", align_corners=True)
         first = (embedding.cls_token + places[:, :1]).expand(len(patches), -1, -1)
         tokens = torch.cat([first, (patches + grid).flatten(2).mT], dim=1)
         whole = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        return self._tensor(
-            self.module(inputs_embeds=words, attention_mask=mask, image_embeds=tokens, pixel_mask=whole)
-        )
+        given = {"attention_mask": mask, "image_embeds": tokens, "pixel_mask": whole}
+        return self._tensor(self.network(inputs_embeds=words, **given))
 
 
 def _most_patches(model: Any) -> int | None:
