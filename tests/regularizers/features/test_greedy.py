@@ -54,7 +54,8 @@ def test_a_run_against_a_second_derivation() -> None:
     assert isinstance(method, Greedy)
     parameters, names = dict(model.model.named_parameters()), ("audio", "video")
     sums, seen = torch.zeros(2, 2, dtype=torch.float64), dict.fromkeys(names, torch.zeros(8))
-    held, left, history = None, 0, []
+    history: list[str | None] = []
+    held, left = None, 0
     for number, gradients in enumerate(recorded):
         batch = batches[number % 4]
         encodings = {m: model.model.encoders[m](batch["inputs"][m]) for m in names}

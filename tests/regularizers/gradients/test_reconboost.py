@@ -40,6 +40,7 @@ def test_gradients_against_the_released_formula(fusion: Any, names: Any) -> None
     encodings = {name: model.model.encoders[name](batch["inputs"][name]) for name in names}
     y, parameters = F.one_hot(batch["label"], 3).float(), dict(model.model.named_parameters())
     parts = model.model.head.additive_logits(encodings)
+    assert parts is not None
     for epoch, gradients in enumerate(recorded):
         stage, rectifies = divmod(epoch, 2)
         name = names[stage % count]

@@ -26,7 +26,10 @@ def test_gradients_against_loops(hinge: Any, fusion: Any, names: Any, monkeypatc
     encodings = model.model.encode(batch["inputs"], batch["present"])
 
     def without(gone: set[str]) -> torch.Tensor:
-        return model.model.head({n: torch.zeros_like(e) if n in gone else e for n, e in encodings.items()})
+        logits: torch.Tensor = model.model.head(
+            {n: torch.zeros_like(e) if n in gone else e for n, e in encodings.items()}
+        )
+        return logits
 
     loss = F.cross_entropy(without(set()), batch["label"])
     for k, name in enumerate(names[:-1]):
