@@ -3,15 +3,20 @@
 import argparse
 from pathlib import Path
 
+from amr.cli.keys.check import data_argument
 from amr.cli.parser import add_checkpoint, given_checkpoint
 from amr.multiviz.analysis.plan import STAGES
+from amr.utils.errors import UserError
 from amr.utils.files import locked
+from amr.utils.names.modules import is_module
 from amr.utils.readers import read_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_checkpoint(parser)
+    about = "instead of a run: a model of your own, by its module and name; a function is called"
+    parser.add_argument("--model", metavar="MODULE:NAME", help=about)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="whose clips (test)")
     parser.add_argument("--clips", type=int, default=50, help="clips that are explained (50)")
     parser.add_argument("--classes", type=int, default=3, help="classes that each clip is explained for (3)")
@@ -36,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: For anything that the user can mend.
     """
-    checkpoint = given_checkpoint(options)
+    checkpoint = _given(options)
     from amr.multiviz.analysis.whole import analyze
 
     keys = ("data", "split", "clips", "classes", "units", "stages", "seed", "samples", "trust")
@@ -58,3 +63,24 @@ def add_site(analysis: Path) -> None:
 
     root = read_object(analysis / "summary.json")["root"]  # None: there are no media files
     write_site([analysis], analysis / "site", [Path(root)] if root and Path(root).is_dir() else [], follow_links=True)
+
+
+def _given(options: argparse.Namespace) -> Path | str:
+    """The checkpoint, or the name of a model in the user's own module; the data are looked for, too."""
+    own = options.data is not None and is_module(options.data)
+    if options.model is None:
+        if not (options.run or options.ckpt):
+            raise UserError(
+                "--ckpt: must be given, such as runs/amr; or --model my_module:make for a model of your own"
+            )
+        return given_checkpoint(argparse.Namespace(**{**vars(options), "data": None if own else options.data}))
+    if options.run or options.ckpt:
+        raise UserError(f"--model={options.model}: must not be given together with a run; name one of them")
+    if not is_module(options.model):
+        raise UserError(f"--model={options.model}: must be a module and a name in it, such as my_module:make")
+    if options.data is None:
+        raise UserError("--data: must be given with --model, such as my_module:data")
+    if not own:
+        data_argument(options.data)
+    model: str = options.model
+    return model

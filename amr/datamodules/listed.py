@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amr.datamodules.atoms import Atoms
@@ -69,6 +70,18 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
         """First and last second of the clip's media file that its input shows; None where that is not known."""
         return None
+
+    def split_atoms(self, modality: str, split: str, *, coarse: bool = False) -> Atoms:
+        """The atoms of a split's clips, in the listing's order: the same for all, where the kind knows no better."""
+        return self.atoms(modality, coarse=coarse)
+
+    def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
+        """What an atom of inputs x (N, ...) becomes that is taken away, and the same in words."""
+        return 0.0, "zeros"
+
+    def looks(self, modality: str, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
+        """What a page shows of a modality's input (of one clip) besides its picture: see `Kind.looks`."""
+        return {}
 
     def locate(self, clip: Clip) -> Clip:
         """The clip with its files, for a listing that leaves them out."""

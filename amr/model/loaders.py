@@ -1,6 +1,6 @@
 """Data as a Python user has them, a data module or loaders, for functions that evaluate a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from amr.utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
+ABOUT = ("labels", "kinds", "name")
 Data = pl.LightningDataModule | Mapping[str, Iterable[Any]]
 """A data module, or the loader of each split, by name: train, val, test."""
 
@@ -17,13 +18,20 @@ class Loaders(pl.LightningDataModule):
 
     Args:
         loaders: The loader of each split that there is, by name.
+        labels: Names of the classes; None: unknown.
+        kinds: What the inputs of each modality are, for explanations: `amr.datamodules.atoms.Kind`, or a kind's name.
+        name: Of the data set.
     """
 
-    name = "loaders"
-
-    def __init__(self, loaders: Mapping[str, Iterable[Any]]) -> None:
+    def __init__(
+        self,
+        loaders: Mapping[str, Iterable[Any]],
+        labels: Sequence[str] | None = None,
+        kinds: Mapping[str, Any] | None = None,
+        name: str = "loaders",
+    ) -> None:
         super().__init__()
-        self.loaders = dict(loaders)
+        self.loaders, self.labels, self.kinds, self.name = dict(loaders), labels, dict(kinds or {}), name
 
     def train_dataloader(self) -> Any:
         """The loader of train."""
@@ -49,18 +57,26 @@ def loader_of(data: pl.LightningDataModule, split: str) -> Any:
     return {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
 
 
-def as_data(data: Any) -> pl.LightningDataModule:
+def as_data(data: Any, split: str | None = None) -> pl.LightningDataModule:
     """A data module of loaders; a data module is returned as it is.
 
+    Args:
+        data: A data module; a mapping of loaders by split, with `labels`, `kinds` and `name` of the data or without; or
+            batches alone.
+        split: What batches alone are of; None: they are refused.
+
     Raises:
-        UserError: It is neither.
+        UserError: It is none of these.
     """
     if isinstance(data, pl.LightningDataModule):
         return data
-    if not isinstance(data, Mapping) or not data or not set(data) <= {*SPLITS}:
+    if split is not None and isinstance(data, Iterable) and not isinstance(data, Mapping | str):
+        data = {split: data}
+    if not isinstance(data, Mapping) or not {*data} & {*SPLITS} or not {*data} <= {*SPLITS, *ABOUT}:
         given = f"{{{', '.join(map(repr, data))}}}" if isinstance(data, Mapping) else type(data).__name__
         raise UserError(
             f"data={given}: must be a LightningDataModule, or a loader of each split by name, such as "
             '{"train": loader, "test": loader}'
         )
-    return Loaders(data)
+    about: dict[str, Any] = {key: data[key] for key in ABOUT if key in data}
+    return Loaders({name: data[name] for name in SPLITS if name in data}, **about)

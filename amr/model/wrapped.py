@@ -187,6 +187,11 @@ class ExplainedModule(nn.Module):
         """Logits (B, C)."""
         return self.head(self.encode(inputs))
 
+    @property
+    def meets_early(self) -> bool:
+        """Whether a row of the head is a pass of the whole network."""
+        return self._own_encode is None
+
     def embedding(self, modality: str) -> nn.Module | None:
         """The layer that embeds a modality's ids; None if none is named."""
         return self._layer(self.embeddings[modality]) if modality in self.embeddings else None

@@ -1,10 +1,12 @@
 """Kinds of inputs: what the atoms of a modality are, what they are called, and what they become when taken away."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amr.datamodules.atoms.baselines import How, baseline_of
@@ -40,9 +42,11 @@ COARSE: dict[str, tuple[int, ...]] = {
     **{"tokens": (6,), "vector": (6,), "table": (6,), "series": (4,), "waveform": (6,), "regions": (9,)},
     **{"image": (3, 3), "frames": (2, 2, 2), "spectrogram": (4, 4)},
 }
-MASKS = ("[MASK]", "<mask>", "[UNK]", "<unk>", "<unknown>", "[PAD]", "<pad>")
+MASKS = ("[MASK]", "<mask>", "[PAD]", "<pad>", "[UNK]", "<unk>", "<unknown>")
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "<pad>", "<s>", "</s>", "<|startoftext|>", "<|endoftext|>")
 IDS = "ids"
+MOST_PARTS = 128  # of a series; with more channels neighbouring ones go together
+STEPS = 512  # of a series that is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,7 @@ class Kind:
         kind: tokens (T,) of ids; vector (D,); table (D,) of named columns; series (T, channels); waveform (..., T);
             regions (R, F), such as features of each object of an image, none of which is split;
             image (C, H, W); frames (T, C, H, W); spectrogram (..., F, T).
-        names: Names of a table's columns or of a series' channels.
+        names: Names of a table's columns or of a series' channels. With `owner`, of each dimension: `sex=f`, `sex=m`.
         owner: A table's column of each dimension, from 0, where one-hot categories take several. None: one each.
         vocabulary: Text of each token id, in the order of ids; `"ids"` shows the numbers. None: the tokenizer's, or
             the batches bring their own `tokens`.
@@ -62,10 +66,9 @@ class Kind:
             vocabulary that are called so, such as `[PAD]`.
         baseline: What an atom becomes that is taken away: zero, mean, blur (`baseline_of`), a number, an id, or a
             tensor that broadcasts to one input. None: zero; of a table, series, image or frames the mean; of tokens
-            the mask token, else the unknown one, else padding.
-        seconds: Duration of one input of time; None: unknown, and one step is told as a second of a spectrogram or
-            waveform.
-        hz: Lowest and highest frequency of a spectrogram; None: its bins are numbered as Hz.
+            the mask token, else padding, else the unknown one.
+        seconds: Duration of one input of time. None: unknown, and steps are counted.
+        hz: Lowest and highest frequency of a spectrogram. None: unknown, and bins are counted.
         blocks: Number of atoms along each axis: (frequency, time), (rows, columns), (frames, rows, columns), or one
             number. None: `FINE`.
         coarse: The same where pairs of atoms are explained. None: `COARSE`.
@@ -160,7 +163,7 @@ class Kind:
     @property
     def mask(self) -> int:
         """The id that a word is replaced by."""
-        for name in ("mask_token_id", "unk_token_id", "pad_token_id"):
+        for name in ("mask_token_id", "pad_token_id", "unk_token_id"):
             if (found := getattr(self.tokenizer, name, None)) is not None:
                 return int(found)
         if self.vocabulary is not None and not isinstance(self.vocabulary, str):
@@ -221,26 +224,73 @@ class Kind:
             return segment_atoms(segments, shape)
         match self.kind:
             case "table":
-                owner = range(shape[0]) if self.owner is None else self.owner
-                return column_atoms(list(owner), names=self.names, most=most[0])
+                owner = list(range(shape[0]) if self.owner is None else self.owner)
+                return column_atoms(owner, names=self.columns(owner), most=most[0])
             case "vector":
                 return vector_atoms(shape[0], min(most[0], shape[0]))
             case "series":
-                groups = min(2, shape[1]) if coarse else 0
                 windows = min(most[0], shape[0])
+                groups = min(2, shape[1]) if coarse else min(shape[1], max(1, MOST_PARTS // windows))
                 return series_atoms(shape, windows, names=self.names, seconds=self.seconds, groups=groups)
             case "regions":  # a region is told as a step
                 return series_atoms(shape, min(most[0], shape[0]), groups=1)
             case "waveform":
-                return waveform_atoms(shape, min(most[0], shape[-1]), self.seconds or float(shape[-1]))
+                made = waveform_atoms(shape, min(most[0], shape[-1]), self.seconds or float(shape[-1]))
+                return made if self.seconds else _renamed(made, {"_s": "step"})
             case "spectrogram":
-                hz = self.hz or (0.0, float(shape[-2]))
+                hz, seconds = self.hz or (0.0, float(shape[-2])), self.seconds or float(shape[-1])
                 blocks = [min(count, size) for count, size in zip(most, shape[-2:], strict=True)]
-                return spectrogram_atoms(shape, *blocks, seconds=self.seconds or float(shape[-1]), hz=hz)
+                made = spectrogram_atoms(shape, *blocks, seconds=seconds, hz=hz)
+                known = self.hz is not None and self.seconds is not None
+                return made if known else _renamed(made, {"_s": "step", "_hz": "bin"})
             case "image":
                 return patch_atoms(shape, min(most[0], shape[-2]), min(most[1], shape[-1]))
         frames, rows, columns = most
         return video_atoms(shape, (min(rows, shape[-2]), min(columns, shape[-1])), min(frames, shape[0]))
+
+    def columns(self, owner: Sequence[int]) -> tuple[str, ...]:
+        """Names of a table's columns; empty where they have none."""
+        if self.owner is None or len(self.names) != len(owner):
+            return tuple(self.names)
+        first = dict(zip(reversed(owner), reversed(self.names), strict=True))
+        several = {column for column in first if list(owner).count(column) > 1}
+        return tuple(first[c].partition("=")[0] if c in several else first[c] for c in sorted(first))
+
+    def looks(self, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
+        """What a page shows of one input besides its picture.
+
+        Args:
+            x: The input, as people know it: not standardized.
+            atoms: Its atoms.
+
+        Returns:
+            Of a table `value`, the text of each atom (A,); of a series `series`, float32 (steps, channels), thinned out
+            to `STEPS` steps; nothing of other kinds.
+        """
+        if self.kind == "series":
+            every = max(1, -(-len(x) // STEPS))
+            return {"series": x[::every].float().numpy()}
+        if self.kind != "table":
+            return {}
+        texts = []
+        for atom in range(len(atoms)):
+            members = (atoms.label == atom).nonzero().flatten().tolist()
+            owner = members if self.owner is None else [self.owner[i] for i in members]
+            if len(members) == 1:
+                texts.append(f"{float(x[members[0]]):.4g}")
+            elif len(set(owner)) == 1 and len(self.names) == len(x):
+                texts.append(self.names[members[int(x[members].argmax())]].partition("=")[2])
+            else:
+                texts.append(f"{len(set(owner))} columns")
+        return {"value": np.array(texts)}
+
+
+def _renamed(atoms: Atoms, keys: Mapping[str, str]) -> Atoms:
+    """Atoms whose seconds and Hz are steps and bins."""
+    known = {"_s": ("start_s", "end_s"), "_hz": ("low_hz", "high_hz")}
+    names = {old: new for unit, key in keys.items() for old, new in zip(known[unit], (key, f"end_{key}"), strict=True)}
+    places = tuple({names[key]: value for key, value in place.items()} for place in atoms.coordinates)
+    return replace(atoms, coordinates=places)
 
 
 def as_kind(modality: str, given: Any) -> Kind:

@@ -11,7 +11,7 @@ from amr.utils.errors import UserError
 
 AXES = (
     *(("start_s", "end_s"), ("low_hz", "high_hz"), ("frame", "end_frame"), ("top", "bottom"), ("left", "right")),
-    *((name, f"end_{name}") for name in ("word", "token", "column", "channel", "step", "dimension")),
+    *((name, f"end_{name}") for name in ("word", "token", "column", "channel", "step", "bin", "dimension")),
 )
 """The keys of an atom's two ends along each axis."""
 
@@ -25,8 +25,8 @@ class Atoms:
             in no atom and always stay, such as the padding of a text.
         coordinates: Where each atom is, A dictionaries of the same keys: `start_s` and `end_s` in seconds, `low_hz` and
             `high_hz` in Hz, `top`, `left`, `bottom` and `right` in pixels, `frame` and `end_frame` counted from 0.
-            Ends, `bottom` and `right` are exclusive. `word`, `token`, `column`, `channel`, `step` and `dimension`, with
-            `end_` of each, count from 0.
+            Ends, `bottom` and `right` are exclusive. `word`, `token`, `column`, `channel`, `step`, `bin` and
+            `dimension`, with `end_` of each, count from 0.
         grid: Number of atoms along each axis, for drawing; atom a is at `unravel_index(a, grid)`.
         names: What people call each atom, such as a table's column. Empty: they have no names.
 

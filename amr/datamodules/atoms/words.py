@@ -113,7 +113,7 @@ def segment_atoms(segments: torch.Tensor, shape: Sequence[int], names: Sequence[
         raise UserError("segments: must be 0 to A - 1, at least one, and -1 for pixels in none")
     coordinates = tuple({"segment": float(i)} for i in range(count))
     texts = tuple((*given, *[""] * (count - len(given))) for given in names)
-    return ClipAtoms(label.contiguous(), coordinates, (count,), texts=texts)
+    return ClipAtoms(label, coordinates, (count,), texts=texts)
 
 
 def _byte_of() -> dict[str, int]:

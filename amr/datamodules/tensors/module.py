@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.datamodules.atoms import Atoms
+from amr.datamodules.atoms import Atoms, Kind
 from amr.datamodules.clips import find_file
 from amr.datamodules.corruptions import Corruption
 from amr.datamodules.folders import RootFolder, check_folder
@@ -22,7 +23,7 @@ from amr.datamodules.tensors.labels import Labels, check_fractions, drawn, ids_o
 from amr.datamodules.tensors.shapes import kind_atoms, tensor_picture
 from amr.datamodules.tensors.sources import Values, read_columns
 from amr.datamodules.tensors.spoil import corruptions_of
-from amr.datamodules.tensors.values import Modality, modality_of
+from amr.datamodules.tensors.values import PAD, Modality, modality_of
 from amr.datamodules.transforms.picture import Picture
 from amr.utils.errors import UserError
 from amr.utils.streams import note
@@ -288,8 +289,39 @@ class Tensors(ListedClips):
         """
         if blocks is not None:
             raise UserError(f"blocks={list(blocks)}: must be null; the kind of data.modalities.{modality} decides")
-        made = self._made[modality]
-        return kind_atoms(self.columns[modality].kind, tuple(made.x.shape[1:]), made.owner, coarse=coarse)
+        return kind_atoms(self.kind(modality), tuple(self._made[modality].x.shape[1:]), coarse=coarse)
+
+    def kind(self, modality: str) -> Kind:
+        """What a modality's inputs are, with names, vocabulary and what counts as nothing: the mean, or padding."""
+        column, made = self.columns[modality], self._made[modality]
+        if column.kind == "tokens":
+            return Kind("tokens", vocabulary=made.vocabulary or "ids", special=(PAD,), baseline=PAD)
+        nothing = "zero" if column.standardizes else torch.tensor(made.fitted["mean"], dtype=torch.float32)[None]
+        if column.kind == "table":
+            return Kind("table", names=made.names, owner=made.owner, baseline=nothing)
+        columns = column.of(modality)
+        names = columns if column.kind == "series" and len(columns) == made.x.shape[-1] > 1 else ()
+        return Kind(column.kind, names=names, baseline=nothing)
+
+    def split_atoms(self, modality: str, split: str, *, coarse: bool = False) -> Atoms:
+        """The atoms of a split's clips, in the listing's order: of texts their words, else those of `atoms`."""
+        if self.columns[modality].kind != "tokens":
+            return self.atoms(modality, coarse=coarse)
+        return self.kind(modality).atoms(self._made[modality].x[self._rows[split]], coarse=coarse)
+
+    def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
+        """The training clips' mean, or padding, and the same in words."""
+        kind = self.kind(modality)
+        words = "padding" if kind.kind == "tokens" else "the training clips' mean"
+        return kind.baseline_for(x), words
+
+    def looks(self, modality: str, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
+        """What a page shows of an input besides its picture, in the data's own units."""
+        kind, made = self.kind(modality), self._made[modality]
+        if self.columns[modality].standardizes:
+            mean, spread = (torch.tensor(made.fitted[key], dtype=torch.float32) for key in ("mean", "deviation"))
+            x = x.cpu() * spread + mean
+        return kind.looks(x.cpu(), atoms)
 
     def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
         """A modality's input (of one clip) to look at."""

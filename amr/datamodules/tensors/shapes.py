@@ -6,7 +6,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from amr.datamodules.atoms import Atoms, video_atoms
+from amr.datamodules.atoms import Atoms, Kind, video_atoms
 from amr.datamodules.transforms.picture import Picture, picture_of
 
 FINE, COARSE = (4, 4, 4), (2, 2, 2)  # blocks along frames, rows and columns
@@ -65,19 +65,18 @@ def tensor_picture(x: Tensor, atoms: Atoms) -> Picture:
     return picture_of(image, element, atoms, f"frames {', '.join(map(str, shown))} of {len(frames)}")
 
 
-def kind_atoms(kind: str, shape: Sequence[int], owner: Sequence[int] = (), *, coarse: bool = False) -> Atoms:
-    """The atoms of one kind of input: a table's columns, a text's tokens, blocks of all others.
+def kind_atoms(kind: Kind, shape: Sequence[int], *, coarse: bool = False) -> Atoms:
+    """The atoms of one kind of input, the same for all clips: columns, channels × windows, tokens, or blocks.
 
     Args:
-        kind: A `Column`'s.
+        kind: What the inputs are.
         shape: One input's.
-        owner: A table's column of each dimension, from 0; the dimensions of one column go together.
-        coarse: Fewer atoms: neighbouring columns or tokens together.
+        coarse: Fewer atoms: neighbouring columns, channels or tokens together.
     """
-    if kind == "table":
-        return _pieces("column", torch.tensor(owner), FEWER if coarse else len(owner))
-    if kind == "tokens":
+    if kind.kind == "tokens":
         return _pieces("token", torch.arange(shape[0]), FEWER if coarse else MOST)
+    if kind.kind in ("table", "series"):
+        return kind.atoms(torch.empty(1, *shape), coarse=coarse)
     return tensor_atoms(shape, coarse=coarse)
 
 

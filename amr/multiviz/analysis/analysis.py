@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from amr.attribution import modules_in, require_gradient, undisturbed
 from amr.datamodules import ListedClips
+from amr.datamodules.atoms import Atoms
 from amr.datamodules.listing import stable_order
 from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
@@ -45,7 +46,7 @@ class Analysis:
     Attributes:
         clips: The analysed split.
         chosen: Positions in it of the clips that are explained.
-        fine: Atoms of each modality.
+        fine: Atoms of each modality, of the split's clips in the dataset's order where they differ between clips.
         coarse: Larger ones.
         logits: Of the split, (N, C).
         predicted: Their largest, (N,).
@@ -72,8 +73,8 @@ class Analysis:
         listed = {clip.id: i for i, clip in enumerate(data.clips_of(self.split).clips)}
         self.index = [listed[id] for id in self.clips.ids]
         self.chosen = [self.place[id] for id in sorted(stable_order(self.place, self.seed)[:count])]
-        self.fine = {m: data.atoms(m) for m in model.modalities}
-        self.coarse = {m: data.atoms(m, coarse=True) for m in model.modalities}
+        self.fine = {m: data.split_atoms(m, self.split) for m in model.modalities}
+        self.coarse = {m: data.split_atoms(m, self.split, coarse=True) for m in model.modalities}
         self.logits, self.features = self.head(self.clips)
         self.predicted = self.logits.argmax(1)
 
@@ -94,7 +95,8 @@ class Analysis:
             section = data_section(plan.checkpoint, plan.data)
             data = datamodule(section)
         else:
-            data = source if isinstance(source, ListedClips) else PlainClips(as_data(source), model, plan.split)
+            listed = isinstance(source, ListedClips)
+            data = source if listed else PlainClips(as_data(source, plan.split), model, plan.split)
             data.prepare_data()
             data.setup()
             clips = json.dumps([clip.id for clip in data.clips_of(plan.split).clips]).encode()
@@ -139,6 +141,15 @@ class Analysis:
     def others(self) -> dict[str, Tensor]:
         """Inputs of some of the chosen clips, that baselines are drawn from."""
         return self.inputs(self.chosen[:32])
+
+    def atoms(self, positions: list[int], *, coarse: bool = False) -> dict[str, Atoms]:
+        """Atoms of clips of the split, by modality."""
+        clips = torch.tensor([self.index[i] for i in positions])
+        return {m: atoms.of(clips) for m, atoms in (self.coarse if coarse else self.fine).items()}
+
+    def baselines(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an atom of these inputs (N, ...) becomes that is taken away, by modality; broadcasts to the inputs."""
+        return {m: torch.as_tensor(self.data.baseline(m, x)[0], device=self.device) for m, x in inputs.items()}
 
     def encodings(self, positions: list[int]) -> dict[str, Tensor]:
         """Encodings of clips of the split, on the model's device."""
@@ -209,7 +220,7 @@ class Analysis:
                 attempts |= {name: getattr(unimodal, name) for name in names}
             for name, method in attempts.items():
                 try:
-                    method(self.model, first, modality, 0, self.fine[modality])
+                    method(self.model, first, modality, 0, self.atoms(self.chosen[:1])[modality])
                 except UserError as error:
                     self.note(f"{name} {modality}", f"left out for {modality}: {error}")
                     found[modality].add(name)

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amr.datamodules.atoms import ClipAtoms
 from amr.evaluation.decisions.intershap import local_intershap, split_indices
 from amr.model import encoder_of
 from amr.model.protocol import Explained
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis.analysis import Analysis, last_convolution
+from amr.multiviz.analysis.sizes import REPEATS, joint_samples, masks_of, partners_of
 from amr.multiviz.base import Several
 from amr.multiviz.trust import Explain
 from amr.utils.arrays import Arrays
 from amr.utils.errors import UserError
-
-REPEATS = 2  # of sampled methods
 
 
 def explain(analysis: Analysis, position: int) -> Arrays:
@@ -38,11 +38,12 @@ def explain(analysis: Analysis, position: int) -> Arrays:
     units = torch.as_tensor(arrays["units"], device=analysis.device)
     for modality in analysis.model.modalities:
         several = Several(classes[None], units[None])
-        importance = u.occlusion(analysis.model, inputs, modality, several, analysis.fine[modality]).values[0]
+        atoms, nothing = analysis.atoms([position])[modality], analysis.baselines(inputs)[modality]
+        importance = u.occlusion(analysis.model, inputs, modality, several, atoms, baseline=nothing).values[0]
         arrays[f"U/{modality}/occlusion"] = _array(importance[: len(classes)])
         if len(units):
             arrays[f"R/{modality}/occlusion"] = _array(importance[len(classes) :])
-        for name, method in methods(analysis, modality, classes).items():
+        for name, method in methods(analysis, modality, classes, [position]).items():
             if name == "occlusion":
                 continue
             found = method(analysis.model, inputs, analysis.seed)
@@ -52,7 +53,7 @@ def explain(analysis: Analysis, position: int) -> Arrays:
             if found.half is not None:
                 arrays[f"U_half/{modality}/{name}"] = _array(found.half)
     if len(analysis.model.modalities) > 1:
-        arrays |= _interactions(analysis, inputs, classes, units)
+        arrays |= _interactions(analysis, position, inputs, classes, units)
         arrays |= _dime(analysis, n, classes)
         arrays |= _modalities(analysis, n, classes)
     return arrays
@@ -68,29 +69,32 @@ def extreme(analysis: Analysis, position: int, units: list[int]) -> Arrays:
         "activations": analysis.features[position, units].float().numpy(),
         **_pictures(analysis, position, inputs),
     }
-    arrays |= {f"R/{m}/occlusion": values for m, values in of_units(analysis, inputs, units).items()}
+    arrays |= {f"R/{m}/occlusion": values for m, values in of_units(analysis, position, inputs, units).items()}
     return arrays
 
 
-def of_units(analysis: Analysis, inputs: Mapping[str, Tensor], units: list[int]) -> Arrays:
+def of_units(analysis: Analysis, position: int, inputs: Mapping[str, Tensor], units: list[int]) -> Arrays:
     """Importance of each modality's atoms for units of one clip, (V, A) a modality."""
+    nothing = analysis.baselines(inputs)
     index = torch.tensor([units], dtype=torch.long, device=analysis.device)
     several = Several(index.new_empty(1, 0), index)
     return {
-        m: _array(u.occlusion(analysis.model, inputs, m, several, atoms).values[0])
-        for m, atoms in analysis.fine.items()
+        m: _array(u.occlusion(analysis.model, inputs, m, several, atoms, baseline=nothing[m]).values[0])
+        for m, atoms in analysis.atoms([position]).items()
     }
 
 
-def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Explain]:
+def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[int]) -> dict[str, Explain]:
     """U's methods that fit the network, by name.
 
     Args:
         analysis: What they need to know.
         modality: Which one they explain.
         target: Classes (T,). Of one clip and several classes they give (T, A), of a clip for each class the same.
+        positions: The clips.
     """
-    atoms = analysis.fine[modality]
+    atoms = analysis.atoms(positions)[modality]
+    nothing = {"baseline": analysis.baselines(analysis.inputs(positions))[modality]}
 
     def repeated(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
         """Methods that differentiate: a copy of the clip for each class."""
@@ -114,10 +118,10 @@ def methods(analysis: Analysis, modality: str, target: Tensor) -> dict[str, Expl
 
         return call
 
-    masks = {"samples": max(analysis.samples, 2 * len(atoms) + 2) // 2 * 2, "repeats": REPEATS}
+    masks = {"samples": masks_of(analysis.samples, len(atoms)), "repeats": REPEATS, **nothing}
     found: dict[str, Explain] = {
-        "occlusion": shared(u.occlusion),
-        "integrated_gradients": repeated(u.integrated_gradients),
+        "occlusion": shared(u.occlusion, **nothing),
+        "integrated_gradients": repeated(u.integrated_gradients, **nothing),
         "gradient_shap": repeated(u.gradient_shap, drawn=True, baselines=analysis.others[modality]),
         "kernel_shap": shared(u.kernel_shap, drawn=True, **masks),
         "lime": shared(u.lime, drawn=True, **masks),
@@ -136,16 +140,25 @@ def _pictures(analysis: Analysis, position: int, inputs: Mapping[str, Tensor]) -
     """Each modality's input to look at, the atom at each place, and its time in the media file."""
     arrays: Arrays = {}
     clip = analysis.data.clips_of(analysis.split).clips[analysis.index[position]]
-    for modality, atoms in analysis.fine.items():
+    coarse = analysis.atoms([position], coarse=True)
+    for modality, atoms in analysis.atoms([position]).items():
         picture = analysis.data.picture(modality, inputs[modality][0].cpu(), atoms)
         low, high = float(picture.image.min()), float(picture.image.max())
         scaled = (picture.image - low) / ((high - low) or 1.0) * 255
         arrays[f"picture/{modality}"] = scaled.round().astype(np.uint8)
         arrays[f"range/{modality}"] = np.array([low, high], dtype=np.float32)
         arrays[f"unit/{modality}"] = np.array(picture.unit)
-        for name, some in (("fine", atoms), ("coarse", analysis.coarse[modality])):
-            kind = np.uint8 if len(some) < 256 else np.uint16 if len(some) < 65536 else np.int64
-            arrays[f"{name}/{modality}"] = some.label.flatten().numpy()[picture.element].astype(kind)
+        for name, some in (("fine", atoms), ("coarse", coarse[modality])):
+            label = some.label[0] if isinstance(some, ClipAtoms) else some.label
+            if int(label.min()) < 0:  # what is in no atom
+                kind: Any = np.int32
+            else:
+                kind = np.uint8 if len(some) < 256 else np.uint16 if len(some) < 65536 else np.int64
+            arrays[f"{name}/{modality}"] = label.flatten().numpy()[picture.element].astype(kind)
+            if isinstance(some, ClipAtoms) and some.texts:
+                arrays[f"text_{name}/{modality}"] = np.array(some.texts[0])
+        for name, shown in analysis.data.looks(modality, inputs[modality][0].cpu(), atoms).items():
+            arrays[f"{name}/{modality}"] = shown
         window = analysis.data.window(modality, clip)
         arrays[f"window/{modality}"] = np.array((np.nan, np.nan) if window is None else window)
     return arrays
@@ -171,16 +184,19 @@ def sparse_parts(analysis: Analysis, position: int, classes: Tensor) -> Arrays:
     }
 
 
-def _interactions(analysis: Analysis, inputs: Mapping[str, Tensor], classes: Tensor, units: Tensor) -> Arrays:
+def _interactions(
+    analysis: Analysis, position: int, inputs: Mapping[str, Tensor], classes: Tensor, units: Tensor
+) -> Arrays:
     """C: pairs of atoms of each two modalities; for units by the cheapest method."""
     arrays: Arrays = {}
-    model, several = analysis.model, Several(classes[None])
+    model, several, nothing = analysis.model, Several(classes[None]), analysis.baselines(inputs)
+    atoms, larger = analysis.atoms([position]), analysis.atoms([position], coarse=True)
     copies = {m: x.expand(len(classes), *x.shape[1:]) for m, x in inputs.items()}
     for first, second in combinations(model.modalities, 2):
         pair = f"{first}/{second}"
-        fine = (first, analysis.fine[first]), (second, analysis.fine[second])
-        coarse = (first, analysis.coarse[first]), (second, analysis.coarse[second])
-        arrays[f"C/{pair}/ablation"] = _array(c.ablation(model, inputs, several, *fine)[0])
+        fine = (first, atoms[first]), (second, atoms[second])
+        coarse = (first, larger[first]), (second, larger[second])
+        arrays[f"C/{pair}/ablation"] = _array(c.ablation(model, inputs, several, *fine, nothing)[0])
         try:
             curved = c.second_order(model, copies, classes, *fine)
         except UserError as error:
@@ -189,8 +205,8 @@ def _interactions(analysis: Analysis, inputs: Mapping[str, Tensor], classes: Ten
             arrays[f"C/{pair}/second_order"] = _array(curved.as_subclass(Tensor))
             if curved.reason:
                 arrays[f"C_reason/{pair}/second_order"] = np.array(curved.reason)
-        needed = 2 + (1 + len(coarse[0][1])) * (1 + len(coarse[1][1]))
-        sampled: Any = {"samples": max(analysis.samples, 2 * needed), "repeats": REPEATS, "seed": analysis.seed}
+        samples = joint_samples(analysis.samples, len(coarse[0][1]), len(coarse[1][1]))
+        sampled: Any = {"baseline": nothing, "samples": samples, "repeats": REPEATS, "seed": analysis.seed}
         for name, method in (("joint_shap", c.joint_shap), ("joint_lime", c.joint_lime)):
             pairs = method(model, inputs, several, *coarse, **sampled).pairs
             arrays[f"C/{pair}/{name}"] = _array(pairs.values[0])
@@ -198,26 +214,30 @@ def _interactions(analysis: Analysis, inputs: Mapping[str, Tensor], classes: Ten
                 arrays[f"C_error/{pair}/{name}"] = _array(pairs.error[0])
         if len(units):
             only_units = Several(units.new_empty(1, 0), units[None])
-            arrays[f"RC/{pair}/ablation"] = _array(c.ablation(model, inputs, only_units, *coarse)[0])
+            arrays[f"RC/{pair}/ablation"] = _array(c.ablation(model, inputs, only_units, *coarse, nothing)[0])
     return arrays
 
 
 def _dime(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
     """DIME of the n-th explained clip, its modalities paired with those of all explained clips."""
     arrays: Arrays = {}
-    encodings = analysis.encodings(analysis.chosen)
-    own = analysis.inputs([analysis.chosen[n]])
-    several = Several(classes.expand(len(analysis.chosen), -1))
-    for modality, atoms in analysis.coarse.items():
+    samples, count = partners_of(analysis)
+    position = analysis.chosen[n]
+    pool = [position, *(other for other in analysis.chosen if other != position)][:count]
+    pool = pool if count < len(analysis.chosen) else analysis.chosen
+    encodings, place = analysis.encodings(pool), pool.index(position)
+    own = analysis.inputs([position])
+    several, nothing = Several(classes.expand(len(pool), -1)), analysis.baselines(own)
+    for modality, atoms in analysis.atoms([position], coarse=True).items():
         part = c.dime(
             analysis.model,
-            {modality: own[modality].expand(len(analysis.chosen), *own[modality].shape[1:])},  # only the n-th is used
+            {modality: own[modality].expand(len(pool), *own[modality].shape[1:])},  # only its own is used
             encodings,
             several,
             (modality, atoms),
-            {modality: own[modality].new_zeros(())},
-            clips=[n],
-            samples=max(analysis.samples, len(atoms) + 2),
+            {modality: nothing[modality]},
+            clips=[place],
+            samples=max(samples, len(atoms) + 2),
             repeats=REPEATS,
             seed=analysis.seed,
         )

@@ -36,7 +36,7 @@ METHODS = (
         "fine",
         True,
         LOGIT,
-        "How much the logit falls when the piece is replaced by zeros.",
+        "How much the logit falls when the piece is taken away.",
         "Pieces that stand in for one another each look unimportant.",
     ),
     Method(
@@ -46,7 +46,7 @@ METHODS = (
         "fine",
         True,
         LOGIT,
-        "The logit's rise from an input of zeros, shared out along a straight path.",
+        "The logit's rise from an input in which all pieces are taken away, shared out along a straight path.",
         "The path goes through inputs that are like none of the data.",
     ),
     Method(
@@ -186,7 +186,7 @@ METHODS = (
         "fine",
         True,
         "activation",
-        "How much the unit's activation falls when the piece is replaced by zeros.",
+        "How much the unit's activation falls when the piece is taken away.",
         "Pieces that stand in for one another each look unimportant.",
     ),
     Method(

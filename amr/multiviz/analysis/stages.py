@@ -15,6 +15,7 @@ from torch import Tensor
 from amr.evaluation.statistics import mean_interval
 from amr.multiviz.analysis import maps, synergies
 from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.sizes import TRUST_CLIPS
 from amr.multiviz.analysis.study import selection, simulation
 from amr.multiviz.base import Unit
 from amr.multiviz.errors import classify_errors, error_units
@@ -30,7 +31,6 @@ from amr.utils.streams import note
 
 __all__ = ["clips", "errors", "prediction", "representation", "selection", "simulation", "trust"]
 
-TRUST_CLIPS = 4  # each is explained some ten times
 EXTREMES = 10  # clips a unit and end
 SHOWN = 4  # of them with maps
 UNITS = 24  # units with maps of their extreme clips
@@ -45,10 +45,10 @@ def prediction(analysis: Analysis) -> None:
     """P: the path of sparse classifiers, fitted to training clips, and the sparsest good one."""
     if is_whole(analysis.out / "sparse.npz"):
         return
-    train = analysis.train
     classes = analysis.data.num_classes
-    _, features = analysis.head(train)
     try:
+        train = analysis.train
+        _, features = analysis.head(train)
         top = sparse_path(features, train.labels, lambdas=1, num_classes=classes).lambdas  # where the path begins
         lambdas = top * torch.logspace(0, -1.5, 12, dtype=top.dtype)  # beyond, all units are in use and steps are slow
         held_out = (analysis.features, analysis.clips.labels)
@@ -180,7 +180,7 @@ def trust(analysis: Analysis) -> None:
 
     for modality in analysis.model.modalities:
         where = {"modality": modality}
-        for method, one in maps.methods(analysis, modality, target).items():
+        for method, one in maps.methods(analysis, modality, target, few).items():
             add("U", method, where, partial(_unimodal, analysis, inputs, modality, target, one))
         if f"D/{modality}/dime_unimodal" in archives[0]:
             whole = kept(f"D/{modality}/dime_unimodal") + kept(f"D/{modality}/dime_multimodal")
@@ -211,9 +211,9 @@ def trust(analysis: Analysis) -> None:
 
 
 def _unimodal(analysis: Analysis, inputs: dict[str, Tensor], modality: str, target: Tensor, one: Any) -> Row:
-    found = trust_scores(
-        analysis.model, inputs, modality, target, one, draws=2, seeds=2, samples=32, orders=4, seed=analysis.seed
-    )
+    options: Any = {"draws": 2, "seeds": 2, "samples": 32, "orders": 4, "seed": analysis.seed}
+    nothing = analysis.baselines(inputs)[modality]
+    found = trust_scores(analysis.model, inputs, modality, target, one, baseline=nothing, **options)
     summary = found.summary()
     scores = ("insertion_gain", "deletion_gain", "infidelity", "max_sensitivity", "stability", "top_overlap")
     parts = {"head": "head", "encoder": f"encoders.{modality}", "model": "model"}
@@ -236,21 +236,31 @@ def score_pairs(
 ) -> Row:
     """Score and warnings of a method's maps (clips, A1, A2); `reasons` say why there is nothing to score."""
     fine = values.shape[1:] == tuple(len(analysis.fine[m]) for m in pair)
-    atoms = analysis.fine if fine else analysis.coarse
+    atoms = analysis.atoms(analysis.chosen[: len(values)], coarse=not fine)
     about = {"atoms": "fine" if fine else "coarse"}
     if reasons:  # to find out why a map is all zeros is more than to score it
         return {**about, **NOTHING, "warnings": [*dict.fromkeys(reasons)]}
     first, second = ((m, atoms[m]) for m in pair)
     scores = interaction_sensitivity_n(
-        analysis.model, inputs, target, values, first, second, subsets=32, seed=analysis.seed
+        analysis.model,
+        inputs,
+        target,
+        values,
+        first,
+        second,
+        analysis.baselines(inputs),
+        subsets=32,
+        seed=analysis.seed,
     )
     row = {**about, **_follows(scores)}
     return {**row, "warnings": _doubts(row)}
 
 
 def _dime(analysis: Analysis, inputs: dict[str, Tensor], modality: str, target: Tensor, values: Tensor) -> Row:
-    importance = Importance(values, None, analysis.coarse[modality], "dime")
-    scores = sensitivity_n(analysis.model, inputs, modality, target, importance, subsets=32, seed=analysis.seed)
+    atoms = analysis.atoms(analysis.chosen[: len(values)], coarse=True)[modality]
+    options: Any = {"baseline": analysis.baselines(inputs)[modality], "subsets": 32, "seed": analysis.seed}
+    importance = Importance(values, None, atoms, "dime")
+    scores = sensitivity_n(analysis.model, inputs, modality, target, importance, **options)
     row = {"atoms": "coarse", **_follows(scores)}
     return {**row, "warnings": _doubts(row)}
 
@@ -265,9 +275,10 @@ def _units(analysis: Analysis, inputs: dict[str, Tensor], modality: str, archive
         values = torch.from_numpy(archive[f"R/{modality}/occlusion"][:1])
         if float(values.abs().max()) <= SILENT * float(np.abs(archive["activations"]).max()):
             continue
-        importance = Importance(values, None, analysis.fine[modality], "occlusion")
+        importance = Importance(values, None, analysis.atoms([analysis.chosen[n]])[modality], "occlusion")
         unit = Unit(int(archive["units"][0]))
-        parts.append(sensitivity_n(analysis.model, one, modality, unit, importance, subsets=32, seed=analysis.seed))
+        options: Any = {"baseline": analysis.baselines(one)[modality], "subsets": 32, "seed": analysis.seed}
+        parts.append(sensitivity_n(analysis.model, one, modality, unit, importance, **options))
     if not parts:
         said = f"the units that count most on these clips do not depend on {modality!r}: there is nothing to find"
         return {"atoms": "fine", **NOTHING, "warnings": [said]}

@@ -66,8 +66,8 @@ def selection(analysis: Analysis) -> None:
     table = analysis.out / "selection.parquet"
     if is_whole(table) or "selection" in analysis.notes:
         return
-    fitted = None if analysis.split == "train" else (analysis.head(analysis.train)[1], analysis.train.labels)
     try:
+        fitted = None if analysis.split == "train" else (analysis.head(analysis.train)[1], analysis.train.labels)
         trials = compare_selections(analysis.features, analysis.logits, analysis.clips.labels, fitted=fitted)
     except UserError as error:
         analysis.note("selection", f"no selection of clips: {error}")
@@ -86,14 +86,17 @@ def _seen(analysis: Analysis, position: int) -> Arrays:
     that the page names for this clip, and nothing for the others.
     """
     inputs, target = analysis.inputs([position]), analysis.predicted[[position]].to(analysis.device)
-    model, fine, coarse = analysis.model, analysis.fine, analysis.coarse
-    unimodal = [occlusion(model, inputs, m, target, atoms).values.flatten() for m, atoms in fine.items()]
+    model, nothing = analysis.model, analysis.baselines(inputs)
+    fine, coarse = analysis.atoms([position]), analysis.atoms([position], coarse=True)
+    unimodal = [
+        occlusion(model, inputs, m, target, atoms, baseline=nothing[m]).values.flatten() for m, atoms in fine.items()
+    ]
     pairs = [
-        ablation(model, inputs, target, (a, coarse[a]), (b, coarse[b])).flatten()
+        ablation(model, inputs, target, (a, coarse[a]), (b, coarse[b]), nothing).flatten()
         for a, b in combinations(model.modalities, 2)
     ]
     units = maps.sparse_parts(analysis, position, target)["units"].tolist()
-    local = maps.of_units(analysis, inputs, units)
+    local = maps.of_units(analysis, position, inputs, units)
     shown = np.zeros((analysis.features.shape[1], len(fine)), dtype=np.float32)
     shown[units] = np.stack([local[m].sum(1) for m in fine], axis=1) if units else 0
     found = {"U": torch.cat(unimodal).float().cpu().numpy()}

@@ -41,7 +41,14 @@ def write(analysis: Analysis) -> None:
     out = analysis.out
     kinds = {"fine": analysis.fine, "coarse": analysis.coarse}
     atoms = {
-        m: {k: {"grid": a[m].grid, "coordinates": a[m].coordinates} for k, a in kinds.items()}
+        m: {
+            k: {
+                "grid": a[m].grid,
+                "coordinates": a[m].coordinates,
+                **({"names": a[m].names} if a[m].names else {}),
+            }
+            for k, a in kinds.items()
+        }
         for m in analysis.model.modalities
     }
     write_text(out / "atoms.json", json.dumps(atoms) + "\n")
@@ -156,6 +163,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         "errors": dict(
             Counter(" ".join(filter(None, (row["kind"], row["modality"]))) for row in _errors(analysis)).most_common()
         ),
+        "baselines": {m: analysis.data.baseline(m, x)[1] for m, x in analysis.others.items()},
         "methods": _methods(analysis, explained),
         "stages": stages,
         "notes": [*analysis.notes.values(), *filter(None, [equal_by_construction(shares)])],

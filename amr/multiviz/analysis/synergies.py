@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.sizes import SYNERGIES
 from amr.multiviz.base import Unit
 from amr.multiviz.trust import Synergy, synergies
 from amr.multiviz.unimodal import Importance
 from amr.utils.arrays import Arrays, Row
 from amr.utils.readers import read_arrays
 
-CLIPS = 32  # the maps are there: only sets of atoms are encoded
 ORDERS, STEPS = 4, 8
 SILENT = 1e-5  # what is below this part of the score's size is taken for rounding
 
@@ -32,7 +32,7 @@ Work = dict[Path, Callable[[], list[Row]]]
 
 def work(analysis: Analysis) -> Work:
     """What is left to do, by the file of its rows; methods whose maps have the same atoms share the random sets."""
-    few = analysis.chosen[:CLIPS]
+    few = analysis.chosen[:SYNERGIES]
     archives = [read_arrays(analysis.archive(position)) for position in few]
     groups: dict[tuple[str, tuple[str, ...]], dict[tuple[str, str], dict[str, Tensor]]] = defaultdict(dict)
     for stage, method, maps in _maps(analysis, archives):
@@ -87,12 +87,12 @@ def _of_class(
     analysis: Analysis, few: list[int], kind: str, methods: dict[tuple[str, str], dict[str, Tensor]]
 ) -> list[Row]:
     """Of the predicted class."""
-    atoms = analysis.fine if kind == "fine" else analysis.coarse
+    atoms = analysis.atoms(few, coarse=kind != "fine")
     inputs, target = analysis.inputs(few), analysis.predicted[few].to(analysis.device)
     maps = [{m: Importance(values, None, atoms[m], method) for m, values in one.items()}
             for (_, method), one in methods.items()]  # fmt: skip
     options: Any = {"orders": ORDERS, "steps": STEPS, "seed": analysis.seed}
-    curves = synergies(analysis.model, inputs, target, maps, **options)
+    curves = synergies(analysis.model, inputs, target, maps, analysis.baselines(inputs), **options)
     size = float(analysis.logits[few].abs().max())
     rows = []
     for (stage, method), one in zip(methods, curves, strict=True):
@@ -112,11 +112,13 @@ def _of_units(analysis: Analysis, few: list[int], archives: list[Arrays]) -> lis
         size = max(size, float(np.abs(archive["activations"]).max()))
         maps = {
             m: Importance(torch.from_numpy(archive[f"R/{m}/occlusion"][:1]), None, atoms, "occlusion")
-            for m, atoms in analysis.fine.items()
+            for m, atoms in analysis.atoms([position]).items()
         }
         unit, inputs = Unit(int(archive["units"][0])), analysis.inputs([position])
         options: Any = {"orders": ORDERS, "steps": STEPS, "seed": analysis.seed}
-        for pair, curve in synergies(analysis.model, inputs, unit, [maps], **options)[0].items():
+        for pair, curve in synergies(analysis.model, inputs, unit, [maps], analysis.baselines(inputs), **options)[
+            0
+        ].items():
             found[pair].append(curve)
     rows = []
     for (first, second), curves in found.items():

@@ -9,17 +9,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from amr.attribution import evaluating
+from amr.load import data_section
 from amr.model import HasModel, bare_model
 from amr.model.encoded import Split
 from amr.model.loaders import Data
 from amr.model.protocol import Explained
+from amr.multiviz.analysis import cost, summary
 from amr.multiviz.analysis import stages as work
-from amr.multiviz.analysis import summary
-from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.plan import STAGES, Plan
 from amr.utils.errors import UserError
 from amr.utils.files import locked, sweep
+from amr.utils.names.modules import imported, is_module
 from amr.utils.names.places import checkpoint_of
+from amr.utils.streams import status
 from amr.utils.trust import only_trusted, trusting
 
 
@@ -40,10 +43,12 @@ def analyze(
     """Analyses a checkpoint: predictions, representations, errors, maps of clips, trust, a simulated user, selection.
 
     Args:
-        checkpoint: A run's folder, or a checkpoint of it; or a model, which is analysed where it is, in eval mode.
+        checkpoint: A run's folder, or a checkpoint of it; or a model, which is analysed where it is, in eval mode; or
+            the name of one in a module of your own, `my_module:make`, or of a function that makes it.
         out: Folder for the results. One that holds a part of the same analysis is completed.
         data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data. Or a
-            data module; or the loaders of `split` and of train, by name, whose inputs are explained in blocks.
+            data module; the loaders of `split` and of train by name, with `labels` and `kinds` of the data or without;
+            batches of `split` alone; or the name of one of these, `my_module:data`, or of a function that makes it.
         split: Whose clips.
         clips: Clips that are explained, at least 2.
         classes: Classes that each clip is explained for, at least 1.
@@ -62,17 +67,29 @@ def analyze(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise UserError(f"stages={unknown[0]!r}: must be one of {', '.join(STAGES)}")
+    title = None
+    if is_module(checkpoint):
+        title, checkpoint = Path(str(checkpoint)), imported(str(checkpoint), "--model")
+    if is_module(data):
+        data = imported(str(data), "--data")
     named = data if isinstance(data, str | Path) else None
-    model = None if isinstance(checkpoint, str | Path) else bare_model(checkpoint)
-    if model is not None and (data is None or named is not None):
-        raise UserError("data: must be a data module or loaders, with a model that no run's folder tells of")
+    model = None if isinstance(checkpoint, str | Path) else bare_model(checkpoint, "--model" if title else "model")
+    if model is not None and data is None:
+        raise UserError("--data: must be given, such as my_module:data, with a model that no run's folder tells of")
+    if model is not None and named is not None:
+        data = datamodule(data_section(Path(), named))
     where = checkpoint_of(checkpoint) if isinstance(checkpoint, str | Path) else Path(type(checkpoint).__name__)
+    where = title or where
     plan = Plan(where, Path(out), named, split, clips, classes, units, seed, samples)
     with locked(plan.out, "choose another --out"), nullcontext() if model is None else evaluating(model):
         sweep(plan.out)
         # A configuration that the user names is as if typed; the run's own may be a stranger's.
         with trusting(trust), only_trusted() if data is None else nullcontext():
             analysis = Analysis.open(plan, model, None if isinstance(data, str | Path) else data)
+        head, seconds = cost.estimate(analysis, stages)
+        if seconds:
+            rows = f"{head:,} rows of the head" if head else "no row of the head"
+            status(f"analyze: about {cost.in_words(seconds)}: {len(analysis.chosen)} clips, some {rows}")
         for stage in STAGES:
             if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):
                 getattr(work, stage)(analysis)

@@ -227,7 +227,7 @@ def test_splits_of_the_source_and_of_fractions_are_not_both() -> None:
 KINDS: dict[str, tuple[Any, int, int]] = {
     "vector": (np.ones((23, 40)), 16, 6),
     "table": (np.ones((23, 9)), 9, 6),
-    "series": (np.ones((23, 8, 2)), 8, 4),
+    "series": (np.ones((23, 8, 2)), 16, 8),
     "tokens": (np.full((23, 9), 5), 9, 6),
     "image": (np.ones((23, 8, 8)), 16, 4),
     "spectrogram": (np.ones((23, 8, 8)), 16, 4),

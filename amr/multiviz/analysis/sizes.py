@@ -1,0 +1,29 @@
+"""How much of each kind of work an analysis does: rows, clips, partners."""
+
+from amr.multiviz.analysis.analysis import Analysis
+
+REPEATS = 2  # of sampled methods
+TRUST_CLIPS = 4  # each is explained some ten times
+SIMULATED = 60  # clips of the simulated user, at most
+SYNERGIES = 32  # the maps are there: only sets of atoms are encoded
+PARTNERS, MASKS = 4, 64  # of DIME where a row of the head costs a pass of the whole network
+
+
+def masks_of(samples: int, atoms: int) -> int:
+    """Masks a repeat of LIME and KernelSHAP."""
+    return max(samples, 2 * atoms + 2) // 2 * 2
+
+
+def joint_samples(samples: int, first: int, second: int) -> int:
+    """Masks a repeat of joint LIME and SHAP of so many atoms."""
+    return max(samples, 2 * (2 + (1 + first) * (1 + second)))
+
+
+def partners_of(analysis: Analysis) -> tuple[int, int]:
+    """Masks a repeat of DIME, and clips that lend their other modalities to one.
+
+    Where the head is the whole network these are few: all of them would cost more than all other maps together.
+    """
+    if getattr(analysis.model, "meets_early", False):
+        return min(analysis.samples, MASKS), min(PARTNERS, len(analysis.chosen))
+    return analysis.samples, len(analysis.chosen)
