@@ -54,15 +54,20 @@ def tensor_picture(x: Tensor, atoms: Atoms) -> Picture:
         flat = (1, -1) if x.ndim < 2 else (-1, x.shape[-1])
         return picture_of(x.reshape(flat), index.reshape(flat), atoms, f"values of shape {tuple(x.shape)}")
     frames, places = (x, index) if x.ndim == 4 else (x[None], index[None])
-    blocks = atoms.grid[0]
+    blocks = atoms.grid[0] if x.ndim == 4 and len(atoms.grid) == 3 else 1
     shown = [(2 * b + 1) * len(frames) // (2 * blocks) for b in range(blocks)]
     pixels = torch.cat([frames[i] for i in shown], dim=2)  # (C, H, blocks W)
     element = torch.cat([places[i, 0] for i in shown], dim=1)
+    unit = (
+        f"frames {', '.join(map(str, shown))} of {len(frames)}"
+        if x.ndim == 4
+        else f"{len(pixels[0])} × {len(pixels[0, 0])}"
+    )
     if len(pixels) != COLOURS:
-        return picture_of(pixels.mean(0), element, atoms, f"frames {', '.join(map(str, shown))} of {len(frames)}")
+        return picture_of(pixels.mean(0), element, atoms, unit)
     low, high = pixels.min(), pixels.max()
     image = ((pixels - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)
-    return picture_of(image, element, atoms, f"frames {', '.join(map(str, shown))} of {len(frames)}")
+    return picture_of(image, element, atoms, unit)
 
 
 def kind_atoms(kind: Kind, shape: Sequence[int], *, coarse: bool = False) -> Atoms:

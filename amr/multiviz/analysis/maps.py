@@ -1,6 +1,7 @@
 """The maps of one clip, as arrays by name (docs/multiviz/files.md)."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
@@ -208,7 +209,7 @@ def _interactions(
         samples = joint_samples(analysis.samples, len(coarse[0][1]), len(coarse[1][1]))
         sampled: Any = {"baseline": nothing, "samples": samples, "repeats": REPEATS, "seed": analysis.seed}
         for name, method in (("joint_shap", c.joint_shap), ("joint_lime", c.joint_lime)):
-            pairs = method(model, inputs, several, *coarse, **sampled).pairs
+            pairs = _determined(method, model, inputs, several, *coarse, **sampled).pairs
             arrays[f"C/{pair}/{name}"] = _array(pairs.values[0])
             if pairs.error is not None:
                 arrays[f"C_error/{pair}/{name}"] = _array(pairs.error[0])
@@ -216,6 +217,14 @@ def _interactions(
             only_units = Several(units.new_empty(1, 0), units[None])
             arrays[f"RC/{pair}/ablation"] = _array(c.ablation(model, inputs, only_units, *coarse, nothing)[0])
     return arrays
+
+
+def _determined(method: Callable[..., Any], *arguments: Any, samples: int, **options: Any) -> Any:
+    """What a method gives, with twice as many draws, up to four times, where those drawn determine no answer."""
+    for more in (1, 2, 4):
+        with suppress(UserError):
+            return method(*arguments, samples=more * samples, **options)
+    return method(*arguments, samples=8 * samples, **options)
 
 
 def _dime(analysis: Analysis, n: int, classes: Tensor) -> Arrays:

@@ -1,7 +1,7 @@
 """Clips to analyse, of a data module or loaders that are not amr's: tensors of which nothing but the shape is known."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -233,4 +233,5 @@ class PlainClips(pl.LightningDataModule):
 
     def _loader(self, split: Split) -> Any:
         loader = loader_of(self.source, split)
-        return loader[0] if isinstance(loader, list | tuple) and len(loader) == 1 else loader
+        one = isinstance(loader, list | tuple) and len(loader) == 1  # a list of a loader, or of a batch
+        return loader[0] if one and not isinstance(loader[0], Mapping | list | tuple) else loader

@@ -6,6 +6,7 @@ REPEATS = 2  # of sampled methods
 TRUST_CLIPS = 4  # each is explained some ten times
 SIMULATED = 60  # clips of the simulated user, at most
 SYNERGIES = 32  # the maps are there: only sets of atoms are encoded
+WHOLE = 8  # atoms of two modalities whose sets are all taken: a few draws may leave some pair undetermined
 PARTNERS, MASKS = 4, 64  # of DIME where a row of the head costs a pass of the whole network
 
 
@@ -15,8 +16,9 @@ def masks_of(samples: int, atoms: int) -> int:
 
 
 def joint_samples(samples: int, first: int, second: int) -> int:
-    """Masks a repeat of joint LIME and SHAP of so many atoms."""
-    return max(samples, 2 * (2 + (1 + first) * (1 + second)))
+    """Masks a repeat of joint LIME and SHAP of so many atoms; of few atoms all that there are."""
+    drawn = max(samples, 2 * (2 + (1 + first) * (1 + second)))
+    return max(drawn, 1 << first + second) if first + second <= WHOLE else drawn
 
 
 def partners_of(analysis: Analysis) -> tuple[int, int]:

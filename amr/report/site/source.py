@@ -33,8 +33,12 @@ KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is 
         "mAP",
     ),
     *("ECE", "calibration", "dominance", "dominance_by_class", "history", "robust", "emap", "sparse", "errors"),
-    *("methods", "stages", "notes"),
+    *("methods", "baselines", "stages", "notes"),
 )
+KINDS = {  # by a key that only their atoms' coordinates have, the first that fits
+    **{"word": "text", "part": "text", "column": "table", "channel": "series", "frame": "frames", "top": "image"},
+    **{"segment": "image", "bin": "image", "low_hz": "spectrogram", "start_s": "wave"},
+}
 MAPS = ("U", "D", "R", "C", "RC")
 ALLOWED = "a folder as `amr analyze` leaves it"
 LATEST = 1e7  # seconds; a window that ends later is none
@@ -143,19 +147,18 @@ class Source:
 
     @checked
     def kinds(self) -> dict[str, str]:
-        """How each modality's input is looked at: frames, spectrogram, wave or vector."""
+        """How each modality's input is looked at: text, table, series, frames, image, spectrogram, wave or vector."""
         found = {}
         for modality, atoms in self._json("atoms.json").items():
             keys = set(atoms["fine"]["coordinates"][0])
-            frames, bins, wave = "top" in keys, "low_hz" in keys, "start_s" in keys
-            found[modality] = "frames" if frames else "spectrogram" if bins else "wave" if wave else "vector"
+            found[modality] = next((kind for key, kind in KINDS.items() if key in keys), "vector")
         return found
 
     @checked
     def pictured(self) -> tuple[str, int] | None:
         """The modality that a clip's thumbnail is of, and how many frames lie side by side in its picture."""
         kinds = self.kinds()
-        for kind in ("frames", "spectrogram"):
+        for kind in ("frames", "image", "spectrogram"):
             for modality in self.modalities:
                 if kinds[modality] == kind:
                     grid = self._json("atoms.json")[modality]["fine"]["grid"]
@@ -242,6 +245,7 @@ class Source:
                 "fine": arrays[f"fine/{modality}"].astype(np.uint16),
                 "coarse": arrays[f"coarse/{modality}"].astype(np.uint16),
                 "window": [start, stop] if np.isfinite([start, stop]).all() else None,
+                **_shown(arrays, modality),
             }
         for stage in MAPS:
             found[stage] = _maps(arrays, stage)
@@ -309,6 +313,21 @@ def _maps(arrays: Mapping[str, NDArray[Any]], stage: str) -> dict[str, Any]:
                 one["why"] = str(why)
             found[where][method] = one
     return dict(found)
+
+
+def _shown(arrays: Mapping[str, NDArray[Any]], modality: str) -> dict[str, Any]:
+    """Texts and curves of an input whose atoms are words, columns or stretches of time."""
+    found: dict[str, Any] = {}
+    for name in ("text_fine", "text_coarse", "value"):
+        if (texts := arrays.get(f"{name}/{modality}")) is not None:
+            if texts.dtype.kind != "U" or texts.ndim != 1:
+                raise TypeError(f"{name}/{modality}: must be texts (A,)")
+            found[name] = texts.tolist()
+    if (series := arrays.get(f"series/{modality}")) is not None:
+        if series.ndim != 2 or series.dtype.kind != "f":
+            raise TypeError(f"series/{modality}: must be numbers (steps, channels)")
+        found["series"] = series.astype(np.float32)
+    return found
 
 
 def _names(key: str, value: Any) -> list[str]:

@@ -176,6 +176,10 @@ def _media(source: Source, out: Path, made: Made) -> dict[str, dict[str, Any]]:
     for id in source.shown:
         row = source.rows[id]
         target = out / "media" / f"{row['slug']}.mp4"
+        if source.summary.get("root") is None and not any(row.get(f"file_{m}") for m in source.modalities):
+            found[id] = {"none": True}  # the inputs are all that there is
+            progress.advance(1)
+            continue
         files, why = source.media(id)
         if why is None:
             origin = _origin([files[m] for m in sorted(files)], row["start"], row["end"], sorted(files))

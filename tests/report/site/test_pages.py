@@ -204,8 +204,8 @@ def test_intervals_and_synergies_show(watched: Page, address: str, analyses: lis
     assert found
     assert float(found[1].replace("−", "-")) == pytest.approx(value, abs=0.006)
     assert float(found[2]) == pytest.approx(half, abs=0.006)
-    watched.locator("summary", has_text="Strongest blocks").first.click()
-    top = watched.get_by_role("region", name="Strongest blocks, audio").locator("tbody tr").first
+    watched.locator("summary", has_text="Strongest pieces").first.click()
+    top = watched.get_by_role("region", name="Strongest pieces, audio").locator("tbody tr").first
     order = int(np.abs(arrays["U/audio/kernel_shap"][0]).argmax())
     expect(top).to_contain_text(f"± {arrays['U_half/audio/kernel_shap'][0, order]:.3f}")
 

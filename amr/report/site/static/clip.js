@@ -83,11 +83,11 @@
       redraw.push(() => {
         const one = AMR.valuesOf(run, data, m, method, k);
         if (one) view.show({ ...one, strength }); else view.show({ values: null });
-        says.replaceChildren(one ? AMR.says(run, { stage: one.stage, method, modality: m, of: `for ${run.labels[data.classes[k]]}`, top: AMR.top(one.values) }) : h("p.note", "This method has no map of this modality."), one ? AMR.strongest(run, m, one) : "");
+        says.replaceChildren(one ? AMR.says(run, { stage: one.stage, method, modality: m, of: `for ${run.labels[data.classes[k]]}`, top: AMR.top(one.values) }) : h("p.note", "This method has no map of this modality."), one ? AMR.strongest(run, m, one, data) : "");
       });
       return h("div", view.element, says);
     });
-    const watch = h("section.card.w8", h("h2.hidden", "Watch and listen, with maps"), h("div.stage", h("div.watch", player.element, h("div.stage", maps.slice(0, 1))), maps.slice(1)));
+    const watch = h("section.card.w8", h("h2.hidden", "The clip, with maps"), h("div.stage", h(player.element ? "div.watch" : "div.stage", player.element, h("div.stage", maps.slice(0, 1))), maps.slice(1)));
 
     // ---- decision
     const order = Array.from(data.logits.keys()).sort((a, b) => data.logits[b] - data.logits[a]).slice(0, 6);
@@ -137,14 +137,17 @@
 
   function cycle(field) { const box = field.querySelector("select"); box.selectedIndex = (box.selectedIndex + 1) % box.options.length; box.dispatchEvent(new Event("change")); }
 
+  // Whether a clip has an atom: a text that is shorter than others lacks some.
+  const there = (data, modality, atoms, a) => data.modalities[modality][`text_${atoms}`]?.[a] !== "";
+
   // The map's largest values in words, for who cannot see it.
-  AMR.strongest = (run, modality, { values, errors, sure, atoms, unit }) => {
-    const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 8);
+  AMR.strongest = (run, modality, { values, errors, sure, atoms, unit }, data) => {
+    const order = Array.from(values.keys()).filter((a) => there(data, modality, atoms, a)).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 8);
     const most = Math.abs(values[order[0]]) * 1.5 || 1;
     const spread = (a) => (sure ? AMR.interval(values[a], values[a] - errors[a], values[a] + errors[a], -most, most) : AMR.number(errors[a], 3));
     const value = (a) => AMR.signed(values[a], 3) + (sure ? ` ± ${AMR.number(errors[a], 3)}` : "");
-    return h("details", h("summary", "Strongest blocks"), AMR.table(`Strongest blocks, ${modality}`, ["where", unit, ...(errors ? [sure ? "95 %" : "± error"] : [])],
-      order.map((a) => [AMR.where(run, modality, atoms, a), value(a), ...(errors ? [spread(a)] : [])]), { numeric: [1, 2], hidden: true }),
+    return h("details", h("summary", "Strongest pieces"), AMR.table(`Strongest pieces, ${modality}`, ["where", unit, ...(errors ? [sure ? "95 %" : "± error"] : [])],
+      order.map((a) => [AMR.where(run, modality, atoms, a, data), value(a), ...(errors ? [spread(a)] : [])]), { numeric: [1, 2], hidden: true }),
     sure ? h("p.note", "The interval covers what the method drew at random: where infinitely many draws would end. It does not say how well the method fits the model.") : null);
   };
 
@@ -187,8 +190,8 @@
       const across = side === 0 ? values.subarray(atom * columns, (atom + 1) * columns) : Float32Array.from({ length: map.v.shape[1] }, (_, a) => values[a * columns + atom]);
       views[side].show({ values: null, atoms, picked: atom });
       views[1 - side].show({ values: across, atoms, top, strength, unit: known.unit });
-      about.replaceChildren(h("b", `${names[side]}, ${AMR.where(run, names[side], atoms, atom)}`), ` is picked; the map over ${names[1 - side]} is what it interacts with there. Pick another block or patch in either.`);
-      const part = (m, atom) => `${m} ${AMR.where(run, m, atoms, atom)}`;
+      about.replaceChildren(h("b", `${names[side]}, ${AMR.where(run, names[side], atoms, atom, data)}`), ` is picked; the map over ${names[1 - side]} is what it interacts with there. Pick another piece in either.`);
+      const part = (m, atom) => `${m} ${AMR.where(run, m, atoms, atom, data)}`;
       list.replaceChildren(...(faint ? [h("p.small.quiet", "None that is more than rounding.")] : best.map(([a, b, v]) =>
         h("button", { type: "button", onclick: () => pick(0, a) }, h("b.tab", AMR.signed(v, 3)), h("span", `${part(names[0], a)} × ${part(names[1], b)}`)))));
       says.replaceChildren(AMR.says(run, { stage, method, pair: names, of: `for ${whose}`, top, reason: map.why || (faint ? `No pair reaches a thousandth of the ${known.unit} (the largest has ${AMR.number(AMR.top(values))}): what there is may be rounding, and is not drawn larger.` : null) }));

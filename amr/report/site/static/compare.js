@@ -41,7 +41,7 @@
       return h("section.card", h("div.head", h("h2", swatch, run.name)),
         views.map(({ view, says }) => h("div", view.element, says)), h("p.small", h("a", { href: AMR.address.make(["clip", slug], { run: r || undefined }) }, "This clip in this model")));
     });
-    main.append(h("div.grid", h("section.card.w12", h("h2.hidden", "Watch and listen"), h("div.watch", player.element, h("div.stage", h("div.twice", told), h("p.quiet.small", "One clip, two models: the same sound and picture, and what each model rests its decision on. The cursor moves in all maps."),
+    main.append(h("div.grid", h("section.card.w12", h("h2.hidden", "Watch and listen"), h(player.element ? "div.watch" : "div.stage", player.element, h("div.stage", h("div.twice", told), h("p.quiet.small", "One clip, two models: the same sound and picture, and what each model rests its decision on. The cursor moves in all maps."),
       shared.length ? null : h("p.note", "The two analyses explain no common class of this clip."))))), h("div.vs", { style: { "margin-top": "16px" } }, columns));
     update();
   };

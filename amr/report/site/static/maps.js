@@ -2,24 +2,37 @@
 "use strict";
 
 (() => {
-  const { h } = AMR;
+  const { h } = AMR, NONE = 65535; // a place in no atom
 
   AMR.top = (values) => { let top = 0; for (const v of values) top = Math.max(top, Math.abs(v)); return top; };
 
   // Where an atom is, in words.
-  AMR.where = (run, modality, atoms, index) => {
-    const at = run.atoms[modality][atoms].coordinates[index], words = [];
+  AMR.where = (run, modality, atoms, index, data = null) => {
+    const all = run.atoms[modality][atoms], at = all.coordinates[index], words = [];
+    const text = data?.modalities[modality][`text_${atoms}`]?.[index];
+    if (text) return `“${text}”`;
+    if (all.names && "column" in at) return all.names[index];
+    if ("column" in at) words.push(span("column", at.column, at.end_column));
+    if ("channel" in at) words.push(all.names ? all.names[index] : span("channel", at.channel, at.end_channel));
+    if ("step" in at && !("start_s" in at)) words.push(span("step", at.step, at.end_step));
+    if ("bin" in at) words.push(span("bin", at.bin, at.end_bin));
+    if ("word" in at) words.push(`word ${at.word}`);
+    if ("part" in at) words.push(`part ${at.part}`);
+    if ("segment" in at) words.push(`segment ${at.segment}`);
     if ("start_s" in at) words.push(`${at.start_s.toFixed(2)}–${at.end_s.toFixed(2)} s`);
     if ("low_hz" in at) words.push(`${AMR.hertz(at.low_hz)}–${AMR.hertz(at.high_hz)}`);
     if ("frame" in at) words.push(at.end_frame - at.frame > 1 ? `frames ${at.frame}–${at.end_frame - 1}` : `frame ${at.frame}`);
     if ("top" in at) words.push(`rows ${Math.round(at.top)}–${Math.round(at.bottom)}, columns ${Math.round(at.left)}–${Math.round(at.right)}`);
     if ("token" in at) words.push(`token ${at.token}`);
-    if ("dimension" in at) words.push(`dimension ${at.dimension}`);
+    if ("dimension" in at) words.push(span("dimension", at.dimension, at.end_dimension));
     return words.join(", ") || `atom ${index}`;
   };
 
+  const span = (name, start, end) => (end - start > 1 ? `${name}s ${start}–${end - 1}` : `${name} ${start}`);
+
   // One input. options: run, modality, data (of a clip), atoms, pick(index) to make its atoms buttons, seek(seconds).
   AMR.mapView = ({ run, modality, data, atoms = "fine", pick = null, seek = null, title = null, tall = null, start = 0 }) => {
+    if (AMR.CELLS.has(run.kinds[modality])) return AMR.cellView({ run, modality, data, atoms, pick, title, tall });
     const input = data.modalities[modality], kind = run.kinds[modality];
     const [height, width] = input.picture.shape, grid = run.atoms[modality].fine.grid;
     const parts = kind === "frames" ? grid[0] : 1, w = Math.floor(width / parts);
@@ -42,8 +55,9 @@
           const x = Math.floor(((event.clientX - box.left) / box.width) * w), y = Math.floor(((event.clientY - box.top) / box.height) * height);
           if (x < 0 || y < 0 || x >= w || y >= height || !shown.values) return;
           const atom = labels(view, shown.atoms)[y * w + x];
+          if (atom === NONE) return;
           const error = shown.errors ? ` ± ${AMR.number(shown.errors[atom])}` : "";
-          readout.textContent = `${AMR.where(run, modality, shown.atoms, atom)}: ${AMR.signed(shown.values[atom], 3)}${error} ${shown.unit}`;
+          readout.textContent = `${AMR.where(run, modality, shown.atoms, atom, data)}: ${AMR.signed(shown.values[atom], 3)}${error} ${shown.unit}`;
         },
         onpointerleave: () => { readout.textContent = ""; },
       };
@@ -127,7 +141,7 @@
         }
         if (anew) picker();
         for (const { atom, button } of buttons) {
-          const told = AMR.where(run, modality, which, atom);
+          const told = AMR.where(run, modality, which, atom, data);
           button.setAttribute("aria-label", values ? `${told}: ${AMR.signed(values[atom], 3)}` : told);
           button.setAttribute("aria-pressed", String(atom === picked));
         }
@@ -163,6 +177,7 @@
     const found = new Map();
     for (let y = 0; y < height; y++) for (let x = 0; x < w; x++) {
       const atom = labels[y * w + x], box = found.get(atom);
+      if (atom === NONE) continue;
       if (!box) found.set(atom, [x, y, x + 1, y + 1]);
       else { if (x < box[0]) box[0] = x; if (x >= box[2]) box[2] = x + 1; if (y >= box[3]) box[3] = y + 1; }
     }
@@ -191,11 +206,16 @@
     const trust = (run.trust || []).find((row) => row.stage === stage && row.method === scored && (pair ? row.first === pair[0] && row.second === pair[1] : row.modality === modality));
     return h("div.says",
       top === null ? null : top === 0 ? h("p", "Every value of this map is 0.") : AMR.legend(top, known.unit, known.signed !== false),
-      h("p", h("b", known.title), `, ${of}. ${known.about}`, known.atoms === "coarse" ? " It speaks of coarse blocks." : ""),
+      h("p", h("b", known.title), `, ${of}. ${known.about}`, known.atoms === "coarse" ? " It speaks of coarse pieces." : "", stage === "P" ? "" : gone(run, pair || [modality])),
       reason ? h("p.flag", reason) : null,
       h("p", h("b", "Faithfulness "), trust && !Number.isFinite(trust.score) ? `could not be measured on ${AMR.plural(trust.clips, "clip")}.` : trust ? [AMR.number(trust.score), Number.isFinite(trust.low) ? ` [${AMR.number(trust.low)}, ${AMR.number(trust.high)}]` : "", ` on ${AMR.plural(trust.clips, "clip")}`] : "was not measured for this kind of map."),
       trust ? trust.warnings.map((text) => h("p.flag", text)) : null,
       known.caution || trust ? h("details", h("summary", "When not to trust it"), known.caution ? h("p", known.caution) : null, trust ? h("p", `The score is ${trust.score_name}; 95 % interval over clips.`) : null) : null);
+  };
+
+  const gone = (run, modalities) => { // what a piece becomes that is taken away
+    const told = modalities.filter((m) => run.baselines?.[m]).map((m) => `${modalities.length > 1 ? `of ${m} ` : ""}${run.baselines[m]}`);
+    return told.length ? ` In place of a piece: ${told.join(", ")}.` : "";
   };
 
   // The media of a clip, or why there is none. follow(view) makes a map's cursor move with it.
@@ -206,6 +226,7 @@
     let element = null, frame = 0;
     const none = { element: h("div.gone", { role: "note" }, h("b", "No media. "), (media && media.why) || "This clip is not among those whose media were copied.", h("p.small", "The maps come from the store, and are the same without it.")),
       follow: () => {}, seek: null, toggle: () => {}, start: media?.start || 0, aspect: null };
+    if (media?.none) return { ...none, element: null };
     if (!media || !media.file) return none;
     const source = media.file.split("/").map(encodeURIComponent).join("/");
     element = h(media.picture ? "video" : "audio", { preload: "auto", playsinline: true, loop: true, "aria-label": `Clip ${AMR.site.clips.id[i]}` });

@@ -95,7 +95,7 @@
     later.forEach((one) => one());
     return h("div.grid", h("section.card.w12", h("header", h("h2", `In clip ${data.id}`), h("span.chip", `activation ${AMR.number(data.activations[u])}`),
       h("span.end", AMR.select("Method", methods.map((one) => [one.method, one.title]), method, (v) => { method = v; state.method = method; AMR.address.note(state); draw(); })), h("p", "What in this clip moves the unit up or down.")),
-      h("div.watch", player.element, h("div.stage", views.map(({ view, says }) => h("div", view.element, says))))), together);
+      h(player.element ? "div.watch" : "div.stage", player.element, h("div.stage", views.map(({ view, says }) => h("div", view.element, says))))), together);
   }
 
   // R, global: one of the clips at the ends.
@@ -108,7 +108,7 @@
     const { clips } = AMR.site, i = clips.id.indexOf(id), slug = clips.slug[i], media = clips.media[i];
     const title = h("div.small", h("b", named(run, r, id)), h("div.quiet", `${run.labels[clips.label[i]]} · activation ${AMR.number(value)}`));
     const player = media?.file ? AMR.player(i) : null, data = await AMR.load(`${r}/extremes/${slug}`), u = data.units.indexOf(unit);
-    if (player?.media) { player.media.controls = true; player.media.loop = false; player.media.preload = "metadata"; cell.append(player.media); } else cell.append(h("div.gone", h("b", "No media. "), (media && media.why) || ""));
+    if (player?.media) { player.media.controls = true; player.media.loop = false; player.media.preload = "metadata"; cell.append(player.media); } else if (!media?.none) cell.append(h("div.gone", h("b", "No media. "), (media && media.why) || ""));
     cell.append(title);
     const method = localMethod(run);
     for (const m of run.modalities) {
