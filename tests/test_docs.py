@@ -56,7 +56,10 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
     (r"test .*", "--trainer.limit_test_batches 2"),
     (r"predict .*", "--trainer.limit_predict_batches 2"),
     (r"analyze .*--model .*", "--clips 2 --samples 8"),
-    (r"analyze (?!.*--model ).*", "--clips 2 --samples 8 --ckpt SMALL"),  # of a small model; a page's own may be a ResNet
+    (
+        r"analyze (?!.*--model ).*",
+        "--clips 2 --samples 8 --ckpt SMALL",
+    ),  # of a small model; a page's own may be a ResNet
     (r"export .*", "--ckpt SMALL"),
     (r"benchmark .*", "--dry_run --only naive --seeds 0"),
 ]

@@ -61,6 +61,10 @@ def analysis(tmp_path: Path) -> Any:
         inputs=lambda positions: {m: torch.ones(len(positions), SIZE) for m in RIGHT},
         fine={m: flat_atoms(SIZE) for m in RIGHT},
         coarse={m: waveform_atoms((SIZE,), 4, 1.0) for m in RIGHT},
+        atoms=lambda _, coarse=False: {
+            m: waveform_atoms((SIZE,), 4, 1.0) if coarse else flat_atoms(SIZE) for m in RIGHT
+        },
+        baselines=lambda inputs: dict.fromkeys(inputs, torch.zeros(())),
         logits=torch.tensor([[1.0, -1.0]] * COUNT),
         predicted=torch.zeros(COUNT, dtype=torch.long),
         device="cpu",
