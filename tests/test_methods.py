@@ -142,9 +142,7 @@ def test_every_method_resumes_as_if_nothing_had_been(name: str, toy_teachers: di
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(METHODS, 2)), ids="+".join)
-def test_every_pair_trains_or_is_refused_by_name(
-    pair: tuple[str, str], toy_teachers: dict[str, str], tmp_path: Path
-) -> None:
+def test_every_pair_trains_or_is_refused_by_name(pair: tuple[str, str], toy_teachers: dict[str, str]) -> None:
     """Without the command line, which takes longer than they train; tests/cli/test_sweep.py gives it two files."""
     methods: dict[str, Any] = {name: made(name, toy_teachers) for name in pair}
     options = {"encoder": Convolution, "fusion": Shared if SHARED & {*pair} else Concat, **methods}
@@ -155,9 +153,8 @@ def test_every_pair_trains_or_is_refused_by_name(
         return
     model = build(**options)
     assert sorted(model.method.split("+")) == sorted(pair)
-    # PMR's prototypes, and so its loss, begin with the second epoch.
-    trainer = train(model, max_epochs=2, limit_train_batches=1, limit_val_batches=1, callbacks=[Dominance()])
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    epochs = 2 if "pmr" in pair else 1  # its prototypes, and so its loss, begin with the second
+    trainer = train(model, max_epochs=epochs, limit_train_batches=1, limit_val_batches=1, callbacks=[Dominance()])
     assert {"train/loss", "val/loss", "val/dominance/audio"} <= trainer.callback_metrics.keys()
-    for values in (trainer.callback_metrics, torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]):
+    for values in (trainer.callback_metrics, model.state_dict()):
         assert [key for key, value in values.items() if not value.isfinite().all()] == []

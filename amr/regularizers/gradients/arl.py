@@ -84,5 +84,6 @@ class ARL(EncoderModulation):
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
         """1 + w_m, (M,); 1 where no clip is complete, or 16-mixed overflowed."""
         means, clips = self.scores(steps)
-        weights = asymmetric_weights(*means.chunk(2), self.temperature, self.floor)
+        entropy, magnitude = means.chunk(2)
+        weights = asymmetric_weights(entropy, magnitude, self.temperature, self.floor)
         return torch.where((clips > 0) & means.isfinite().all(), 1 + weights, 1.0)
