@@ -25,7 +25,7 @@ from amr.report.style import (
     shorten,
     small_figure,
 )
-from amr.report.table import Row, leading, naive_of, row_names, summarise, union_of_modalities
+from amr.report.table import Row, baseline_of, leading, row_names, summarise, union_of_modalities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,18 +33,28 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 
-def plot_curves(runs: Iterable[Run]) -> list[Plot]:
-    """Each dataset's curves over epochs, accuracy-dominance scatter, differences to naive: those with data."""
-    rows, _ = leading(summarise(runs))
+def plot_curves(runs: Iterable[Run], rows: Sequence[Row] | None = None) -> list[Plot]:
+    """Each dataset's curves over epochs, accuracy-dominance scatter, differences to naive: those with data.
+
+    Args:
+        runs: Runs.
+        rows: Their summary, where it is there already.
+    """
+    rows, _ = leading(summarise(runs) if rows is None else rows)
     plots = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         plots += _plots([row for row in rows if row.dataset == dataset])
     return plots
 
 
-def plot_summary(runs: Iterable[Run]) -> Figure:
-    """Validation accuracy, the first modality's dominance and decision share over epochs; a row for each dataset."""
-    rows, _ = leading(summarise(runs))
+def plot_summary(runs: Iterable[Run], rows: Sequence[Row] | None = None) -> Figure:
+    """Validation accuracy, the first modality's dominance and decision share over epochs; a row for each dataset.
+
+    Args:
+        runs: Runs.
+        rows: Their summary, where it is there already.
+    """
+    rows, _ = leading(summarise(runs) if rows is None else rows)
     with drawing():
         from matplotlib.figure import Figure
 
@@ -168,7 +178,7 @@ def _multiples(figure: Figure | SubFigure, rows: Sequence[Row], panel: _Panel, c
     grid = list(panels.flat)
     lines: dict[str, Line2D] = {}
     for axes, group in zip(grid, groups, strict=False):
-        reference = rows[group[0]] if rows[group[0]].method == "naive" else naive_of(rows[group[0]], rows)
+        reference = rows[group[0]] if rows[group[0]].method == "naive" else baseline_of(rows[group[0]], rows)
         if reference and (curve := _curve(reference, panel)):
             (lines["naive fusion"],) = axes.plot(*list(zip(*curve, strict=True))[:2], **NAIVE)
         for i in group:

@@ -17,7 +17,6 @@ from amr.report.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustnes
 from amr.report.style import Plot, image, is_crowded
 from amr.report.table import (
     AMR_CAPTION,
-    DIFFERENCES,
     SPLIT_NAMES,
     Bold,
     Row,
@@ -32,14 +31,17 @@ from amr.report.table import (
     summarise,
     union_of_modalities,
 )
-from amr.report.text import differing_settings, notes_on
+from amr.report.text import differing_settings, finding, notes_on
+from amr.report.written import table_csv, table_latex
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
 from amr.utils.html import document
 from amr.utils.readers import printable
 
 
-def write_report(runs: Sequence[Run], out: str | Path, command: str | None = None) -> None:
+def write_report(
+    runs: Sequence[Run], out: str | Path, command: str | None = None, rows: Sequence[Row] | None = None
+) -> None:
     """Write the page: one HTML file that loads nothing, put in place in one step.
 
     Figures are SVG in `img` data URIs: sharp at any size, their ids cannot collide, and an image runs no script.
@@ -48,6 +50,7 @@ def write_report(runs: Sequence[Run], out: str | Path, command: str | None = Non
         runs: Finished and unfinished runs.
         out: The file, ending in .html; its folder is made.
         command: How the page says it can be made again; default: from the runs' paths.
+        rows: The runs' summary, where it is there already.
 
     Raises:
         UserError: `out` is not an .html file or cannot be written.
@@ -56,11 +59,10 @@ def write_report(runs: Sequence[Run], out: str | Path, command: str | None = Non
     if command is None:
         command = shlex.join(["amr", "compare", *(str(run.path) for run in runs), "--out", str(out)])
     check_target(out, ".html")
-    write_text(out, _page(runs, printable(command)))
+    write_text(out, _page(runs, printable(command), summarise(runs) if rows is None else rows))
 
 
-def _page(runs: Sequence[Run], command: str) -> str:
-    rows = summarise(runs)
+def _page(runs: Sequence[Run], command: str, rows: Sequence[Row]) -> str:
     shown_rows, further = leading(rows)
     datasets = sorted({run.dataset for run in runs})
     methods = len({row.method for row in rows})
@@ -69,6 +71,7 @@ def _page(runs: Sequence[Run], command: str) -> str:
     title = f"Comparison on {', '.join(datasets)}: {_count(methods, 'method')}, {of}{_count(len(runs), 'run')}"
     parts = [f"<h1>{escape(title)}</h1>"]
     if rows:
+        parts.append(f'<p class="finding">{escape(finding(rows))}</p>')
         parts.append(f"<p>{escape(statement(rows[0].source))}</p>")
         fusions = {row.fusion for row in rows}
         about = "" if len(fusions) > 1 else f"Fusion: {fusions.pop()}. "
@@ -77,13 +80,14 @@ def _page(runs: Sequence[Run], command: str) -> str:
         if further:
             lines = _table("The further rows, by accuracy.", *cells(further, rows))
             parts.append(f"<details><summary>{len(further)} further rows</summary>{lines}</details>")
+        parts.append(_downloads(rows, shown_rows))
         if effects := amr_cells(shown_rows, rows):
             parts += ["<h2>What AMR changes</h2>", _table(AMR_CAPTION, *effects)]
     else:
         parts.append("<p>No run has a validated epoch yet: there is nothing to compare.</p>")
     if notes := notes_on(runs, rows):
         parts.append(f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>')
-    plots = plot_curves(runs)
+    plots = plot_curves(runs, rows)
     for dataset in dict.fromkeys(plot.dataset for plot in plots):
         parts.append(f"<h2>{escape('Training' if len(datasets) == 1 else f'Training on {dataset}')}</h2>")
         small = (
@@ -100,10 +104,23 @@ def _page(runs: Sequence[Run], command: str) -> str:
         *_class_tables(shown_rows),
         *_settings_table(rows),
         *_run_table(rows),
-        _definitions(),
+        _definitions(rows[0].baseline if rows else "naive"),
     ]
     parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
     return document(title, "\n".join(parts))
+
+
+def _downloads(rows: Sequence[Row], shown: Sequence[Row]) -> str:
+    """Links that save the table: they need no script and no server."""
+    files = {
+        "CSV": ("table.csv", "text/csv", table_csv(rows)),
+        "LaTeX": ("table.tex", "text/plain", table_latex(shown, rows)),
+    }
+    links = []
+    for name, (file, kind, text) in files.items():
+        data = base64.b64encode(text.encode()).decode()
+        links.append(f'<a class="save" download="{file}" href="data:{kind};charset=utf-8;base64,{data}">{name}</a>')
+    return f"<p>Save the table: {' '.join(links)}</p>"
 
 
 def _count(number: int, noun: str) -> str:
@@ -249,7 +266,7 @@ def _run_table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _definitions() -> str:
+def _definitions(baseline: str) -> str:
     terms = {
         "Dominance": "A modality's share of the attribution, in %. Gradient x input at the encoder outputs: the "
         "gradient of the winning class's score with respect to the encoder's output, times that output, elementwise; "
@@ -260,13 +277,16 @@ def _definitions() -> str:
         "to the modality. Training can move dominance and leave this where it is.",
         "Accuracy": "Clips whose highest-scored class is the right one, in %.",
         "mAP": "Average precision of each class, averaged over classes, in %.",
-        " and ".join(DIFFERENCES.values()): "Mean, over the seeds that a row and naive fusion both have, of the row's "
-        "number minus naive fusion's with the same seed; in brackets, its 95 % interval by Student's t with n - 1 "
-        "degrees of freedom. Naive fusion with the row's fusion, or the dataset's only one; at least two such seeds.",
+        f"mAP vs {baseline} and Accuracy vs {baseline}": "Mean, over the seeds that a row and the baseline "
+        f"({baseline}) both have, of the row's number minus the baseline's with the same seed; in brackets, its 95 % "
+        "interval by Student's t with n - 1 degrees of freedom. The baseline with the row's fusion, or the dataset's "
+        "only one; at least two such seeds.",
         "±": "Sample standard deviation over seeds (divided by n - 1); none for a single seed. "
         "(n=...) beside a number: only so many of the row's runs have it.",
     }
-    return f"<h2>Definitions</h2><dl>{''.join(f'<dt>{k}</dt><dd>{escape(v)}</dd>' for k, v in terms.items())}</dl>"
+    return (
+        f"<h2>Definitions</h2><dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in terms.items())}</dl>"
+    )
 
 
 def check_target(path: Path, suffix: str) -> None:

@@ -20,7 +20,7 @@ from amr.report.style import (
     shorten,
     small_figure,
 )
-from amr.report.table import SPLIT_NAMES, Row, difference, naive_of, row_names
+from amr.report.table import SPLIT_NAMES, Row, gains, row_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,9 +131,8 @@ def _finish_scatter(
 
 
 def plot_forest(rows: Sequence[Row]) -> Plot | None:
-    """Each row's paired accuracy difference to naive fusion with its 95 % interval; None for fewer than two."""
-    gains = [difference(row, naive_of(row, rows), "acc") for row in rows]
-    found = [(name, gain) for name, gain in zip(row_names(rows), gains, strict=True) if gain]
+    """Each row's paired accuracy difference to the baseline with its 95 % interval; None for fewer than two."""
+    found = [(name, gain) for name, row in zip(row_names(rows), rows, strict=True) if (gain := gains(row, rows)["acc"])]
     if len(found) < 2:
         return None
     figure = new_figure(1.1 + 0.22 * len(found))
@@ -146,7 +145,8 @@ def plot_forest(rows: Sequence[Row]) -> Plot | None:
     axes.set_yticks(range(len(found)), [shorten(name, 28) for name, _ in found], fontsize=9)
     axes.set_ylim(len(found) - 0.4, -0.6)
     figure.supxlabel("percentage points, 95 % intervals; filled: 0 lies outside", fontsize=9)
-    title = f"Accuracy minus naive fusion's, {SPLIT_NAMES[rows[0].source]}"
+    baseline = "naive fusion" if rows[0].baseline == "naive" else rows[0].baseline
+    title = f"Accuracy minus {baseline}'s, {SPLIT_NAMES[rows[0].source]}"
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     words = "; ".join(f"{name} {gain}" for name, gain in found)
     return Plot(

@@ -8,9 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from amr.evaluation.runs import ALL, BLANK, Run, Source
 from amr.evaluation.statistics import Difference
+from amr.utils.errors import UserError, listed
 
 SPLIT_NAMES: dict[Source, str] = {"test": "test", "val": "validation"}
 # The controls, then the order of the paper's Table 1, then newer methods; what is not here follows by name.
@@ -22,7 +24,8 @@ ORDER = (
     *("cggm", "lfm", "synib", "midas"),
 )
 TOP = 80  # rows of a dataset that are shown in full: the grid of all methods, without and with AMR, has fewer
-DIFFERENCES = {"mAP": "mAP vs naive", "acc": "Accuracy vs naive"}
+METRICS = {"mAP": "mAP", "acc": "Accuracy"}
+Sort = Literal["method", "acc", "mAP"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Row:
         mean_ap: Over the runs; None if not logged.
         dominance: By modality; empty for a unimodal run, whose 100 % says nothing.
         decision: Decision share by modality; empty like dominance, or if it was not logged.
+        baseline: The method that the row is compared with.
     """
 
     dataset: str
@@ -72,6 +76,7 @@ class Row:
     mean_ap: Stat | None
     dominance: dict[str, Stat]
     decision: dict[str, Stat]
+    baseline: str = "naive"
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -119,21 +124,42 @@ def choose_source(runs: Iterable[Run]) -> Source:
     return "test" if finished and all("test/acc" in run.test for run in finished) else "val"
 
 
-def incomplete(runs: Iterable[Run]) -> list[tuple[Run, str]]:
-    """The runs that `summarise` leaves out, each with the reason."""
+def incomplete(runs: Iterable[Run], split: Source | None = None) -> list[tuple[Run, str]]:
+    """The runs that `summarise` leaves out, each with the reason.
+
+    Args:
+        runs: Runs.
+        split: The split of the table; None for `choose_source`'s.
+    """
     runs = list(runs)
-    source = choose_source(runs)
-    reasons = [(run, run.missing or ("" if run.numbers(source) else "no validated epoch yet")) for run in runs]
+    source = split or choose_source(runs)
+    lacking = "no validated epoch yet" if source == "val" else "not tested yet"
+    reasons = [(run, run.missing or ("" if run.numbers(source) else lacking)) for run in runs]
     return [(run, reason) for run, reason in reasons if reason]
 
 
-def summarise(runs: Iterable[Run]) -> list[Row]:
+def summarise(
+    runs: Iterable[Run], *, split: Source | None = None, baseline: str = "naive", sort: Sort = "method"
+) -> list[Row]:
     """Mean and standard deviation over seeds, a row for each (dataset, fusion, method).
 
-    Unimodal rows come first, then naive, then the other methods, each followed by the same with AMR.
+    Args:
+        runs: Runs.
+        split: `test` or `val`, from which all numbers are; None for test if every run was tested, else val.
+        baseline: Name of the method that rows are compared with.
+        sort: `method` for unimodal rows, then naive, then the other methods, each followed by the same with AMR; `acc`
+            or `mAP` for a dataset's highest mean first.
+
+    Raises:
+        UserError: No run has the baseline's method.
     """
     runs = list(runs)
-    source = choose_source(runs)
+    source = split or choose_source(runs)
+    methods = {run.method for run in runs}
+    if baseline != "naive" and baseline not in methods:
+        raise UserError(
+            f"--baseline={baseline}: no such method among the runs; must be one of {listed(sorted(methods))}"
+        )
     groups: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if run.missing is None and run.numbers(source):
@@ -151,23 +177,26 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
             {m: found for m in multimodal if (found := stat(f"{kind}/{m}"))} for kind in ("dominance", "decision_share")
         )
         about = (dataset, fusion, method, members[0].title, source, tuple(members))
-        rows.append(Row(*about, stat("acc"), stat("mAP"), dominance, decision))
-    return sorted(rows, key=_order)
+        rows.append(Row(*about, stat("acc"), stat("mAP"), dominance, decision, baseline))
+    rows.sort(key=_order)
+    if sort != "method":
+        rows.sort(key=lambda row: (row.dataset, -_mean(row, sort)))
+    return rows
 
 
 def leading(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows to show first, and the others.
 
     Up to `TOP` rows of a dataset keep their order. Of more, the ones with the highest mean accuracy come first, with
-    naive fusion at its place among them or at their end; the others follow by accuracy.
+    the baseline at its place among them or at their end; the others follow by accuracy.
     """
     shown, further = [], []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         members = [row for row in rows if row.dataset == dataset]
         if len(members) > TOP:
-            members.sort(key=lambda row: -row.accuracy.mean if row.accuracy and row.accuracy.mean >= 0 else 1.0)
-        shown += [row for place, row in enumerate(members) if place < TOP or row.method == "naive"]
-        further += [row for place, row in enumerate(members) if place >= TOP and row.method != "naive"]
+            members.sort(key=lambda row: -_mean(row, "acc"))
+        shown += [row for place, row in enumerate(members) if place < TOP or row.method == row.baseline]
+        further += [row for place, row in enumerate(members) if place >= TOP and row.method != row.baseline]
     return shown, further
 
 
@@ -178,11 +207,17 @@ def _order(row: Row) -> tuple[str | int, ...]:
     return row.dataset, 1, row.fusion, rank, row.base, row.with_amr, row.method
 
 
-def naive_of(row: Row, rows: Iterable[Row]) -> Row | None:
-    """Naive fusion to compare a row with: the one with its fusion, else the dataset's only one; None for itself."""
-    naive = [other for other in rows if (other.dataset, other.method) == (row.dataset, "naive")]
-    chosen = [other for other in naive if other.fusion == row.fusion] or naive
-    return chosen[0] if len(chosen) == 1 and row.method != "naive" else None
+def baseline_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The baseline to compare a row with: the one with its fusion, else the dataset's only one; None for itself."""
+    found = [other for other in rows if (other.dataset, other.method) == (row.dataset, row.baseline)]
+    chosen = [other for other in found if other.fusion == row.fusion] or found
+    return chosen[0] if len(chosen) == 1 and row.method != row.baseline else None
+
+
+def gains(row: Row, rows: Iterable[Row]) -> dict[str, Difference | None]:
+    """The row's paired difference to its baseline in each of `METRICS`."""
+    other = baseline_of(row, rows)
+    return {metric: difference(row, other, metric) for metric in METRICS}
 
 
 def plain_of(row: Row, rows: Iterable[Row]) -> Row | None:
@@ -222,22 +257,23 @@ def cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[list
     rows = shown if rows is None else rows
     modalities = union_of_modalities(rows)
     named = _named(shown, rows)
-    naive = [row for row in rows if row.method == "naive"]
-    best = {metric: _best_means(rows, metric) for metric in DIFFERENCES}
-    to_naive = {m: [difference(row, naive_of(row, naive), m) for row in shown] for m in DIFFERENCES}
-    to_naive = {metric: column for metric, column in to_naive.items() if any(column)}
+    baselines = [row for row in rows if row.method == row.baseline]
+    best = {metric: _best_means(rows, metric) for metric in METRICS}
+    gained = [gains(row, baselines) for row in shown]
+    compared = [metric for metric in METRICS if any(found[metric] for found in gained)]
     shares = [f"{m} dominance" for m in modalities]
     decided = [m for m in modalities if any(m in row.decision for row in rows)]
     shares += [f"{m} decides" for m in decided]
-    head = [*named, "mAP", "Accuracy", *shares, *(DIFFERENCES[metric] for metric in to_naive), "Seeds"]
+    versus = [f"{METRICS[metric]} vs {rows[0].baseline}" for metric in compared]
+    head = [*named, "mAP", "Accuracy", *shares, *versus, "Seeds"]
     body = []
     for index, row in enumerate(shown):
         stats = [row.mean_ap, row.accuracy, *(row.dominance.get(m) for m in modalities)]
         stats += [row.decision.get(m) for m in decided]
         seeds = ", ".join(BLANK if seed is None else str(seed) for seed in row.seeds)
-        values = [show(stat, len(row.runs)) for stat in [*stats, *(column[index] for column in to_naive.values())]]
-        for place, metric in enumerate(DIFFERENCES):
-            gain, stat = difference(row, naive_of(row, naive), metric), _stat(row, metric)
+        values = [show(stat, len(row.runs)) for stat in [*stats, *(gained[index][metric] for metric in compared)]]
+        for place, metric in enumerate(METRICS):
+            gain, stat = gained[index][metric], _stat(row, metric)
             if gain is not None and gain.low > 0 and stat and stat.mean == best[metric][row.dataset]:
                 values[place] = Bold(values[place])
         body.append([*(column[index] for column in named.values()), *values, f"{seeds} (n={len(row.runs)})"])
@@ -261,7 +297,7 @@ def amr_cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tuple[
     head = [*named, "mAP", "Accuracy", *(f"{m} dominance" for m in modalities), *(f"{m} decides" for m in decided)]
     body = []
     for index, (row, plain) in enumerate(pairs):
-        changes = [show(difference(row, plain, metric), len(row.runs)) for metric in DIFFERENCES]
+        changes = [show(difference(row, plain, metric), len(row.runs)) for metric in METRICS]
         both = [(plain.dominance.get(m), row.dominance.get(m)) for m in modalities]
         both += [(plain.decision.get(m), row.decision.get(m)) for m in decided]
         for before, after in both:
@@ -278,11 +314,13 @@ AMR_CAPTION = (
 
 def explanation(rows: Sequence[Row]) -> str:
     """How the differences and the bold cells are to be read; empty if there are no differences."""
-    naive = [row for row in rows if row.method == "naive"]
-    if not any(difference(row, naive_of(row, naive), metric) for row in rows for metric in DIFFERENCES):
+    baselines = [row for row in rows if row.method == row.baseline]
+    if not any(found for row in rows for found in gains(row, baselines).values()):
         return ""
+    name = rows[0].baseline
+    title = "naive fusion" if name == "naive" else baselines[0].title
     return (
-        "vs naive: mean of the paired differences to naive fusion over the seeds that both have, in percentage points, "
+        f"vs {name}: mean of the paired differences to {title} over the seeds that both have, in percentage points, "
         "with its 95 % t-interval. Bold: a dataset's highest mean, only where this interval lies wholly above 0; the "
         "intervals are not corrected for the number of rows."
     )
@@ -299,6 +337,12 @@ def _best_means(rows: Iterable[Row], metric: str) -> dict[str, float]:
 
 def _stat(row: Row, metric: str) -> Stat | None:
     return row.accuracy if metric == "acc" else row.mean_ap
+
+
+def _mean(row: Row, metric: str) -> float:
+    """A mean to order rows by; -1 where there is none."""
+    stat = _stat(row, metric)
+    return stat.mean if stat and stat.mean >= 0 else -1.0
 
 
 def _named(chosen: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[str]]:

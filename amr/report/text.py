@@ -14,11 +14,14 @@ from amr.report.table import (
     amr_cells,
     cells,
     explanation,
+    gains,
     incomplete,
     leading,
+    plain_of,
     row_names,
     statement,
     summarise,
+    union_of_modalities,
 )
 
 TOLERANCE = 0.05  # of a share, from its target
@@ -31,12 +34,19 @@ def table_markdown(rows: Sequence[Row]) -> str:
     return _markdown(*cells(rows))
 
 
-def table_text(runs: Sequence[Run]) -> str:
-    """What `compare` prints: what the numbers are, the tables in Markdown, and what to know before trusting them."""
-    rows = summarise(runs)
+def table_text(runs: Sequence[Run], rows: Sequence[Row] | None = None) -> str:
+    """What `compare` prints: what the numbers are, the tables in Markdown, and what to know before trusting them.
+
+    Args:
+        runs: Runs.
+        rows: Their summary, where it is there already.
+    """
+    rows = summarise(runs) if rows is None else rows
     shown, further = leading(rows)
     parts = (
-        [statement(rows[0].source), _markdown(*cells(shown, rows))] if rows else ["No run has a validated epoch yet."]
+        [finding(rows), statement(rows[0].source), _markdown(*cells(shown, rows))]
+        if rows
+        else ["No run has a validated epoch yet."]
     )
     parts += [further_text(shown, further)] if further else []
     parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
@@ -48,9 +58,73 @@ def table_text(runs: Sequence[Run]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def finding(rows: Sequence[Row]) -> str:
+    """What the table says, in two or three sentences: who is above the baseline, and what AMR moves.
+
+    A method is called better or worse only where its paired 95 % interval to the baseline leaves out 0.
+    """
+    sentences, several = [], len({row.dataset for row in rows}) > 1
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        members = [row for row in rows if row.dataset == dataset]
+        where = f"{dataset}: " if several else ""
+        sentences += [where + sentence for sentence in (_ranking(members), _moved(members)) if sentence]
+    return " ".join(sentences)
+
+
+def _ranking(rows: Sequence[Row]) -> str:
+    """Who is above the baseline in accuracy."""
+    names = {id(row): name for row, name in zip(rows, row_names(rows), strict=True)}
+    base = next((row for row in rows if row.method == row.baseline), None)
+    best = max(
+        (row for row in rows if row.accuracy), key=lambda row: row.accuracy.mean if row.accuracy else 0.0, default=None
+    )
+    if best is None:
+        return ""
+    highest = f"{names[id(best)]} has the highest accuracy, {best.accuracy} %"
+    found = [(row, gain) for row in rows if (gain := gains(row, rows)["acc"])]
+    if base is None or not found:
+        lacking = "no baseline to compare with" if base is None else "too few common seeds for an interval"
+        return f"{highest}; {lacking}, so no difference is claimed." if len(rows) > 1 else f"{highest}."
+    baseline = "naive fusion" if base.baseline == "naive" else base.title
+    above = sorted((entry for entry in found if entry[1].low > 0), key=lambda entry: -entry[1].mean)
+    below = sum(gain.high < 0 for _, gain in found)
+    if above:
+        row, gain = above[0]
+        more = f"{len(above)} of {len(found)} rows are above {baseline} in accuracy by their 95 % intervals, "
+        text = f"{more}most of all {names[id(row)]} ({gain} points)"
+    else:
+        rest = f"{len(found)} {'row' if len(found) == 1 else 'rows'}"
+        text = f"None of {rest} is above {baseline} in accuracy by its 95 % interval"
+    return f"{text}; {below} {'is' if below == 1 else 'are'} below it."
+
+
+def _moved(rows: Sequence[Row]) -> str:
+    """How far AMR moves the first modality's share, and its decision share, as means over methods."""
+    pairs = [(row, plain) for row in rows if (plain := plain_of(row, rows))]
+    moved = {}
+    for kind in ("dominance", "decision"):
+        for name in union_of_modalities(rows)[:1]:
+            both = [(getattr(p, kind).get(name), getattr(row, kind).get(name)) for row, p in pairs]
+            known = [(before.mean, after.mean) for before, after in both if before and after]
+            if known:
+                before, after = (100 * sum(column) / len(known) for column in zip(*known, strict=True))
+                moved[kind] = (name, before, after, len(known))
+    if "dominance" not in moved:
+        return ""
+    name, before, after, count = moved["dominance"]
+    text = f"AMR takes {name}'s attribution share from {before:.0f} to {after:.0f} %"
+    if "decision" in moved:
+        _, decided, decides, _ = moved["decision"]
+        text += f", and its share of the decisions from {decided:.0f} to {decides:.0f} %"
+        if abs((after - before) - (decides - decided)) > 100 * PARTED:
+            text += ": the decisions did not follow as far"
+    return f"{text} (mean over {count} {'method' if count == 1 else 'methods'})."
+
+
 def further_text(shown: Sequence[Row], further: Sequence[Row]) -> str:
     """That there are more rows than are shown."""
-    return f"The {len(shown)} rows with the highest accuracy and naive fusion; {len(further)} more are on the page."
+    baseline = "naive fusion" if shown[0].baseline == "naive" else shown[0].baseline
+    return f"The {len(shown)} rows with the highest accuracy and {baseline}; {len(further)} more are on the page."
 
 
 def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -72,7 +146,10 @@ def _markdown_cell(cell: str) -> str:
 
 def notes_on(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """What a reader must know before trusting the table."""
-    notes = [f"Incomplete, not in the table: {run.where}: {reason}." for run, reason in incomplete(runs)]
+    notes = [
+        f"Incomplete, not in the table: {run.where}: {reason}."
+        for run, reason in incomplete(runs, rows[0].source if rows else None)
+    ]
     notes += [f"{run.where}: {note}." for run in runs for note in run.notes]
     tested = [run for row in rows for run in row.runs if "test/acc" in run.test]
     if rows and rows[0].source == "val" and tested:

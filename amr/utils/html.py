@@ -12,6 +12,9 @@ CSS = """
 body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: var(--text); background: var(--page);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+.finding { font-size: 1.1rem; font-weight: 600; }
+a.save { display: inline-block; padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 6px;
+  color: var(--text); background: var(--card); text-decoration: none; }
 p, ul, dl { max-width: 75ch; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 code, pre { font: .875em/1.5 ui-monospace, monospace; }
 pre { padding: .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }

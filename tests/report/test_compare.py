@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words: drawing is what takes the time."""
-    monkeypatch.setattr("amr.report.page.plot_curves", lambda _: [])
+    monkeypatch.setattr("amr.report.page.plot_curves", lambda *_: [])
 
 
 # ---- reading
