@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amr.datamodules.atoms import Atoms, Kind
+from amr.datamodules.atoms.baselines import How
 from amr.datamodules.clips import find_file
 from amr.datamodules.corruptions import Corruption
 from amr.datamodules.folders import RootFolder, check_folder
@@ -296,7 +297,8 @@ class Tensors(ListedClips):
         column, made = self.columns[modality], self._made[modality]
         if column.kind == "tokens":
             return Kind("tokens", vocabulary=made.vocabulary or "ids", special=(PAD,), baseline=PAD)
-        nothing = "zero" if column.standardizes else torch.tensor(made.fitted["mean"], dtype=torch.float32)[None]
+        mean = torch.tensor(made.fitted["mean"], dtype=torch.float32)[None]
+        nothing: How | Tensor = "zero" if column.standardizes else mean
         if column.kind == "table":
             return Kind("table", names=made.names, owner=made.owner, baseline=nothing)
         columns = column.of(modality)

@@ -95,8 +95,10 @@ class Analysis:
             section = data_section(plan.checkpoint, plan.data)
             data = datamodule(section)
         else:
-            listed = isinstance(source, ListedClips)
-            data = source if listed else PlainClips(as_data(source, plan.split), model, plan.split)
+            if isinstance(source, ListedClips):
+                data = source
+            else:
+                data = PlainClips(as_data(source, plan.split), model, plan.split)
             data.prepare_data()
             data.setup()
             clips = json.dumps([clip.id for clip in data.clips_of(plan.split).clips]).encode()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -76,8 +77,8 @@ def _seconds_per_row(analysis: Analysis) -> dict[str, float]:
     size = max(1, min(64, rows_at_once(model, 64), len(analysis.chosen)))
     few = analysis.chosen[:size]
     inputs, encodings, head = analysis.inputs(few), analysis.encodings(few), head_of(model)
-    work: dict[str, Callable[[], Any]] = {m: (lambda m=m: encode_alone(model, m, inputs[m])) for m in model.modalities}
-    work[""] = lambda: head(encodings)
+    work: dict[str, Callable[[], Any]] = {m: partial(encode_alone, model, m, inputs[m]) for m in model.modalities}
+    work[""] = partial(head, encodings)
     found = {}
     with undisturbed(model), torch.no_grad():
         for name, call in work.items():

@@ -95,7 +95,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
         positions: The clips.
     """
     atoms = analysis.atoms(positions)[modality]
-    nothing = {"baseline": analysis.baselines(analysis.inputs(positions))[modality]}
+    nothing: dict[str, Any] = {"baseline": analysis.baselines(analysis.inputs(positions))[modality]}
 
     def repeated(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
         """Methods that differentiate: a copy of the clip for each class."""
