@@ -21,9 +21,9 @@ MISSED = 0.05  # of a share, from AMR's target; `compare` notes the same
 class Bar(TQDMProgressBar):
     """Lightning's progress bar with the shares on it, and without the version number of the logger."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:  # type: ignore[override]
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Lightning's entries, and what validation found of each modality, in percent."""
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         if isinstance(pl_module, FusionClassifier):
             items |= dict(shares_of(trainer.callback_metrics, pl_module.model.modalities))

@@ -95,6 +95,7 @@ def _details(run: Run, facts: Mapping[str, Any]) -> str:
         ("epochs", f"{len(run.epochs)} of {settings.get('trainer.max_epochs', 'unlimited')}"),
         *(("resumed", told(start).removeprefix("resumed ")) for start in facts.get("resumed") or []),
         ("trained on", str(facts.get("device", ""))),
+        ("commit", str(facts.get("git", ""))),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())),
     ]
     config = shlex.quote(str(run.path / "config.yaml"))

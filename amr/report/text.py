@@ -209,6 +209,14 @@ def _parted_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def differing_settings(runs: Iterable[Run]) -> list[str]:
-    """Settings in which the runs differ; runs without config.yaml are not asked."""
-    known = [run.settings for run in runs if run.settings]
-    return sorted(key for key in {k for s in known for k in s} if len({s.get(key) for s in known}) > 1)
+    """Settings in which the runs differ; runs without config.yaml are not asked.
+
+    `settings` leaves out what equals the run's seed: a fixed seed, such as that of a measurement, does not differ.
+    """
+    known = [run for run in runs if run.settings]
+
+    def value(run: Run, key: str) -> str | None:
+        return run.settings.get(key, str(run.seed) if "seed" in key.rpartition(".")[2] else None)
+
+    keys = {key for run in known for key in run.settings}
+    return sorted(key for key in keys if len({value(run, key) for run in known}) > 1)

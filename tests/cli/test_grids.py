@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from amr.cli import main
+from amr.cli.benchmark.command import _wandb_of
 from amr.cli.benchmark.grid import Grid
 from amr.cli.benchmark.plan import Cell, Row, make_cells, read_grid
 from amr.cli.benchmark.possible import check_cells
@@ -63,6 +64,14 @@ def test_what_may_be_trained_passes() -> None:
     check_cells([cell("umt+amr", "model.umt.teachers", umt=teachers, amr={}), cell("mla", mla={}, fusion="Shared")])
     pretrained = {"class_path": "amr.encoders.ResNetEncoder", "init_args": {"weights": "nowhere.pt"}}
     check_cells([cell("resnet", encoders={**ENCODERS, "audio": pretrained})])
+
+
+@pytest.mark.parametrize(
+    ("base", "mode"),
+    [([], "offline"), (["--wandb=disabled"], "disabled"), (["--x", "1", "--wandb", "online"], "online")],
+)
+def test_wandb_is_as_the_grids_base_says(base: list[str], mode: str) -> None:
+    assert _wandb_of(base) == mode
 
 
 def test_what_cannot_be_checked_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from amr.report import (
     summarise,
     table_markdown,
 )
+from amr.report.text import differing_settings
 from amr.utils import files
 from amr.utils.errors import UserError
 from tests.processes import dead_process
@@ -252,6 +253,14 @@ def test_what_would_mislead_is_said(tmp_path: Path) -> None:
     assert "class lists differ" in text
     assert f"{tmp_path / 'a'}: 1 of 3 epochs so far" in text
     assert f"{tmp_path / 'b'}: " not in text
+
+
+def test_a_fixed_seed_is_no_difference(tmp_path: Path) -> None:
+    """`robustness.seed: 0` of runs with seeds 0, 1 and 2; a seed that does change is one."""
+    for seed in range(3):
+        config = {"robustness": {"seed": 0}, "data": {"split_seed": 7 * seed}}
+        write_run(tmp_path / str(seed), epoch(0, 0.5), seed=seed, config=config)
+    assert differing_settings([read_run(tmp_path / str(seed)) for seed in range(3)]) == ["data.split_seed"]
 
 
 def test_three_modalities_two_datasets_and_a_gap(tmp_path: Path) -> None:

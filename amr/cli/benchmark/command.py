@@ -57,7 +57,7 @@ def benchmark(
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 1,
     only: Sequence[str] = (),
-    wandb: Literal["offline", "online", "disabled"] = "offline",
+    wandb: Literal["offline", "online", "disabled"] | None = None,
     project: str = "amr",
     dry_run: bool = False,
     options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
@@ -72,7 +72,7 @@ def benchmark(
         seeds: Seeds of every row, whole numbers from 0.
         jobs: Cells at once, at least 1.
         only: Names of the rows to keep, besides the teachers that they need; all if empty.
-        wandb: W&B's mode for every cell.
+        wandb: W&B's mode for every cell; None for what the grid's `base` says, else `offline`.
         project: W&B project.
         dry_run: Whether to train nothing, and only say what is finished and what would be run.
         options: Further keys of every cell, before its row's own, such as `{"trainer.max_epochs": 10}`; pairs where a
@@ -95,7 +95,7 @@ def benchmark(
     base, rows = read_grid(file)
     lists, seeds = read_tuning(file, rows), list(dict.fromkeys(seeds))
     rows = needed(rows, only)
-    mode = ["--wandb", wandb, "--project", project]
+    mode = ["--wandb", wandb or _wandb_of(base), "--project", project]
     pairs = options.items() if isinstance(options, Mapping) else options
     further = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in pairs]
     common = check([*data_arguments(data), *base, *further])
@@ -175,7 +175,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for everything")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once (1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows and their teachers")
-    parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B's mode")
+    parser.add_argument(
+        "--wandb",
+        choices=["offline", "online", "disabled"],
+        help="W&B's mode (the grid's, else offline)",
+    )
     parser.add_argument("--project", default="amr", help="W&B project (amr)")
     parser.add_argument("--dry_run", action="store_true", help="print what is finished and what would be run")
     options, further = parser.parse_known_args(list(arguments))
@@ -239,3 +243,10 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wandb_of(base: Sequence[str]) -> str:
+    """W&B's mode as a grid's base gives it; `offline` where it does not."""
+    given = [value for option, value in zip(base, [*base[1:], ""], strict=False) if option == "--wandb"]
+    given += [argument.partition("=")[2] for argument in base if argument.startswith("--wandb=")]
+    return given[-1] if given else "offline"

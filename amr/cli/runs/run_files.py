@@ -1,6 +1,7 @@
 """Files of a run: its record, and what a checkpoint's folder says of it."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,23 @@ class RunRecord(Callback):
             **({"store": str(data.store.resolve())} if isinstance(data, ClipDataModule) else {}),
             "device": f"{trainer.world_size} x {strategy.root_device.type}, {trainer.precision}",
             "versions": versions(),
+            **git_commit(),
             **(data.census() if isinstance(data, ListedClips) else {}),
         }
         write_text(self.folder / "run.json", json.dumps(facts, indent=1) + "\n")
+
+
+def git_commit() -> dict[str, str]:
+    """The commit of the current folder's repository, `+` after it where files differ; nothing outside of one."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, changed = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+            for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": commit + ("+" if changed else "")}
 
 
 def last_checkpoint(folder: Path) -> str | None:
