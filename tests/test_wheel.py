@@ -39,12 +39,12 @@ Path("outcome.json").write_text(json.dumps({"amr": files, "opened": sorted(opene
 """
 """Runs commands in a process, whose start is what takes long, and notes what of the checkout was opened."""
 
-OWN_DATA = re.search(r"## Train on your own clips.*?```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-AFTERWARDS = re.search(r"## What a run leaves.*?```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+OWN_DATA = re.search(r"## Your own clips.*?```sh\n(.*?)```", (REPOSITORY / "docs/data.md").read_text(), re.DOTALL)
+AFTERWARDS = re.search(r"## Test, predict, export.*?```sh\n(.*?)```", (REPOSITORY / "docs/runs.md").read_text(), re.DOTALL)
 
 
-def readme(block: re.Match[str] | None) -> list[list[str]]:
-    """The commands of README's block, without `amr`."""
+def commands_of(block: re.Match[str] | None) -> list[list[str]]:
+    """A document's commands, without `amr`."""
     assert block is not None
     lines = block[1].replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines]
@@ -95,20 +95,21 @@ def test_configurations_are_found_by_name(installed: Path, tmp_path: Path) -> No
 
 
 def test_the_demo_and_own_clips(installed: Path, tmp_path: Path) -> None:
-    """The demo on few clips, then README's commands for one's own, on the demo's clips."""
-    (fit,) = readme(OWN_DATA)
+    """The demo on few clips, then the documents' commands for one's own, on the demo's clips."""
+    _, fit = commands_of(OWN_DATA)
+    fit[fit.index("own")] = "naive"
     small = ["--data.video.size", "16", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     small += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--data.prepare_workers", "1"]
-    after = [command for command in readme(AFTERWARDS) if command[0] != "export"]  # tests/test_export.py
+    after = [command for command in commands_of(AFTERWARDS) if command[0] != "export"]  # tests/test_export.py
     assert [command[0] for command in after] == ["test", "predict"]
     demo = ["demo", "--clips", "60", "--epochs", "1", "--explained", "0"]
     clips = {"clips.csv": "demo/clips/*/clips.csv"}
     by_name = [clips.get(word, word.removeprefix("configs/").removesuffix(".yaml")) for word in fit]
-    commands = [demo, [*by_name, *small, "--name", "amr"], *after]
+    commands = [demo, [*by_name, *small], *after]
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     run([str(installed / "python"), "-c", COMMANDS, str(REPOSITORY), sys.prefix], tmp_path)
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert all(Path(file).is_relative_to(installed.parent) for file in outcome["amr"])
     assert outcome["opened"] == []
-    for made in ("demo/report.html", "demo/runs/amr/run.json", "runs/amr/predictions.parquet"):
+    for made in ("demo/report.html", "demo/runs/amr/run.json", "runs/naive/predictions.parquet"):
         assert (tmp_path / made).is_file(), made
