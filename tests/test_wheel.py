@@ -40,7 +40,9 @@ Path("outcome.json").write_text(json.dumps({"amr": files, "opened": sorted(opene
 """Runs commands in a process, whose start is what takes long, and notes what of the checkout was opened."""
 
 OWN_DATA = re.search(r"## Your own clips.*?```sh\n(.*?)```", (REPOSITORY / "docs/data.md").read_text(), re.DOTALL)
-AFTERWARDS = re.search(r"## Test, predict, export.*?```sh\n(.*?)```", (REPOSITORY / "docs/runs.md").read_text(), re.DOTALL)
+AFTERWARDS = re.search(
+    r"## Test, predict, export.*?```sh\n(.*?)```", (REPOSITORY / "docs/runs.md").read_text(), re.DOTALL
+)
 
 
 def commands_of(block: re.Match[str] | None) -> list[list[str]]:

@@ -106,8 +106,8 @@ def _page(runs: Sequence[Run], command: str, rows: Sequence[Row]) -> str:
         *_run_table(rows),
         _definitions(rows[0].baseline if rows else "naive"),
     ]
-    parts.append(f"<h2>Make this page again</h2><pre><code>{escape(command)}</code></pre>")
-    return document(title, "\n".join(parts))
+    parts.append(f'<h2>Make this page again</h2><pre tabindex="0"><code>{escape(command)}</code></pre>')
+    return document(title, "\n".join(parts), script=SCRIPT)
 
 
 def _downloads(rows: Sequence[Row], shown: Sequence[Row]) -> str:
@@ -132,6 +132,40 @@ def _figure(plot: Plot) -> str:
     return f'<figure><img alt="{escape(plot.alt)}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
+SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.querySelectorAll("thead th[data-column]")];
+  for (const head of heads) {
+    const button = document.createElement("button"), column = Number(head.dataset.column);
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") !== "descending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = row => row.cells[column].textContent;
+      const compare = (a, b) => {
+        const [x, y] = [parseFloat(value(a)), parseFloat(value(b))];
+        if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
+        const order = Number.isNaN(x) ? value(b).localeCompare(value(a)) : y - x;
+        return down ? order : -order;
+      };
+      const body = table.tBodies[0];
+      body.append(...[...body.rows].sort(compare));
+    });
+  }
+}
+for (const image of document.querySelectorAll("figure img")) {
+  const link = document.createElement("a");
+  link.className = "save";
+  link.download = image.alt.split(".")[0].replace(/[^A-Za-z0-9]+/g, "-") + ".svg";
+  link.href = image.src;
+  link.textContent = "SVG";
+  image.after(link);
+}
+"""
+"""Sorts a table by the column that is clicked, cells without a number last, and gives each figure a link to its SVG."""
+
 TEXT_COLUMNS = frozenset({"Dataset", "Fusion", "Method", "Seeds", "Class", "Setting", "Value", "Methods", "Run"})
 DOMINANCE = " dominance"
 
@@ -142,14 +176,16 @@ def _table(caption: str, head: Sequence[str], body: Iterable[Sequence[str]], row
     shares = [name.removesuffix(DOMINANCE) for name in head if name.endswith(DOMINANCE)]
     rowspan = ' rowspan="2"' if shares else ""
     headings = [
-        f'<th scope="col" class="{kind}"{rowspan}>{escape(name)}</th>'
-        for name, kind in zip(head, kinds, strict=True)
+        f'<th scope="col" class="{kind}" data-column="{place}"{rowspan}>{escape(name)}</th>'
+        for place, (name, kind) in enumerate(zip(head, kinds, strict=True))
         if not name.endswith(DOMINANCE)
     ]
     if shares:
         before = next(index for index, name in enumerate(head) if name.endswith(DOMINANCE))
         headings.insert(before, f'<th scope="colgroup" class="group" colspan="{len(shares)}">Dominance</th>')
-        headings += ["</tr><tr>", *(f'<th scope="col" class="num">{_breakable(name)}</th>' for name in shares)]
+        headings.append("</tr><tr>")
+        for place, name in enumerate(shares, before):
+            headings.append(f'<th scope="col" class="num" data-column="{place}">{_breakable(name)}</th>')
     lines = []
     for line in body:
         cells = []

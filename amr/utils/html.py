@@ -1,5 +1,7 @@
 """The frame of every page that amr writes: one HTML file that loads nothing, readable on a phone, in light and dark."""
 
+import base64
+import hashlib
 from html import escape
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -31,6 +33,17 @@ th.group { text-align: center; border-bottom: 1px solid var(--line); }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
+@media (prefers-color-scheme: dark) {  /* white paper becomes black, hues stay */
+  figure { background: #000; } figure img { filter: invert(1) hue-rotate(180deg); }
+}
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " ↕"; color: var(--soft); font-weight: 400; }
+th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }
+tbody th[scope=row] { position: sticky; left: 0; background: var(--page); }
+@media print {
+  body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; } th button::after, .save { display: none; }
+  tr, figure { break-inside: avoid; }
+}
 details { margin: .5rem 0; } summary { cursor: pointer; padding: .25rem 0; }
 @media (max-width: 600px) {
   body { font-size: 15px; padding: .75rem; } table { font-size: .87rem; } th, td { padding: .3rem .25rem; }
@@ -40,13 +53,24 @@ details { margin: .5rem 0; } summary { cursor: pointer; padding: .25rem 0; }
 """
 
 
-def document(title: str, body: str, css: str = "") -> str:
-    """A page that loads nothing, in the project's one look; `body` is HTML, `title` is text."""
+def document(title: str, body: str, css: str = "", script: str = "") -> str:
+    """A page that loads nothing, in the project's one look.
+
+    Args:
+        title: Text.
+        body: HTML.
+        css: Further styles.
+        script: The only script that the page's policy lets run; empty for none.
+    """
+    policy, code = CSP, ""
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        code = f"\n<script>{script}</script>"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{CSP}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>{CSS}{css}</style>
@@ -54,7 +78,7 @@ def document(title: str, body: str, css: str = "") -> str:
 <body>
 <main>
 {body}
-</main>
+</main>{code}
 </body>
 </html>
 """
