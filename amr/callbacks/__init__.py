@@ -7,6 +7,7 @@ from amr.callbacks.lines import Bar, EpochLines
 from amr.callbacks.multiviz import MultiVizCallback
 from amr.callbacks.predictions import PredictionWriter
 from amr.callbacks.robustness import Robustness
+from amr.callbacks.steps import StepLog
 from amr.callbacks.wandb import WandbSetup
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "MultiVizCallback",
     "PredictionWriter",
     "Robustness",
+    "StepLog",
     "WandbSetup",
 ]

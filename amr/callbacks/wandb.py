@@ -15,9 +15,10 @@ from amr.callbacks.tables import log_table
 class WandbSetup(pl.Callback):
     """Defines the metrics' axes and summaries, and files what identifies the run, so that dashboards need no set-up.
 
-    Every `train/`, `val/` and `test/` metric is drawn over epochs; the summary keeps the best validation accuracy and
-    mAP and the lowest loss. What validation finds by class in each epoch is one table, `per_class_epochs`, logged at
-    the end of training; a resumed run's has all epochs. Without a W&B logger it does nothing.
+    Every `train/`, `val/` and `test/` metric is drawn over epochs, and `step/` metrics over optimizer steps; the summary
+    keeps the last values, the best validation accuracy and mAP, and the lowest loss. What validation finds by class in
+    each epoch is one table, `per_class_epochs`, logged at the end of training; a resumed run's has all epochs. Without a
+    W&B logger it does nothing.
 
     Args:
         facts: Flat facts for the run's config: `method`, `dataset`, `seed`, ...
@@ -85,7 +86,8 @@ class WandbSetup(pl.Callback):
             for split in ("train", "val", "test"):
                 run.define_metric(f"{split}/*", step_metric="epoch")
             for metric, summary in (("val/acc", "max"), ("val/mAP", "max"), ("val/loss", "min")):
-                run.define_metric(metric, step_metric="epoch", summary=summary)
+                run.define_metric(metric, step_metric="epoch", summary=f"{summary},last")
+            run.define_metric("step/*", step_metric="trainer/global_step")
             start = next((one.version for one in trainer.loggers if isinstance(one, CSVLogger)), None)
             facts = self.facts if start is None else {**self.facts, "start": start}  # clocks may be set back
             run.config.update({**self.config, **facts}, allow_val_change=True)

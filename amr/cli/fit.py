@@ -36,6 +36,7 @@ from amr.callbacks import (
     LastCheckpoint,
     PredictionWriter,
     Robustness,
+    StepLog,
     WandbSetup,
 )
 from amr.classifier import FusionClassifier
@@ -227,7 +228,7 @@ class AmrCLI(LightningCLI):
             callbacks.append(Bar())
         if self.subcommand == "fit":
             self.lines.lines = not bar
-            callbacks.append(self.lines)
+            callbacks += [self.lines, StepLog()]
         kwargs["callbacks"] = [*given, *callbacks]
         kwargs["default_root_dir"] = init.trainer.default_root_dir or str(folder)
         trainer = super().instantiate_trainer(**kwargs)
