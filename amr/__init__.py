@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amr.cli.benchmark.command import benchmark as benchmark
     from amr.cli.benchmark.ensemble import ensemble as ensemble
     from amr.cli.demo import demo as demo
+    from amr.cli.methods import methods as methods
     from amr.cli.runs.commands import fit as fit
     from amr.cli.runs.commands import predict as predict
     from amr.cli.runs.commands import prepare as prepare
@@ -139,6 +140,7 @@ _HOME = {
     "benchmark": "cli.benchmark.command",
     "dashboard": "report.dashboard",
     "demo": "cli.demo",
+    "methods": "cli.methods",
     **dict.fromkeys(_COMMANDS, "cli.runs.commands"),
     "progress": "utils.streams",
     **dict.fromkeys(_METHODS, "regularizers"),

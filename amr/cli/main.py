@@ -57,6 +57,7 @@ COMMANDS = {
     ),
     "dashboard": Command("a W&B workspace and report over a project's runs", "amr.cli.dashboard"),
     "demo": Command("synthetic clips, naive fusion and fusion with AMR, the table and the page", "amr.cli.demo"),
+    "methods": Command("all methods: what each acts on, costs and needs; or one's options", "amr.cli.methods"),
     "configs": Command("list the configurations that come with amr, or copy one", "amr.cli.configs"),
     "completion": Command("a completion script for bash, zsh or fish", "amr.cli.keys.completion"),
 }

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from amr.regularizers.shared import EpochMeans, Window, flat_gradient, pieces, s
 from amr.utils.checkpoints import unimodal_accuracy
 from amr.utils.distributed import all_reduce_sum, mean_over_ranks, rank_and_world
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 Attribution = Literal["gradient_input", "integrated_gradients", "shapley", "output"]
 OptimizerName = Literal["sgd", "adam", "main"]
@@ -97,6 +98,9 @@ class AMR(Regularizer):
 
     name = "amr"
     title = "AMR"
+    signal = "attribution share of each modality"
+    ranges: ClassVar = {"lr": Range(0.02, 0.5, "log")}
+    reads = Regularizer.reads | {"losses", "on_gradients"}  # unless options take the penalty there
     suffix = True
     order = 90
     min_modalities = 2

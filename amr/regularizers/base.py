@@ -63,6 +63,7 @@ from amr.model.objective import Objective
 from amr.model.passes import Scores
 from amr.regularizers.shared import EpochMeans
 from amr.utils.errors import UserError, listed
+from amr.utils.names.ranges import Choices, Range
 from amr.utils.names.recorded import Recorded
 
 
@@ -206,6 +207,12 @@ class Regularizer(Recorded, nn.Module):
     """Whether the method is defined for several labels per clip: it asks for losses by `Step.cross_entropy` alone."""
     scales_gradients: ClassVar[bool] = False
     """Whether its effect is the size of gradients, which Adam and its like cancel."""
+    signal: ClassVar[str] = ""
+    """What it measures in training, in a few words, for the table of all methods; `nothing` if it is blind."""
+    reads: ClassVar[frozenset[str]] = frozenset({"on_epoch_start", "on_epoch_end"})
+    """Hooks by which, with its default options, it changes nothing but its own state."""
+    ranges: ClassVar[Mapping[str, Range | Choices]] = {}
+    """Ranges of its main options, over which `amr benchmark --tune` tries values; empty if nothing is to be tuned."""
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         super().__init_subclass__()

@@ -25,6 +25,7 @@ COMMANDS = {"fit": [], "analyze": ["--ckpt", "--clips"], "compare": ["--out"], "
         (["fit", "--wandb", "o"], ["offline", "online"]),
         (["fit", "--dominance.train", ""], ["false", "true"]),
         (["completion", "z"], ["zsh"]),
+        (["methods", "mm"], ["mmcosine", "mmpareto"]),
         (["analyze", "runs/"], []),
     ],
 )

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from amr.cli.keys import CONFIGURED
+from amr.cli.keys import CONFIGURED, catalogue
 from amr.cli.keys.schema import Key, read
 from amr.utils.names.configs import shipped
 
@@ -72,6 +72,8 @@ def words(typed: Sequence[str], commands: dict[str, list[str]]) -> list[str]:
         return _like(last, _names())
     if command == "configs" and previous == "copy":
         return _like(last, _names())
+    if command == "methods":
+        return _like(last, list(catalogue.read()))
     if command == "completion":
         return _like(last, SCRIPTS)
     if previous.startswith("--") and (key := keys.get(previous[2:])) is not None and not last.startswith("--"):

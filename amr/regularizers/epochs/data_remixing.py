@@ -1,5 +1,7 @@
 """Data Remixing: each clip trains the one modality that is least certain of it, modality after modality."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from amr.model import FusionModel
 from amr.model.passes import Scores, Seen, presence
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import UnimodalHeads, Window
+from amr.utils.names.ranges import Range
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -58,6 +61,8 @@ class DataRemixing(Regularizer):
 
     name = "data_remixing"
     title = "Data Remixing"
+    signal = "certainty of each modality's classifier, per training clip"
+    ranges: ClassVar = {"start_epoch": Range(0.1, 0.7, "epochs", least=1)}
     min_modalities = 2
     conflicts = frozenset({"mla"})  # whose turns train every modality on every batch
     heads: UnimodalHeads

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import EpochState, Regularizer
 from amr.regularizers.shared import EpochMeans, pieces
 from amr.utils.distributed import gather_objects, rank_and_world
+from amr.utils.names.ranges import Range
 
 
 def purity(labels: Tensor, clusters: Tensor) -> float:
@@ -73,6 +75,9 @@ class Relearning(Regularizer):
 
     name = "relearning"
     title = "Re-learning"
+    signal = "gap between the clusters' purity on train and validation, per encoder"
+    ranges: ClassVar = {"strength": Range(0.5, 10, "log")}
+    reads = frozenset({"on_epoch_end"})  # at an epoch's start it moves the encoders
     means: EpochMeans
 
     def __init__(self, epochs: Sequence[int] = (20, 40, 60), strength: float = 3.0) -> None:

@@ -1,6 +1,6 @@
 """SMV: clips are trained again by the modality that contributes too little to their prediction."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from amr.fusion.base import only
 from amr.model.passes import Scores, Seen, presence
 from amr.regularizers.base import Regularizer
 from amr.regularizers.shared import Window
+from amr.utils.names.ranges import Range
 
 Level = Literal["sample", "modality"]
 
@@ -86,6 +87,8 @@ class SMV(Regularizer):
 
     name = "smv"
     title = "SMV"
+    signal = "Shapley value of each modality for being right, per training clip"
+    ranges: ClassVar = {"start_epoch": Range(0.05, 0.6, "epochs")}
     min_modalities = 2
 
     def __init__(

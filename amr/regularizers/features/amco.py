@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import EpochMeans, Window
 from amr.utils.distributed import mean_over_ranks
+from amr.utils.names.ranges import Range
 
 MOST = 10.0
 """Largest factor by which the units that are left are raised, as in BalanceBenchmark's code."""
@@ -76,6 +78,9 @@ class AMCo(Regularizer):
 
     name = "amco"
     title = "AMCo"
+    signal = "share of each modality's own logits in the prediction"
+    ranges: ClassVar = {"threshold": Range(0.5, 0.8)}
+    reads = Regularizer.reads | {"on_gradients"}
     order = 15
     min_modalities = 2
     # It changes what the fused head sees, which is not what these learn from.

@@ -1,9 +1,12 @@
 """Dropout of penultimate features."""
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from amr.regularizers.base import Regularizer
+from amr.utils.names.ranges import Range
 
 
 class Dropout(Regularizer):
@@ -18,6 +21,8 @@ class Dropout(Regularizer):
 
     name = "dropout"
     title = "Dropout"
+    signal = "nothing"
+    ranges: ClassVar = {"p": Range(0.1, 0.7)}
     several_labels = True
     order = 20
 

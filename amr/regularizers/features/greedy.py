@@ -1,6 +1,7 @@
 """Greedy: gates between the modalities, held still for the one that learns too fast through them."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window, trained
 from amr.utils.distributed import mean_over_ranks
+from amr.utils.names.ranges import Range
 
 
 def relative_speed(parameters: Sequence[nn.Parameter]) -> float:
@@ -108,6 +110,9 @@ class Greedy(Regularizer):
 
     name = "greedy"
     title = "Greedy"
+    signal = "relative size of the gradients of gates and encoders: conditional learning speed"
+    ranges: ClassVar = {"threshold": Range(0.001, 0.1, "log")}
+    reads = Regularizer.reads | {"on_gradients"}
     min_modalities = 2
     # MLA's, AUG's and MMCosine's heads cannot be wrapped, or cannot stand behind gates.
     conflicts = frozenset({"mla", "aug", "mmcosine"})

@@ -1,6 +1,7 @@
 """MMCosine: every modality votes by cosines, so none wins by the length of its features or weights."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from amr.fusion.base import Fusion, pool_all
 from amr.regularizers.base import Regularizer
 from amr.regularizers.shared import trained
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
@@ -134,6 +136,8 @@ class MMCosine(Regularizer):
 
     name = "mmcosine"
     title = "MMCosine"
+    signal = "nothing"
+    ranges: ClassVar = {"scale": Range(3, 30, "log")}
     min_modalities = 2
 
     def __init__(self, scale: float = 10.0) -> None:

@@ -1,7 +1,7 @@
 """Modality dropout: whole encodings disappear, a clip at a time, never all of a clip's."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from amr.model import FusionModel, complete_masks
 from amr.regularizers.base import Regularizer
 from amr.utils.distributed import mean_over_ranks
+from amr.utils.names.ranges import Range
 
 Fill = Literal["zero", "mean"]
 
@@ -49,6 +50,8 @@ class ModalityDropout(Regularizer):
 
     name = "modality_dropout"
     title = "Modality dropout"
+    signal = "nothing"
+    ranges: ClassVar = {"p": Range(0.1, 0.5)}
     several_labels = True
     order = 10
     min_modalities = 2

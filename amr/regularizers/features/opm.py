@@ -1,7 +1,7 @@
 """OPM: the encoding of the modality that is ahead is dropped, the more often the further ahead it is."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from amr.model import FusionModel, complete_masks
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.gradients.ogm import global_mean, right_probabilities
 from amr.regularizers.shared import EpochMeans, Window
+from amr.utils.names.ranges import Range
 
 
 def drop_probabilities(scores: Tensor, base: float, slope: float) -> Tensor:
@@ -68,6 +69,9 @@ class OPM(Regularizer):
 
     name = "opm"
     title = "OPM"
+    signal = "probability of the true class by each modality's own logits"
+    ranges: ClassVar = {"base": Range(0.1, 0.9)}
+    reads = Regularizer.reads | {"on_gradients"}
     order = 11
     min_modalities = 2
     # They drop encodings too, so that a clip could lose everything; or they take the encodings as they were.

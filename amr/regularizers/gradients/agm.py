@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Step
 from amr.regularizers.gradients.ogm import EncoderModulation
 from amr.regularizers.shared import recombined
+from amr.utils.names.ranges import Range
 
 CAP = 10.0  # of τ − r
 MAX_ALPHA = 8.0  # exp(alpha * CAP) must be a single-precision number
@@ -107,6 +109,8 @@ class AGM(EncoderModulation):
 
     name = "agm"
     title = "AGM"
+    signal = "cross-entropy of each modality's Shapley value of the logits, against its past"
+    ranges: ClassVar = {"alpha": Range(0.1, 4, "log")}
     order = 61
     past: Tensor
     past_steps: Tensor

@@ -1,6 +1,7 @@
 """ARL: encoders' gradients are weighted towards the modality whose predictions vary least, against what is in use."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from amr.attribution import at_least_float32
 from amr.regularizers.base import Step
 from amr.regularizers.gradients.ogm import EncoderModulation
 from amr.regularizers.losses.multi_loss import unimodal_losses
+from amr.utils.names.ranges import Range
 
 
 def asymmetric_weights(entropy: Tensor, magnitude: Tensor, temperature: float, floor: float = 0.3) -> Tensor:
@@ -51,6 +53,8 @@ class ARL(EncoderModulation):
 
     name = "arl"
     title = "ARL"
+    signal = "entropy and size of each modality's own logits"
+    ranges: ClassVar = {"gamma": Range(0.1, 4, "log"), "temperature": Range(1, 20, "log")}
     order = 62
 
     def __init__(

@@ -1,7 +1,7 @@
 """AUG: the modalities take turns, and the weaker one's part of the head grows."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window, global_means
 from amr.utils.distributed import mean_over_ranks
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 
 def residual_weights(older: Tensor, label: Tensor, residual: float) -> Tensor:
@@ -136,6 +137,8 @@ class AUG(Regularizer):
 
     name = "aug"
     title = "AUG"
+    signal = "probability of the true class by each modality over an epoch"
+    ranges: ClassVar = {"every": Range(0.05, 0.3, "epochs", least=1)}
     min_modalities = 2
     # What these do to the fused prediction is not what a turn learns from; encoders that wait are moved by InfoReg;
     # Data Remixing leaves the turn's modality out of half of the batches; two heads cannot be wrapped.

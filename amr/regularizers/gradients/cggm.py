@@ -1,6 +1,7 @@
 """CGGM: classifiers beside the model say which encoder has learned least lately, and which way its modality pulls."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from amr.regularizers.base import Step
 from amr.regularizers.gradients.ogm import EncoderModulation
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import UnimodalHeads
+from amr.utils.names.ranges import Range
 
 
 def balance_of(gains: Tensor) -> Tensor:
@@ -62,6 +64,8 @@ class CGGM(EncoderModulation):
 
     name = "cggm"
     title = "CGGM"
+    signal = "gain of each modality's classifier in accuracy since the last step"
+    ranges: ClassVar = {"factor": Range(0.5, 3, "log"), "direction_weight": Range(0.05, 1, "log")}
     order = 64
     heads: UnimodalHeads
     accuracy: Tensor

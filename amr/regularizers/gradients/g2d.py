@@ -1,7 +1,7 @@
 """G2D: unimodal teachers are distilled, and the encoder whose teacher is the more certain waits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from amr.regularizers.gradients.ogm import Modulated, check_modulated, modulated
 from amr.regularizers.losses.umt import UMT, distillation_loss, teacher_divergences
 from amr.regularizers.shared import EpochMeans, Window
 from amr.utils.distributed import all_reduce_sum
+from amr.utils.names.ranges import Range
 
 
 def suppressed(confidence: Tensor) -> Tensor:
@@ -44,6 +45,8 @@ class G2D(UMT):
 
     name = "g2d"
     title = "G2D"
+    signal = "probability of the true class by each teacher"
+    ranges: ClassVar = {"features_weight": Range(0.1, 10, "log"), "end_epoch": Range(0.25, 1, "epochs", least=1)}
     order = 60
     conflicts = frozenset({"umt"})
     scales_gradients = True

@@ -1,7 +1,7 @@
 """InfoReg: while a modality still takes up information fast, the one that is ahead is held near its epoch's start."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from amr.regularizers.shared import (
     trained,
 )
 from amr.utils.distributed import mean_over_ranks
+from amr.utils.names.ranges import Range
 
 HISTORY = 11  # epochs: two means of ten, one epoch apart
 Scores = Literal["mean", "sum"]
@@ -73,6 +74,8 @@ class InfoReg(Regularizer):
 
     name = "info_reg"
     title = "InfoReg"
+    signal = "probability of the true class by each modality's classifier; growth of each encoder's gradients"
+    ranges: ClassVar = {"beta": Range(0.1, 5, "log")}
     order = 55
     min_modalities = 2
     # An encoder that waits for its turn would be moved towards the epoch's start.

@@ -1,7 +1,7 @@
 """MLA: the modalities take turns with one shared head, and a later one may not undo what an earlier one taught it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.utils.distributed import mean_over_ranks
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Choices
 
 Mixing = Literal["entropy", "mean"]
 
@@ -100,6 +101,8 @@ class MLA(Regularizer):
 
     name = "mla"
     title = "MLA"
+    signal = "entropy of each modality's prediction; directions that earlier encodings span"
+    ranges: ClassVar = {"mixing": Choices(("entropy", "mean"))}
     min_modalities = 2
     # Dropout changes what the fused head sees, which is not what a turn learns from; both heads cannot be wrapped.
     conflicts = frozenset({"dropout", "modality_dropout", "mmcosine"})

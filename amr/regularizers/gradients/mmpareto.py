@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from amr.regularizers.shared import (
     set_gradient,
     trained,
 )
+from amr.utils.names.ranges import Range
 
 
 def min_norm_weights(multi: Tensor, uni: Tensor) -> Tensor:
@@ -90,6 +92,8 @@ class MMPareto(Regularizer):
 
     name = "mmpareto"
     title = "MMPareto"
+    signal = "whether an encoder's fused and unimodal gradients agree"
+    ranges: ClassVar = {"gamma": Range(0.75, 3, "log")}
     several_labels = True
     order = 40  # before the methods that scale the encoders' gradients, whose work is then on the merged ones
     min_modalities = 2

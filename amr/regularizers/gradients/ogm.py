@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window
 from amr.utils.distributed import mean_over_ranks
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 Modulated = Literal["conv", "all"]
 
@@ -178,6 +179,8 @@ class OGM(EncoderModulation):
 
     name = "ogm"
     title = "OGM"
+    signal = "probability of the true class by each modality's own logits"
+    ranges: ClassVar = {"alpha": Range(0.1, 1)}
     order = 60
     conflicts = frozenset({"ogm_ge"})
 
@@ -219,6 +222,8 @@ class OGMGE(OGM):
 
     name = "ogm_ge"
     title = "OGM-GE"
+    signal = "probability of the true class by each modality's own logits"
+    ranges: ClassVar = {"alpha": Range(0.1, 1)}
     conflicts = frozenset({"ogm"})
 
     @torch.no_grad()

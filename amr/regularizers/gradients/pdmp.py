@@ -1,6 +1,7 @@
 """PDMP: the encoder of the modality that is best by itself takes the largest steps."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Step
 from amr.regularizers.gradients.ogm import EncoderModulation
 from amr.utils.errors import UserError, listed
+from amr.utils.names.ranges import Range
 
 
 class PDMP(EncoderModulation):
@@ -30,6 +32,8 @@ class PDMP(EncoderModulation):
 
     name = "pdmp"
     title = "PDMP"
+    signal = "nothing: the better modality is named"
+    ranges: ClassVar = {"factor": Range(1, 3)}
     order = 63
     several_labels = True
 

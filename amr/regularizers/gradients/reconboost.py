@@ -1,6 +1,7 @@
 """ReconBoost: one modality at a time learns what the others leave, and then all learn together."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import global_means
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 
 def stage_of(epoch: int, boosting: int, rectifying: int) -> tuple[int, bool]:
@@ -59,6 +61,8 @@ class ReconBoost(Regularizer):
 
     name = "reconboost"
     title = "ReconBoost"
+    signal = "what the other modalities' logits leave of the labels"
+    ranges: ClassVar = {"boosting_epochs": Range(0.05, 0.3, "epochs", least=1), "agreement": Range(0.1, 2, "log")}
     min_modalities = 2
     # As for MLA: a stage learns from one modality's encoding, whole and of every clip.
     conflicts = frozenset(

@@ -1,6 +1,6 @@
 """CML: the prediction may not become more confident when a modality is taken away."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from amr.attribution import at_least_float32
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import Window, global_means, recombined
+from amr.utils.names.ranges import Range
 
 Hinge = Literal["clip", "batch"]
 
@@ -52,6 +53,8 @@ class CML(Regularizer):
 
     name = "cml"
     title = "CML"
+    signal = "confidence with and without each modality"
+    ranges: ClassVar = {"weight": Range(0.1, 10, "log")}
     min_modalities = 2
     # The full prediction's confidence would reach the encoders, past the cut.
     conflicts = frozenset({"dgl"})

@@ -1,7 +1,7 @@
 """DGL: the fused loss trains the head alone, and each encoder learns by what its modality says by itself."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 from torch.func import functional_call
@@ -10,6 +10,7 @@ from amr.fusion.base import Fusion, only
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import Window
+from amr.utils.names.ranges import Range
 
 
 def frozen_unimodal_logits(head: Fusion, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,6 +41,8 @@ class DGL(Regularizer):
 
     name = "dgl"
     title = "DGL"
+    signal = "nothing"
+    ranges: ClassVar = {"alpha": Range(0.5, 8, "log")}
     several_labels = True
     order = 5  # before methods that mask encodings, which then see them detached
     min_modalities = 2

@@ -1,5 +1,7 @@
 """Greedy gradient ensemble: the model learns what the dominant modality alone leaves unexplained."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window, global_means
 from amr.utils.errors import UserError, listed
+from amr.utils.names.ranges import Range
 
 
 def residual_targets(labels_one_hot: Tensor, bias_probabilities: Tensor) -> Tensor:
@@ -49,6 +52,8 @@ class GGE(Regularizer):
 
     name = "gge"
     title = "GGE"
+    signal = "running cross-entropy of each modality's own classifier"
+    ranges: ClassVar = {"start_epoch": Range(0, 0.5, "epochs")}
     min_modalities = 2
     running: Tensor
 

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from amr.model.batches import made_up
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import UnimodalHeads, global_means
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 Mode = Literal["online", "offline"]
 FUSED = "fused"
@@ -78,6 +79,8 @@ class GradientBlending(Regularizer):
 
     name = "gradient_blending"
     title = "G-Blend"
+    signal = "each head's loss on training clips that are held out, against the others'"
+    ranges: ClassVar = {"super_epoch": Range(0.1, 0.5, "epochs", least=2)}
     several_labels = True
     min_modalities = 2
 

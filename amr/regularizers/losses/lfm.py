@@ -1,7 +1,7 @@
 """LFM: the modalities' predictions are drawn together, by a weight that follows a schedule or is learned."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window, global_means, trained
 from amr.utils.distributed import all_reduce_sum
+from amr.utils.names.ranges import Range
 
 Integration = Literal["schedule", "learned"]
 MOST = 0.95  # of the learned weight, and 0.05 the least: the released code's bounds
@@ -62,6 +63,9 @@ class LFM(Regularizer):
 
     name = "lfm"
     title = "LFM"
+    signal = "divergence between the modalities' predictions"
+    ranges: ClassVar = {"weight": Range(0.05, 0.5)}
+    reads = Regularizer.reads | {"on_gradients"}
     min_modalities = 2
     means: EpochMeans
     alpha: Tensor

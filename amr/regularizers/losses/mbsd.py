@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from amr.attribution import at_least_float32
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import Window, global_means
+from amr.utils.names.ranges import Range
 
 Divergence = Literal["distribution", "released"]
 
@@ -75,6 +76,8 @@ class MBSD(Regularizer):
 
     name = "mbsd"
     title = "MBSD"
+    signal = "difference of the modalities' probabilities of the true class, per clip"
+    ranges: ClassVar = {"logits_weight": Range(0.1, 10, "log"), "divergence_weight": Range(0.1, 10, "log")}
     min_modalities = 2
 
     def __init__(

@@ -1,7 +1,7 @@
 """MCR: every modality is made to matter, by what the prediction does when its encoding is another clip's."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import UnimodalHeads, Window, recombined
 from amr.utils.errors import UserError
+from amr.utils.names.ranges import Range
 
 Game = Literal["greedy", "independent", "collaborative"]
 
@@ -76,6 +77,8 @@ class MCR(Regularizer):
 
     name = "mcr"
     title = "MCR"
+    signal = "how far the prediction moves when a modality is another clip's"
+    ranges: ClassVar = {"weight": Range(0.01, 1, "log")}
     min_modalities = 2
     heads: UnimodalHeads
 

@@ -1,6 +1,7 @@
 """MIDAS: clips whose modalities come from two classes are labelled by both, as far as each modality is sure."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.losses.multi_loss import unimodal_losses
 from amr.regularizers.shared import EpochMeans, UnimodalHeads, Window, recombined
 from amr.utils.distributed import all_reduce_sum
+from amr.utils.names.ranges import Range
 
 
 def soft_targets(kept: Tensor, swapped: Tensor) -> Tensor:
@@ -63,6 +65,9 @@ class MIDAS(Regularizer):
 
     name = "midas"
     title = "MIDAS"
+    signal = "confidence of each modality's classifier, and the likeness of swapped encodings"
+    ranges: ClassVar = {"weight": Range(0.1, 4, "log")}
+    reads = Regularizer.reads | {"on_gradients"}
     min_modalities = 2
     heads: UnimodalHeads
     means: EpochMeans

@@ -1,6 +1,7 @@
 """Multi-loss: every modality also learns by a classifier of its own, with no balancing at all."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from amr.attribution import at_least_float32
 from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import UnimodalHeads, global_means
+from amr.utils.names.ranges import Range
 
 
 class MultiLoss(Regularizer):
@@ -26,6 +28,8 @@ class MultiLoss(Regularizer):
 
     name = "multi_loss"
     title = "Multi-loss"
+    signal = "nothing"
+    ranges: ClassVar = {"weight": Range(0.1, 10, "log")}
     several_labels = True
     heads: UnimodalHeads
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from amr.model import FusionModel
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import EpochMeans, Window, global_means
 from amr.utils.distributed import all_reduce_sum
+from amr.utils.names.ranges import Range
 
 
 def prototype_log_probabilities(encoding: Tensor, prototypes: Tensor, known: Tensor | None = None) -> Tensor:
@@ -104,6 +106,8 @@ class PMR(Regularizer):
 
     name = "pmr"
     title = "PMR"
+    signal = "probability of the true class by distances to class prototypes"
+    ranges: ClassVar = {"alpha": Range(0.25, 4, "log")}
     min_modalities = 2
 
     prototypes: Tensor

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from amr.attribution import at_least_float32
 from amr.regularizers.base import Regularizer, Step
 from amr.regularizers.shared import Window, global_means
+from amr.utils.names.ranges import Range
 
 
 def spoilt(encoding: Tensor, least: float, most: float, generator: torch.Generator) -> Tensor:
@@ -58,6 +60,8 @@ class SynIB(Regularizer):
 
     name = "synib"
     title = "SynIB"
+    signal = "certainty of the prediction where one modality is spoilt"
+    ranges: ClassVar = {"weight": Range(0.01, 1, "log")}
     min_modalities = 2
 
     def __init__(

@@ -72,6 +72,7 @@ class TCMax(Regularizer):
 
     name = "tcmax"
     title = "TCMax"
+    signal = "logits of all re-paired clips of the batch"
     min_modalities = 2
     # They change what the head sees of a clip, and the re-paired clips' logits would be of other encodings.
     conflicts = frozenset({"dropout", "modality_dropout", "mla"})

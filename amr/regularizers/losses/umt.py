@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from amr.model import FusionModel, complete_masks, fusion_model
 from amr.regularizers.base import Regularizer, Step
 from amr.utils.errors import UserError, listed
 from amr.utils.names.places import checkpoint_of
+from amr.utils.names.ranges import Range
 
 
 def distillation_loss(encodings: Mapping[str, Tensor], teacher_encodings: Mapping[str, Tensor]) -> Tensor:
@@ -101,6 +102,8 @@ class UMT(Regularizer):
 
     name = "umt"
     title = "UMT"
+    signal = "distance of each encoding, or of the prediction, to unimodal teachers'"
+    ranges: ClassVar = {"features_weight": Range(0.1, 10, "log")}
     min_modalities = 2
 
     def __init__(self, teachers: dict[str, Any], features_weight: float = 1.0, predictions_weight: float = 0.0) -> None:
