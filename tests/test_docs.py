@@ -61,7 +61,8 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
         "--clips 2 --samples 8 --ckpt SMALL",
     ),  # of a small model; a page's own may be a ResNet
     (r"export .*", "--ckpt SMALL"),
-    (r"benchmark .*", "--dry_run --only naive --seeds 0"),
+    (r"benchmark .*", "--dry_run --seeds 0"),
+    (r"benchmark (?!.*--only ).*", "--only naive"),
 ]
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why

@@ -38,9 +38,15 @@ from amr.utils.files import write_text
 from amr.utils.html import document
 from amr.utils.readers import printable
 
+Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
+
 
 def write_report(
-    runs: Sequence[Run], out: str | Path, command: str | None = None, rows: Sequence[Row] | None = None
+    runs: Sequence[Run],
+    out: str | Path,
+    command: str | None = None,
+    rows: Sequence[Row] | None = None,
+    tables: Sequence[Section] = (),
 ) -> None:
     """Write the page: one HTML file that loads nothing, put in place in one step.
 
@@ -51,6 +57,7 @@ def write_report(
         out: The file, ending in .html; its folder is made.
         command: How the page says it can be made again; default: from the runs' paths.
         rows: The runs' summary, where it is there already.
+        tables: Further sections: title, caption, head and body of a table.
 
     Raises:
         UserError: `out` is not an .html file or cannot be written.
@@ -59,10 +66,10 @@ def write_report(
     if command is None:
         command = shlex.join(["amr", "compare", *(str(run.path) for run in runs), "--out", str(out)])
     check_target(out, ".html")
-    write_text(out, _page(runs, printable(command), summarise(runs) if rows is None else rows))
+    write_text(out, _page(runs, printable(command), summarise(runs) if rows is None else rows, tables))
 
 
-def _page(runs: Sequence[Run], command: str, rows: Sequence[Row]) -> str:
+def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequence[Section]) -> str:
     shown_rows, further = leading(rows)
     datasets = sorted({run.dataset for run in runs})
     methods = len({row.method for row in rows})
@@ -99,6 +106,8 @@ def _page(runs: Sequence[Run], command: str, rows: Sequence[Row]) -> str:
         parts.append(f"Band: lowest to highest seed.{small}</p>")
         figures = "".join(_figure(plot) for plot in plots if plot.dataset == dataset)
         parts.append(f'<div class="plots">{figures}</div>')
+    for heading, caption, head, body in tables:
+        parts += [f"<h2>{escape(heading)}</h2>", _table(caption, head, body)]
     parts += [
         *_robustness(shown_rows),
         *_class_tables(shown_rows),

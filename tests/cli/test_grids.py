@@ -14,10 +14,11 @@ from amr.cli.benchmark.command import _wandb_of
 from amr.cli.benchmark.grid import Grid
 from amr.cli.benchmark.plan import Cell, Row, make_cells, read_grid
 from amr.cli.benchmark.possible import check_cells
+from amr.cli.benchmark.trials import candidates, ranges_of
 from amr.encoders import Encoder
 from amr.utils import readers
 from amr.utils.errors import UserError
-from tests.cli.cells import finish
+from tests.cli.cells import finish, section_of
 from tests.conftest import REPOSITORY
 
 ENCODERS = {"audio": {"class_path": "amr.encoders.SmallCNN"}, "video": {"class_path": "amr.encoders.SmallFrameCNN"}}
@@ -85,29 +86,6 @@ class Odd(Encoder):
         raise RuntimeError("needs its data")
 
 
-def section_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """The `model` section of a row's arguments."""
-
-    def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-        for key, value in more.items():
-            if isinstance(value, dict) and isinstance(into.get(key), dict) and "class_path" not in value:
-                merge(into[key], value)
-            else:
-                into[key] = value
-
-    model: dict[str, Any] = {}
-    for argument in arguments:
-        key, _, value = argument.removeprefix("--").partition("=")
-        if argument.endswith(".yaml"):
-            merge(model, (yaml.safe_load(Path(argument).read_text()) or {}).get("model") or {})
-        elif key.startswith("model."):
-            given: Any = yaml.safe_load(value)
-            for name in reversed(key.split(".")[1:]):
-                given = {name: given}
-            merge(model, given)
-    return model
-
-
 def test_the_grids_that_come_with_amr_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 1's rows are rows of the larger grid."""
     monkeypatch.chdir(REPOSITORY)
@@ -123,6 +101,22 @@ def test_balance_has_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {row.name for row in read_grid(Path("configs/benchmarks/balance.yaml"))[1]}
     methods = {file.stem for file in Path("configs/methods").glob("*.yaml")} - {"amr"}
     assert rows >= {name for each in ("naive", *methods) for name in (each, f"{each}+amr")}
+
+
+def test_balance_gives_every_row_as_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer where there are fewer values, one where there is no range."""
+    monkeypatch.chdir(REPOSITORY)
+    base, rows = read_grid(Path("configs/benchmarks/balance.yaml"))
+    epochs = {"trainer": {"max_epochs": 20}}
+    cells = [Cell(row, 0, (), {"model": section_of([*base, *row.arguments]), **epochs}) for row in rows]
+    lists = candidates(rows, cells, 4)
+    several = {cell.row.name: bool(ranges_of(cell.config)) for cell in cells if not cell.row.ensemble}
+    assert {name: len(each) for name, each in lists.items() if len(each) < 4} == {
+        **{name: 1 for name, tuned in several.items() if not tuned},
+        "mla": 2,
+    }
+    assert [name for name, tuned in several.items() if not tuned] == ["audio", "video", "naive", "late_tuned", "tcmax"]
+    assert all(len(set(each)) == len(each) for each in lists.values())
 
 
 def test_a_grid_reads_each_run_and_lists_its_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ BALANCE_BENCHMARK = {  # GeWu-Lab/BalanceBenchmark 02cae3a, README, "Algorithms 
     "ReconBoost": "reconboost",
 }
 READ = catalogue.read()
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 DIR/ holds runs/<row>-s<seed>-<hash>/, logs/, cells/<hash>.json (a record a finished cell), and the outcome:
 results.parquet, table.md, report.html and grid.json. A cell is known by the hash of its resolved configuration. With
-`tuning` in the grid, tuning.json says what was tried and chosen.
+`tuning` in the grid, or `--tune`, they and tuning.json say what was tried and chosen.
 """
 
 import json
@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from amr.cli.benchmark.chosen import Chosen
 from amr.cli.benchmark.grid import Grid
 from amr.cli.benchmark.plan import Row, data_arguments, make_cells, needed, read_grid
 from amr.cli.benchmark.possible import check_cells
 from amr.cli.benchmark.resolve import prepare_stores, resolver
+from amr.cli.benchmark.trials import candidates
 from amr.cli.benchmark.tuning import read_tuning, tuned
 from amr.cli.keys.check import check
 from amr.cli.parser import Parser
 from amr.utils.errors import Stopped, UserError
 from amr.utils.files import locked, sweep
 from amr.utils.names.configs import find_config
+from amr.utils.readers import read_object
 from amr.utils.streams import status
 
 
@@ -59,6 +62,7 @@ def benchmark(
     only: Sequence[str] = (),
     wandb: Literal["offline", "online", "disabled"] | None = None,
     project: str = "amr",
+    tune: int | None = None,
     dry_run: bool = False,
     options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
     command: str = "amr.benchmark",
@@ -74,6 +78,8 @@ def benchmark(
         only: Names of the rows to keep, besides the teachers that they need; all if empty.
         wandb: W&B's mode for every cell; None for what the grid's `base` says, else `offline`.
         project: W&B project.
+        tune: Trials of every row on the first seed, at least 2, over the ranges that its methods declare, in place of
+            the grid's own `tuning`; validation chooses. None for the grid's own.
         dry_run: Whether to train nothing, and only say what is finished and what would be run.
         options: Further keys of every cell, before its row's own, such as `{"trainer.max_epochs": 10}`; pairs where a
             key comes twice.
@@ -94,9 +100,11 @@ def benchmark(
     file = find_config(grid, folders=("benchmarks",))
     base, rows = read_grid(file)
     lists, seeds = read_tuning(file, rows), list(dict.fromkeys(seeds))
+    if tune is not None and lists:
+        status("benchmark: --tune takes the place of the grid's own `tuning`")
     rows = needed(rows, only)
     mode = ["--wandb", wandb or _wandb_of(base), "--project", project]
-    pairs = options.items() if isinstance(options, Mapping) else options
+    pairs = list(options.items() if isinstance(options, Mapping) else options)
     further = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in pairs]
     common = check([*data_arguments(data), *base, *further])
     status(f"benchmark: resolving the configurations of {grid}")  # about 1 s each
@@ -109,6 +117,8 @@ def benchmark(
 
     # What is wrong is told before anything is trained.
     grids = [planned(rows, seeds, only)]
+    if tune is not None:
+        lists = candidates(rows, grids[0].cells, tune, (key for key, _ in pairs))
     if lists and not dry_run:
         tuned(rows, lists, lambda rows: planned(rows, seeds[:1], trial=True))
     if dry_run:
@@ -140,6 +150,8 @@ def benchmark(
                     rows, lists, lambda rows: trained(planned(rows, seeds[:1], trial=True)), out / "tuning.json"
                 )
                 grids.append(planned(tries, seeds, only))
+                record = read_object(out / "tuning.json")
+                grids[-1].chosen = Chosen(seeds[0], record, max(len(lists[name]) for name in record))
             final = trained(grids[-1])
         except _Stopped as stopped:
             grids[-1].stop()
@@ -180,6 +192,8 @@ def run(arguments: Sequence[str]) -> int:
         choices=["offline", "online", "disabled"],
         help="W&B's mode (the grid's, else offline)",
     )
+    about = "trials of every row on the first seed, over its methods' ranges; validation chooses"
+    parser.add_argument("--tune", type=int, metavar="N", help=about)
     parser.add_argument("--project", default="amr", help="W&B project (amr)")
     parser.add_argument("--dry_run", action="store_true", help="print what is finished and what would be run")
     options, further = parser.parse_known_args(list(arguments))
@@ -195,6 +209,7 @@ def run(arguments: Sequence[str]) -> int:
             only=options.only,
             wandb=options.wandb,
             project=options.project,
+            tune=options.tune,
             dry_run=options.dry_run,
             options=_pairs(further),
             command=shlex.join(["amr", "benchmark", *arguments]),

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from amr.cli.benchmark.cell import cell_process, forkserver
+from amr.cli.benchmark.chosen import HEAD, Chosen
 from amr.cli.benchmark.machine import cores, machine
 from amr.cli.benchmark.plan import Cell, teachers_argument
 from amr.cli.benchmark.times import busy_seconds, duration, time_left
@@ -39,6 +40,7 @@ class Grid:
         wandb: W&B's mode and project, as arguments.
         command: The command, for the records.
         tables: Whether `write` writes anything; False for trials, which are no result.
+        chosen: What validation chose of each row's trials; None if there were none.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Grid:
         wandb: Sequence[str] = (),
         command: str = "",
         tables: bool = True,
+        chosen: Chosen | None = None,
     ) -> None:
-        self.tables = tables
+        self.tables, self.chosen = tables, chosen
         self.cells, self.out, self.jobs, self.wandb, self.command = list(cells), out, jobs, list(wandb), command
         # What the user's own grid names, its teachers' and runs' files may name.
         self.trust = [
@@ -227,9 +230,12 @@ class Grid:
         self._runs |= {cell: read_run(self.folder(cell)) for cell in finished if cell not in self._runs}
         runs = [self._runs[cell] for cell in finished]
         write_results(runs, self.out / "results.parquet")
-        write_text(self.out / "table.md", f"{table_text(runs)}\n")
+        chosen = self.chosen
+        text = table_text(runs) if chosen is None else f"{table_text(runs)}\n\n{chosen.text()}"
+        write_text(self.out / "table.md", f"{text}\n")
         if page:
-            write_report(runs, self.out / "report.html", self.command)
+            sections = [] if chosen is None else [(chosen.title, chosen.caption, HEAD, chosen.body())]
+            write_report(runs, self.out / "report.html", self.command, tables=sections)
         write_text(self.out / "grid.json", f"{json.dumps(self.facts(), indent=1)}\n")
         self._written, self._is_behind = time.monotonic(), False
         self._cost = self._written - began
@@ -250,6 +256,7 @@ class Grid:
             "failed": {cell.name: reason for cell, reason in self.failed.items()},
             "hours": round(busy_seconds([(end - seconds, end) for seconds, end in ended]) / 3600, 3),
             "seconds_a_run": {"median": median(whole), "max": max(whole), "runs": len(whole)} if whole else None,
+            "tuning": None if self.chosen is None else self.chosen.facts(),
             "versions": [dict(v) for v in sorted({tuple(record["versions"].items()) for record in records})],
         }
 
