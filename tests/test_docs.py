@@ -62,7 +62,7 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
     ),  # of a small model; a page's own may be a ResNet
     (r"export .*", "--ckpt SMALL"),
     (r"benchmark .*", "--dry_run --seeds 0"),
-    (r"benchmark (?!.*--only ).*", "--only naive"),
+    (r"benchmark (?!.*--tune ).*", "--only naive"),
 ]
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why

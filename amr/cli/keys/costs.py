@@ -74,7 +74,8 @@ def _counting(kind: type[Fusion]) -> type[Fusion]:
             Counted.counts["head" if Counted.within else "heads"] += rows
 
     def seen() -> int:
-        return sum((Counted.counts or {}).get(key, 0) for key in ("head", "heads"))
+        counts = Counted.counts or Counter[str]()
+        return counts["head"] + counts["heads"]
 
     class Counting(kind):  # type: ignore[misc, valid-type]
         def fuse(self, encodings: Any) -> Any:
@@ -166,7 +167,8 @@ def rows(kind: type[Regularizer], modalities: int, clips: int, *, val: bool = Tr
         def on_validation_start(self, *_: Any) -> None:
             Counted.counts = None
 
-        on_validation_end = on_train_epoch_start
+        def on_validation_end(self, trainer: pl.Trainer, _: Any) -> None:
+            self.on_train_epoch_start(trainer, _)
 
         def on_train_batch_start(self, trainer: pl.Trainer, _: Any, batch: Any, *__: Any) -> None:
             if trainer.current_epoch == 1:
@@ -193,7 +195,7 @@ def rows(kind: type[Regularizer], modalities: int, clips: int, *, val: bool = Tr
             callbacks=[Second()],
         )
         try:
-            trainer.fit(model, *loaders[: 1 + val])
+            trainer.fit(model, loaders[0], loaders[1] if val else None)
         finally:
             Counted.counts = None
     encoders = sum(count for role, count in counts.items() if role in model.model.encoders)
