@@ -15,10 +15,10 @@ from amr.callbacks.tables import log_table
 class WandbSetup(pl.Callback):
     """Defines the metrics' axes and summaries, and files what identifies the run, so that dashboards need no set-up.
 
-    Every `train/`, `val/` and `test/` metric is drawn over epochs, and `step/` metrics over optimizer steps; the summary
-    keeps the last values, the best validation accuracy and mAP, and the lowest loss. What validation finds by class in
-    each epoch is one table, `per_class_epochs`, logged at the end of training; a resumed run's has all epochs. Without a
-    W&B logger it does nothing.
+    Every `train/`, `val/` and `test/` metric is drawn over epochs, and `step/` metrics over optimizer steps. The
+    summary keeps the last values, the best validation accuracy and mAP, and the lowest loss. What validation finds by
+    class in each epoch is one table, `per_class_epochs`, logged at the end of training; a resumed run's has all epochs.
+    Without a W&B logger it does nothing.
 
     Args:
         facts: Flat facts for the run's config: `method`, `dataset`, `seed`, ...
