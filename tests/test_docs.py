@@ -67,6 +67,7 @@ LIMITS = [  # added to a command that matches, so that it takes a second; its ow
 
 PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"amr demo.*": "minutes; CI has its parts: fit, compare",
+    r"amr fit \.\.\. (--model\.fusion \S+ )?--config configs/methods/\w+\.yaml": "tests/test_methods.py trains each",
     r"amr site .*with-amr.*": "a second analysis; tests/report/site/test_grid.py makes two",
     r"amr fit .*--model\.encoders\.\w+\.weights (MViT|WAV2VEC2|ViT).*": "downloads weights; tests/encoders",
     r"amr prepare .*--scheduler .*": "needs a Dask cluster; tests/datamodules/store/test_prepare_faults.py has one",
