@@ -69,7 +69,7 @@ def test_rows_by_hand() -> None:
         "ogm": [3, 3, 4],  # and its own logits of each modality
         "agm": [4, 4, 8],  # and 2^M - 1 sets
         "tcmax": [5, 9, 17],  # and all pairs: B per clip; all triples: B^2
-        "mcr": [130, 130, 290],  # the reference; 32 permutations by M modalities, each with and without gradient; ...
+        "mcr": [130, 130, 290],  # and the reference, and 32 permutations of each of M modalities, once for each encoder
         "mla": [2, 2, 3],
     }
     assert {name: READ[name]["rows"]["head"] for name in by_hand} == by_hand
