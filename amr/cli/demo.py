@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def demo(
     epochs: int = EPOCHS,
     explained: int = EXPLAINED,
 ) -> str:
-    """Makes the synthetic clips, trains naive fusion and fusion with AMR on them, compares and explains the two.
+    """Makes the synthetic clips, trains and tests naive fusion and fusion with AMR, compares and explains the two.
 
     In the clips, sound tells the class 95 times in 100 and the picture 60 times, so naive fusion leans on sound. What
     is there already is not made again: an interrupted demo is completed.
@@ -54,7 +55,7 @@ def demo(
         raise UserError(f"--clips={clips}: must be at least 60, ten for each class")
     from amr.cli.fit import run as run_command
     from amr.cli.runs.commands import run_prepare
-    from amr.report import compare
+    from amr.report import compare, read_run
     from amr.report.site import write_site
 
     out = Path(out)
@@ -82,6 +83,8 @@ def demo(
         status(f"\n{name}: {epochs} epochs")
         resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
         run_command(["fit", *data, *training, *method, "--name", name, *resume])
+        if not read_run(out / "runs" / name).test:
+            run_command(["test", "--ckpt_path", str(out / "runs" / name / "checkpoints/best.ckpt")])
     table = compare([out / "runs"], out / "report.html", picture)
     if explained:
         analyses = [_analyze(out, name, explained) for name in ("naive", "amr")]
@@ -117,4 +120,8 @@ def run(options: argparse.Namespace) -> int:
     table = demo(options.out, options.picture, **sizes)
     site = f"\nSite: {options.out / 'site' / 'index.html'}" if options.explained else ""
     print(f"\n{table}\n\nPage: {options.out / 'report.html'}{site}")
+    print("To train one again:")
+    for name in ("naive", "amr"):
+        config = shlex.quote(str(options.out / "runs" / name / "config.yaml"))
+        print(f"  amr fit --config {config} --name {name}-again --ckpt_path null")
     return 0
