@@ -91,14 +91,14 @@ def _towers(cells: int) -> nn.Module:
 
 
 TASKS = {
-    "shapes": Task("CLEVR / CNN-LSTM-SA", picture_samples.shapes, _questions(lambda d: m.StackedAttention(d, 6)), 700,
+    "shapes": Task("CLEVR / CNN-LSTM-SA", picture_samples.shapes, _questions(lambda d: m.StackedAttention(d, 6)), 1200,
                    5e-3, 4),
     "sentiment": Task("CMU-MOSEI / MulT", sentiment_samples.sentiment, _mult, 250, 3e-3, 1),
     "patients": Task("MIMIC / late fusion", patient_samples.patients, _late, 500, 5e-3, 2),
     "captions": Task("Flickr30k / CLIP", picture_samples.captions, _towers, 500, 5e-3, 2, m.contrastive),
-    "shapes_low_rank": Task("MM-IMDb / LRTF", picture_samples.shapes, _questions(lambda d: LowRank(d, 6)), 400, 5e-3,
+    "shapes_low_rank": Task("MM-IMDb / LRTF", picture_samples.shapes, _questions(lambda d: LowRank(d, 6)), 800, 5e-3,
                             4),
-    "shapes_together": Task("VQA 2.0 / LXMERT, Flickr30k / ViLT", picture_samples.shapes, _together, 700, 2e-3, 4),
+    "shapes_together": Task("VQA 2.0 / LXMERT, Flickr30k / ViLT", picture_samples.shapes, _together, 1000, 2e-3, 4),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ WORDS = (
 GRID, CELL = 4, 8  # cells a side; pixels a side of a cell
 OBJECTS = 3
 QUESTION, CAPTION = 6, 7  # words
+GREY = 0.1  # of an empty cell
 _ID = {word: i for i, word in enumerate(WORDS)}
 _RGB = torch.tensor([[0.9, 0.15, 0.15], [0.15, 0.8, 0.2], [0.2, 0.3, 0.95]])
 
@@ -143,18 +144,19 @@ def cells(count: int, seed: int = 0, noise: float = 0.05) -> tuple[Tensor, Tenso
 
 def _kinds(text: str) -> dict[str, Kind]:
     """Words, and the cells of the grid."""
-    return {text: Kind("tokens", vocabulary=WORDS), "image": Kind("image", blocks=(GRID, GRID), coarse=(GRID, GRID))}
+    picture = Kind("image", blocks=(GRID, GRID), coarse=(GRID, GRID), baseline=GREY)  # an empty cell in a cell's place
+    return {text: Kind("tokens", vocabulary=WORDS), "image": picture}
 
 
 def _pictures(generator: torch.Generator, count: int, noise: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures (N, 3, 32, 32), and the colour and the cell of each of their three shapes, (N, 3)."""
     colour, cell = orders(generator, count, OBJECTS), orders(generator, count, GRID**2)[:, :OBJECTS]
-    pixels = torch.full((count, GRID, GRID, CELL, CELL, 3), 0.1)
+    pixels = torch.full((count, GRID, GRID, CELL, CELL, 3), GREY)
     masks, rows = _masks(), torch.arange(count)
     for k in range(OBJECTS):
         shifted = masks[k][drawn(generator, count, 9)]  # (N, 8, 8)
         shine = 0.8 + 0.2 * torch.rand(count, 1, 1, 1, generator=generator)
-        drawing = torch.where(shifted[..., None], _RGB[colour[:, k]][:, None, None] * shine, torch.tensor(0.1))
+        drawing = torch.where(shifted[..., None], _RGB[colour[:, k]][:, None, None] * shine, torch.tensor(GREY))
         pixels[rows, cell[:, k] // GRID, cell[:, k] % GRID] = drawing
     picture = pixels.permute(0, 5, 1, 3, 2, 4).reshape(count, 3, GRID * CELL, GRID * CELL)
     return picture + noise * torch.randn(picture.shape, generator=generator), colour, cell

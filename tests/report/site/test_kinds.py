@@ -74,3 +74,7 @@ def test_words_columns_and_curves(watched: Page, address: str) -> None:
     expect(main.locator("button.word", has_text=EVIL).first).to_be_focused()
     assert watched.evaluate("document.querySelectorAll('main img').length") == 0  # text stays text
     assert watched.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visit(watched, address, "#/clip/a?strength=0")  # an image without its map keeps its colours
+    canvas = main.locator(".canvas.image canvas").first
+    pixels = canvas.evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    assert max(max(rgb) - min(rgb) for rgb in (pixels[i : i + 3] for i in range(0, len(pixels), 4))) > 20

@@ -136,7 +136,7 @@
         const anew = pick && (which !== shown.atoms || !buttons.length);
         shown = { values, errors, atoms: which, top: top ?? (values ? AMR.top(values) || 1 : 1), strength, unit };
         for (const view of views) {
-          if (values) AMR.paint(view.canvas, view.grey, labels(view, which), values, { width: w, height, top: shown.top, strength });
+          if (values && strength > 0) AMR.paint(view.canvas, view.grey, labels(view, which), values, { width: w, height, top: shown.top, strength });
           else AMR.paintPlain(view.canvas, view.plain, w, height);
         }
         if (anew) picker();
