@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from amr.attribution import Score, attribution_shares
 from amr.encoders.base import Encoder
@@ -21,6 +21,7 @@ from amr.fusion.concat import Concat
 from amr.model import FusionModel, model_section
 from amr.model.batches import Batch, StepOutput, about, as_batch, step_output
 from amr.model.objective import Extra, Objective, Task
+from amr.model.passes import reseed
 from amr.regularizers import Composite, EpochState, Regularizer, Step
 from amr.regularizers.composite import backward_loss, wrapping_section
 from amr.regularizers.epochs.clips import EpochClips, encode_split
@@ -29,6 +30,7 @@ from amr.regularizers.slots import method_slots as method_slots
 from amr.utils.checkpoints import restore_weights
 from amr.utils.distributed import check_trainer
 from amr.utils.errors import UserError
+from amr.utils.metrics import WeightedMean
 from amr.utils.optimizers.groups import ParameterGroups
 from amr.utils.optimizers.main import MainOptimizer, follow_run, trained_parameters
 from amr.utils.resume import adopt, starts
@@ -106,7 +108,7 @@ class FusionClassifier(pl.LightningModule):
         self.main_optimizer = MainOptimizer(optimizer, lr_scheduler, scheduler_interval, groups)
         # ModuleDict keys end in "/" because "train" is a method of every module.
         self.metrics = torch.nn.ModuleDict({f"{s}/": self.objective.metrics(f"{s}/") for s in SPLITS})
-        self.losses = torch.nn.ModuleDict({f"{s}/": MeanMetric() for s in SPLITS})
+        self.losses = torch.nn.ModuleDict({f"{s}/": WeightedMean() for s in SPLITS})
         self.config: dict[str, Any] | None = None  # the model section of the configuration; see amr.load
         self.settings: dict[str, Any] | None = None  # of the whole configuration; see amr.utils.resume
         self.resumed: list[dict[str, Any]] = []  # starts with other settings; see amr.utils.resume
@@ -119,6 +121,8 @@ class FusionClassifier(pl.LightningModule):
         self._seed = torch.initial_seed()  # a checkpoint brings its own
         self._started: int | None = None  # epoch whose start the methods have been told
         self._clips = EpochClips()
+        self._terms: dict[str, WeightedMean] = {}  # parts of the training loss, by what they are logged as
+        self._logged: set[str] = set()  # what Lightning knows of in the epoch of a split
 
     @property
     def method(self) -> str:
@@ -159,6 +163,7 @@ class FusionClassifier(pl.LightningModule):
         self._steps.clear()
         self.losses_of_step.clear()
         self._turn, self._last_turn = None, True
+        self._start_logging("train")
         self._started = self._started if self.trainer.ckpt_path else None  # a fit that starts again
         self._clips.restart(resumed=bool(self.trainer.ckpt_path))
         self._clips.choose(self, self.model, self.regularizers, self._seed)
@@ -166,10 +171,11 @@ class FusionClassifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Puts the clips in place that a method chooses for the epoch."""
         self._clips.choose(self, self.model, self.regularizers, self._seed)
+        self._start_logging("train")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's randomness a function of (seed, epoch, batch, rank); an epoch's first starts the epoch."""
-        torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1))
+        reseed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1), self.device)
         if self._started != self.current_epoch:  # Lightning leaves its own hook out on resuming after a last batch
             self._started = self.current_epoch
             self._start_epoch()
@@ -226,7 +232,9 @@ class FusionClassifier(pl.LightningModule):
         if self._last_turn:
             self._record("train", output)
             for name, term in terms.items():
-                self.log(f"train/loss/{name}", term, on_step=False, on_epoch=True, batch_size=len(logits))
+                mean = self._terms.setdefault(f"train/loss/{name}", WeightedMean(sync_on_compute=False)).to(term.device)
+                mean.update(term, len(logits))
+                self._log_once(f"train/loss/{name}", mean)
         return {**output, "loss": backward_loss(loss, step)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -280,6 +288,18 @@ class FusionClassifier(pl.LightningModule):
 
     # -------------------------------------------------------------- evaluation
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts the log of the split's epoch."""
+        self._start_logging("val")
+
+    def on_validation_end(self) -> None:
+        """Has the next training step log again: within an epoch, Lightning may have kept what the metrics were here."""
+        self._start_logging("train")
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the log of the split's epoch."""
+        self._start_logging("test")
+
     def validation_step(self, batch: Any, batch_idx: int) -> StepOutput:
         """Loss and metrics of the bare model."""
         return self._evaluate("val", self._batch(batch, batch_idx))
@@ -304,13 +324,22 @@ class FusionClassifier(pl.LightningModule):
     def _record(self, split: str, output: StepOutput) -> StepOutput:
         metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
         assert isinstance(metrics, MetricCollection)
-        assert isinstance(mean_loss, MeanMetric)
+        assert isinstance(mean_loss, WeightedMean)
         metrics.update(self.objective.scores(output["logits"].detach()), output["label"].long())
-        mean_loss.update(output["loss"].detach(), weight=len(output["logits"]))
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": split != "test"}
-        self.log(f"{split}/loss", mean_loss, **options)
-        self.log_dict(metrics, **options)
+        mean_loss.update(output["loss"].detach(), len(output["logits"]))
+        self._log_once(f"{split}/loss", mean_loss, prog_bar=split != "test")
+        for name, metric in metrics.items(copy_state=False):
+            self._log_once(name, metric, prog_bar=split != "test")
         return output
+
+    def _start_logging(self, split: str) -> None:
+        self._logged = {name for name in self._logged if not name.startswith(f"{split}/")}
+
+    def _log_once(self, name: str, metric: Metric, *, prog_bar: bool = False) -> None:
+        """Has Lightning compute and reset a metric at the end of the epoch, of which one call per epoch tells it."""
+        if name not in self._logged:
+            self._logged.add(name)
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=prog_bar, metric_attribute=name)
 
     # -------------------------------------------------------------- checkpoint
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from amr.attribution import (
 from amr.callbacks.tables import log_table
 from amr.classifier import SPLITS, FusionClassifier
 from amr.evaluation.head import coalition_outputs
-from amr.model import FusionModel, complete_rows, device_of, head_of
+from amr.model import FusionModel, complete_masks, complete_rows, device_of, head_of
 from amr.model.batches import StepOutput
 from amr.model.encoded import Collected
 from amr.model.protocol import Explained
@@ -33,6 +33,7 @@ from amr.utils.files import write_text
 from amr.utils.streams import note
 
 DECISION_ROWS = 1 << 13  # of the head, per split: 2,048 clips of two modalities
+WAITING_ROWS, WAITING_NUMBERS = 512, 1 << 22  # clips, and numbers in their encodings, that are measured together
 
 
 class MeanShares(Metric):
@@ -100,19 +101,23 @@ class Dominance(pl.Callback):
 
     Both are of the model as it stands and of the clips that have every modality; under DDP of all ranks. The decision
     share is that of at most 2^13 / 2^M clips of the split (2,048 for two modalities), chosen by a hash of their ids; in
-    training it is that of each batch, with the mean encoding of this rank's batch. At the end of a run the dominance by
-    class, with the accuracy, goes to a CSV and to W&B.
+    training it is that of single batches, with the mean encoding of this rank's batch. At the end of a run the
+    dominance by class, with the accuracy, goes to a CSV and to W&B.
+
+    Validation and test measure every clip. Training measures every k-th batch, right after its step: `every`.
 
     `metrics` holds each split's `MeanShares`, and `totals` what they were over all ranks at the last end of an epoch.
 
     Args:
         score: What is attributed: `probability` (log-odds) or `logit`.
-        train: Whether to measure on training batches too (one more pass of the head a batch).
+        train: Whether to measure on training batches too.
         table: CSV for the table by class of the last validation (and test); None for no file.
         ig_steps: Points of integrated gradients, to log these in place of gradient⊙input's shares; None for the latter.
+        every: Training measures the first of each `every` batches, >= 1. None for every batch of an epoch that has
+            fewer than 32, and else for as many as leave 16 to measure, but 8 at most.
 
     Raises:
-        UserError: If `ig_steps` is below 1.
+        UserError: If `ig_steps` or `every` is below 1.
     """
 
     def __init__(
@@ -121,19 +126,24 @@ class Dominance(pl.Callback):
         train: bool = True,
         table: Path | None = None,
         ig_steps: int | None = None,
+        every: int | None = None,
     ) -> None:
-        if ig_steps is not None and ig_steps < 1:
-            raise UserError(f"dominance.ig_steps={ig_steps}: must be an integer >= 1, or null")
+        for key, number in (("ig_steps", ig_steps), ("every", every)):
+            if number is not None and number < 1:
+                raise UserError(f"dominance.{key}={number}: must be an integer >= 1, or null")
         self.score: Score = score
         self.train = train
         self.table = table
         self.ig_steps = ig_steps
+        self.every = every
         self.metrics: dict[str, MeanShares] = {}
         self.decisions: MeanShares | None = None
         """Decision shares of the training batches."""
         self._collected = Collected()
+        self._waiting: list[StepOutput] = []  # batches of an evaluation that are measured together
         self.totals: dict[str, Tensor] = {}
-        self.hint = ""
+        self.hint: str | None = None
+        """What is said once if all shares are equal by construction; None before the first validation clips."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Makes the metrics."""
@@ -148,7 +158,7 @@ class Dominance(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds a training batch."""
-        if self.train:
+        if self.train and batch_idx % (self.every or _usual_step(trainer.num_training_batches)) == 0:
             self._add("train", pl_module, outputs)
 
     def on_validation_batch_end(
@@ -161,7 +171,7 @@ class Dominance(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a validation batch."""
-        self._add("val", pl_module, outputs, hint=batch_idx == 0)
+        self._wait("val", pl_module, outputs)
 
     def on_test_batch_end(
         self,
@@ -173,7 +183,7 @@ class Dominance(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a test batch."""
-        self._add("test", pl_module, outputs, hint=batch_idx == 0)
+        self._wait("test", pl_module, outputs)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the untrained model's numbers."""
@@ -206,10 +216,12 @@ class Dominance(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the validation clips' shares."""
+        self._measure("val", pl_module)
         self._log("val", pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the test clips' shares."""
+        self._measure("test", pl_module)
         self._log("test", pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -220,7 +232,20 @@ class Dominance(pl.Callback):
         """Writes the table by class."""
         self._write_table(trainer, pl_module)
 
-    def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput, hint: bool = False) -> None:
+    def _wait(self, split: str, module: pl.LightningModule, outputs: StepOutput) -> None:
+        """Measures batches of an evaluation together: a pass of the head costs as much for 64 rows as for 512."""
+        self._waiting.append(outputs)
+        rows = sum(len(waiting["label"]) for waiting in self._waiting)
+        numbers = sum(e.numel() for waiting in self._waiting for e in waiting["encodings"].values())
+        if rows >= WAITING_ROWS or numbers >= WAITING_NUMBERS:
+            self._measure(split, module)
+
+    def _measure(self, split: str, module: pl.LightningModule) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._add(split, module, _joined(waiting))
+
+    def _add(self, split: str, module: pl.LightningModule, outputs: StepOutput) -> None:
         assert isinstance(module, FusionClassifier)
         encodings, label, present = outputs["encodings"], outputs["label"], outputs["present"]
         score = module.model.score_of(self.score)
@@ -228,7 +253,7 @@ class Dominance(pl.Callback):
         rows = complete_rows(encodings, present)
         if rows is not None:
             shares = shares * rows.unsqueeze(1)
-        if hint and not self.hint:
+        if split != "train" and self.hint is None:
             self.hint = equal_by_construction(shares)
             if self.hint and module.global_rank == 0:
                 note(self.hint)
@@ -246,6 +271,7 @@ class Dominance(pl.Callback):
             self.decisions.to(label.device).update(shares, outputs["logits"][kept], label[kept])
 
     def _start(self, model: Explained) -> None:
+        self._waiting = []
         self._collected = Collected(max(2, DECISION_ROWS >> len(model.modalities)))
 
     def _decision_shares(self, split: str, model: FusionModel) -> dict[str, Tensor]:
@@ -294,6 +320,24 @@ class Dominance(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and rows:
                 log_table(logger, "per_class", columns, rows)
+
+
+def _usual_step(batches: float) -> int:
+    """Every which training batch is measured in an epoch of so many, which may be infinite."""
+    return max(1, int(min(8, batches // 16)))
+
+
+def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
+    """Outputs of steps as those of one."""
+    first = outputs[0]
+    joined: Any = {key: torch.cat([output[key] for output in outputs]) for key in ("logits", "label")}  # type: ignore[literal-required]
+    joined["encodings"] = {m: torch.cat([output["encodings"][m] for output in outputs]) for m in first["encodings"]}
+    joined["id"] = [id for output in outputs for id in output["id"]]
+    masks = [(complete_masks(first["encodings"], output["present"], output["label"])) for output in outputs]
+    lacking = any(output["present"] for output in outputs)
+    whole = zip(first["encodings"], torch.cat(masks, dim=1), strict=True)
+    joined["present"] = dict(whole) if lacking else None
+    return joined  # type: ignore[no-any-return]
 
 
 def _read_rows(table: Path, columns: list[str]) -> list[list[str]]:

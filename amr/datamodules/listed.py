@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
 from amr.datamodules.atoms import Atoms
@@ -70,6 +71,13 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
         """First and last second of the clip's media file that its input shows; None where that is not known."""
         return None
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: the clips' names stay where they are; Lightning would walk through them one by one."""
+        if not isinstance(batch, dict):
+            return move_data_to_device(batch, device)
+        rest = {key: value for key, value in batch.items() if key != "id"}
+        return {**batch, **move_data_to_device(rest, device)}
 
     def split_atoms(self, modality: str, split: str, *, coarse: bool = False) -> Atoms:
         """The atoms of a split's clips, in the listing's order: the same for all, where the kind knows no better."""

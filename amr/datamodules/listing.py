@@ -111,6 +111,11 @@ def check_listing(name: str, root: RootFolder, clips: Sequence[Clip], labels: Se
         raise UserError(f"{name}: no clip has split 'train'; splits found: {sorted({c.split for c in clips})}")
 
 
+def stable_key(item: str, seed: int) -> bytes:
+    """Hash of an item, by which `stable_order` sorts."""
+    return hashlib.sha256(f"{seed} {item}".encode()).digest()
+
+
 def stable_order(items: Iterable[str], seed: int) -> list[str]:
     """Shuffle by hash: the same on every machine and library version, whatever the order of the items."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())
+    return sorted(items, key=lambda item: stable_key(item, seed))

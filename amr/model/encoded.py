@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from amr.attribution import at_least_float32, undisturbed
 from amr.datamodules import ListedClips
-from amr.datamodules.listing import stable_order
+from amr.datamodules.listing import stable_key, stable_order
 from amr.datamodules.loader import collate_clips
 from amr.model import complete_rows, device_of, head_of
 from amr.model.batches import as_batch
@@ -94,6 +94,7 @@ class Collected:
         self.ids: list[str] = []
         self._labels: list[Tensor] = []
         self._encodings: list[dict[str, Tensor]] = []
+        self._last: bytes | None = None  # hash of the last clip that is kept: one after it will not be
 
     def add(self, outputs: Any) -> Tensor:
         """Keeps a batch's clips.
@@ -106,10 +107,13 @@ class Collected:
         """
         encodings, labels = outputs["encodings"], outputs["label"]
         mask = complete_rows(encodings, outputs["present"])
-        rows = torch.arange(len(labels), device=labels.device) if mask is None else mask.nonzero().flatten()
+        kept = range(len(labels)) if mask is None else mask.nonzero().flatten().tolist()
+        if self._last is not None:
+            kept = [i for i in kept if stable_key(outputs["id"][i], 0) <= self._last]
+        rows = torch.tensor(kept, dtype=torch.int64, device=labels.device)
         self._encodings.append({m: at_least_float32(e[rows]) for m, e in encodings.items()})
         self._labels.append(labels[rows])
-        self.ids += [outputs["id"][i] for i in rows.tolist()]
+        self.ids += [outputs["id"][i] for i in kept]
         if self.most is not None and len(self.ids) > 2 * self.most:
             self._prune()
         return rows
@@ -131,6 +135,8 @@ class Collected:
     def _prune(self) -> None:
         own = self.joined().some(self.most)
         self.ids, self._labels, self._encodings = own.ids, [own.labels], [own.encodings]
+        if len(self.ids) == self.most:
+            self._last = max(stable_key(id, 0) for id in self.ids)
 
 
 def encode(

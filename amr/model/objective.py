@@ -90,6 +90,6 @@ class Objective(nn.Module):
         return logits.float().softmax(1) if self.task == "classes" else logits.float().sigmoid()
 
     def metrics(self, prefix: str) -> MetricCollection:
-        """The metrics of a split, updated with `scores` and labels."""
+        """The metrics of a split, updated with `scores` and labels; the training split's mAP is of rounded scores."""
         make = split_metrics if self.task == "classes" else label_metrics
-        return make(self.num_classes, prefix, self.extra)
+        return make(self.num_classes, prefix, self.extra, exact=prefix != "train/")
