@@ -11,8 +11,8 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 here=docs/study/decisions runs=${RUNS:-runs/decisions} jobs=${JOBS:-2}
 letters=docs/study/letters.yaml snr=--data.init_args.audio.noise_snr_db
 five=(0 1 2 3 4) other=(10 11 12 13 14)
-answer=(naive multi_loss amr_weak multi_loss.amr_weak)
-few=(audio video naive multi_loss umt amr amr_guard amr_encoder amr_weak amr_weak_guard multi_loss.amr_weak)
+answer=(naive multi_loss dgl amr dgl.amr_encoder multi_loss.amr_encoder)
+few=(audio video naive multi_loss umt dgl amr amr_guard amr_encoder amr_weak dgl.amr_encoder multi_loss.amr_weak)
 
 grid() {  # data set, grid, data's configuration, what is measured, seeds, then further arguments after --
   local dataset=$1 grid=$2 data=$3 measures=$4 seeds=()
