@@ -3,8 +3,9 @@
     python docs/study/measure.py letters methods
 
 takes the runs that runs/study/letters/grid.json names, right after the grid `methods`, and writes
-docs/study/results/letters-methods.parquet: a long table, a number a line. What was measured is kept beside the runs, so
-that a second call measures the new ones only. Corrupted inputs depend on no model, and are made once for all runs.
+docs/study/results/letters-methods.parquet: a long table, a number a line; lines of runs that lie elsewhere stay in it.
+What was measured is kept beside the runs, so that a second call measures the new ones only. Corrupted inputs depend on
+no model, and are made once for all runs.
 Another folder of runs, and of results: --runs and --results. --measures clean leaves the corrupted inputs out, and
 --measures logged takes what training and testing logged alone.
 """
@@ -198,6 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.advance(1)
     options.results.mkdir(exist_ok=True)
     file = options.results / f"{options.dataset}-{options.grid}.parquet"
+    if file.is_file():  # runs of another folder, as of a grid's rows that were trained before, stay
+        here = {name.rpartition("-s")[::2] for name in runs}
+        others = [line for line in pq.read_table(file).to_pylist() if (line["row"], str(line["seed"])) not in here]
+        table = others + table
     pq.write_table(pa.Table.from_pylist(table, SCHEMA), file, compression="zstd")
     write_bytes(options.results / "machine.json", f"{json.dumps(facts['machine'], indent=1)}\n".encode())
     return 0
