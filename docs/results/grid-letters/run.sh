@@ -3,6 +3,7 @@
 #   docs/results/grid-letters/run.sh                  everything: the methods that come first, then the rest
 #   docs/results/grid-letters/run.sh tuning [HALF]    three rates, three settings of each method, three rates of AMR
 #   docs/results/grid-letters/run.sh main [HALF]      the grid of what was chosen, five seeds
+#   docs/results/grid-letters/run.sh draw             what is above all controls again, with other seeds, and longer controls
 #   docs/results/grid-letters/run.sh report           the tables and the figure of the runs that there are
 # HALF is `first` or `rest`; without it, both. RUNS, JOBS and MORE are environment variables: the folder of the runs, how many at once,
 # further arguments of amr benchmark.
@@ -37,11 +38,17 @@ main() {
   grid main "$1" clean 0 1 2 3 4
 }
 
+draw() {
+  amr benchmark --config $here/draw.yaml --data docs/study/letters.yaml --seeds 10 11 12 13 14 --out "$runs/letters" \
+    --jobs "$jobs" --wandb disabled || [ $? = 1 ]
+  python docs/study/measure.py letters draw --runs "$runs" --results $here/results --measures clean
+}
+
 report() { python $here/tables.py; }
 
 case ${1:-all} in
   tuning | main) for half in ${2:-first rest}; do $1 "$half"; done ;;
-  report) report ;;
-  all) for half in first rest; do tuning $half; main $half; report; done ;;
+  draw | report) $1 ;;
+  all) for half in first rest; do tuning $half; main $half; done; draw; report ;;
   *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
 esac

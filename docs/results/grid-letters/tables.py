@@ -60,8 +60,17 @@ TITLES = {
     "relearning": "Re-learning",
 }
 PLUS = "-amr"
+DRAW = ("letters", "draw")
+DRAWN = {
+    "smv": "SMV",
+    "naive": "Naive fusion",
+    "multi_loss": "Multi-loss",
+    "naive_long": "Naive fusion, 36 epochs",
+    "multi_loss_long": "Multi-loss, 36 epochs",
+}
 ALONE = ("audio", "video")
 CONTROLS = ("naive", "multi_loss", "late_tuned", "ensemble", "ensemble_probabilities")
+CPU = Measure("CPU seconds", "cpu_seconds")
 ACCURACY, PRECISION = Measure("accuracy", "acc"), Measure("mAP", "test/mAP")
 SHARE = Measure("audio's share", "share", "audio")
 DECISION = Measure("audio's decision share", "shapley_share_odds", "audio")
@@ -119,6 +128,32 @@ def against_table(results: Results) -> str:
     return markdown(["", *head], body)
 
 
+def draw_table(results: Results) -> str:
+    """The second draw: each row, and its differences to the controls of the same seeds."""
+    body = []
+    for name in DRAWN:
+        found = {measure: results.of(*DRAW, name, measure) for measure in (*MEASURES[:4], CPU)}
+        others = [results.of(*DRAW, other, ACCURACY) for other in DRAWN if other != "smv"]
+        gains = ["–" if name != "smv" else paired(found[ACCURACY], other) for other in others]
+        seconds = f"{statistics.median(found[CPU].values()):.0f}" if found[CPU] else "–"
+        body.append([DRAWN[name], *(spread(found[measure].values()) for measure in MEASURES[:4]), seconds, *gains])
+    versus = [f"accuracy minus that of {text[:1].lower()}{text[1:]}" for name, text in DRAWN.items() if name != "smv"]
+    return markdown(["", *(measure.title for measure in MEASURES[:4]), "CPU seconds", *versus], body)
+
+
+def draw_sentence(results: Results) -> str:
+    """Whether the lead of the method that is above all controls repeats with other seeds, and against longer controls."""
+    ours = results.of(*DRAW, "smv", ACCURACY)
+    texts = []
+    for name, text in DRAWN.items():
+        theirs = results.of(*DRAW, name, ACCURACY)
+        gain = Difference.of([value - theirs[number] for number, value in ours.items() if number in theirs])
+        if name != "smv" and gain is not None:
+            where = "above" if gain.low > 0 else "below" if gain.high < 0 else "not apart from"
+            texts.append(f"{where} {text[:1].lower()}{text[1:]} ({gain} points)")
+    return f"With other seeds SMV is {', '.join(texts)}."
+
+
 def amr_table(results: Results) -> str:
     """What AMR changes: a method a line."""
     there = set(rows_of(results))
@@ -153,7 +188,7 @@ def tuning_table(results: Results) -> str:
 def time_table(results: Results) -> str:
     """CPU seconds per run on one thread, test included; a run that two grids share counts in each."""
     body = []
-    for grid in ("rates", "tuning", "amr", "main"):
+    for grid in ("rates", "tuning", "amr", "main", "draw"):
         names = results.rows("letters", grid)
         taken = {name: [*results.of("letters", grid, name, Measure("", "cpu_seconds")).values()] for name in names}
         seconds = [value for values in taken.values() for value in values]
@@ -323,6 +358,7 @@ def pieces(results: Results) -> dict[str, str]:
         "sentences": sentences(results),
         "figure": f"![Accuracy minus the controls' with intervals, and audio's shares]({FOLDER.name}/{FIGURE})",
         "amr": amr_table(results),
+        "draw": f"{draw_sentence(results)}\n\n{draw_table(results)}",
         "tuning": tuning_table(results),
         "time": time_table(results),
     }
