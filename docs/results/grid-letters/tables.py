@@ -142,7 +142,7 @@ def draw_table(results: Results) -> str:
 
 
 def draw_sentence(results: Results) -> str:
-    """Whether the lead of the method that is above all controls repeats with other seeds, and against longer controls."""
+    """Whether the lead of the method above all controls repeats with other seeds, and against longer controls."""
     ours = results.of(*DRAW, "smv", ACCURACY)
     texts = []
     for name, text in DRAWN.items():
