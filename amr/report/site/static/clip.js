@@ -26,7 +26,7 @@
     const { clips, runs } = AMR.site, column = clips.runs[r], run = runs[r];
     main.append(h("div.grid",
       AMR.card("w6", "Decision", null, AMR.bars(column.top[i].map((c, n) => [run.labels[c], column.top_p[i][n], AMR.percent(column.top_p[i][n])])),
-        h("p.label", "Shares of the decision"), AMR.shares(run.modalities, column.shares.subarray(i * run.modalities.length, (i + 1) * run.modalities.length))),
+        h("p.label", "Shares of the attribution"), AMR.shares(run.modalities, column.shares.subarray(i * run.modalities.length, (i + 1) * run.modalities.length))),
       AMR.card("w6", "No maps", null, h("p", `This clip is not among the ${run.explained} that were explained. amr analyze explains more with --clips.`),
         h("p", h("a", { href: "#/clips?maps=yes" }, "Explained clips")))));
   };
@@ -112,7 +112,7 @@
       facts.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", name), h("dd", value)]));
     });
     const decision = h("section.card.w4.stay", h("header", h("h2", "Decision"), h("p", "A click on a class aims every map at it.")), h("div", rows),
-      run.modalities.length > 1 ? [h("p.label", { style: { margin: "14px 0 5px" } }, "Shares of the decision"), AMR.shares(run.modalities, shares), h("p.label", { style: { margin: "16px 0 5px" } }, "Whole modalities, in logits of the class"), facts,
+      run.modalities.length > 1 ? [h("p.label", { style: { margin: "14px 0 5px" } }, "Shares of the attribution"), AMR.shares(run.modalities, shares), h("p.label", { style: { margin: "16px 0 5px" } }, "Whole modalities, in logits of the class"), facts,
         data.shapley_half ? h("p.note", "± and bars: 95 % interval, had other clips made up the mean encoding that stands for an absent modality.") : null] : null,
       runs.length > 1 ? h("p.note", h("a", { href: AMR.address.make(["compare", slug], {}) }, "This clip in both models")) : null);
 

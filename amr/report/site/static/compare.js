@@ -67,7 +67,7 @@
       AMR.card("w6", "Who is right", null, AMR.bars([["both", counts.both / total, AMR.plural(counts.both, "clip"), "var(--accent)"],
         [`only ${runs[0].name}`, counts.a / total, AMR.plural(counts.a, "clip"), "var(--r0)", AMR.address.make(["clips"], { versus: "only" })],
         [`only ${runs[1].name}`, counts.b / total, AMR.plural(counts.b, "clip"), "var(--r1)", AMR.address.make(["clips"], { versus: "other" })], ["neither", counts.none / total, AMR.plural(counts.none, "clip"), "var(--soft)"]])),
-      AMR.card("w6", "Dominance", "Mean share of the decision.", h("div.runs", runs.map((run, r) => h("div", h("h3", h("i.swatch", { style: { background: `var(--r${r})` } }), run.name), AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))))),
+      AMR.card("w6", "Dominance", "Mean share of the attribution: gradient times encoding.", h("div.runs", runs.map((run, r) => h("div", h("h3", h("i.swatch", { style: { background: `var(--r${r})` } }), run.name), AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))))),
       AMR.card("w12", "Side by side", `By how far the share of ${runs[0].modalities[0]} moved.`, AMR.table("Clips of both", ["clip", "true", runs[0].name, runs[1].name, `share of ${runs[0].modalities[0]}`, "shift"],
         shift.slice(0, 200).map(([i, d]) => [h("a", { href: AMR.address.make(["compare", clips.slug[i]]) }, clips.id[i]), runs[0].labels[clips.label[i]], verdict(0, i), verdict(1, i), `${AMR.percent(a.shares[i * step], 0)} → ${AMR.percent(b.shares[i * step], 0)}`, AMR.signed(100 * d, 0)]), { numeric: [4, 5], hidden: true }))));
   }

@@ -26,15 +26,15 @@
       tile("Accuracy", AMR.percent(run.accuracy), `95 % interval ${AMR.percent(low)} to ${AMR.percent(high)}`),
       tile("mAP", AMR.percent(run.mAP), "mean over classes"),
       tile("Calibration error", AMR.percent(run.ECE), "ECE, 15 bins; 0 is calibrated"),
-      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), "mean share of the decision")),
-      run.emap ? tile("Without interaction", AMR.percent(run.emap.additive_accuracy), `EMAP; with it ${AMR.percent(run.emap.accuracy)}, on ${AMR.plural(run.emap.clips, "clip")}`) : null));
+      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), "mean share of the attribution")),
+      run.emap && run.emap.clips >= 50 ? tile("Without interaction", AMR.percent(run.emap.additive_accuracy), `EMAP; with it ${AMR.percent(run.emap.accuracy)}, on ${AMR.plural(run.emap.clips, "clip")}`) : null));
   }
 
   const each = (runs, draw) => runs.map((run, i) => h("div", runs.length > 1 ? h("h3", h("i.swatch", { style: { background: `var(--r${i})` } }), run.name) : null, draw(run, i)));
 
   function dominance(runs) {
     if (runs[0].modalities.length < 2) return null;
-    return AMR.card("", "Dominance", "Each modality's mean share of the decision: how much the predicted class leans on it.",
+    return AMR.card("", "Dominance", "Each modality's mean share of the attribution: how steeply the predicted class depends on its encoding. What the decisions owe to it is another number: see Decides.",
       h("div.runs", each(runs, (run) => AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))),
       AMR.key(runs[0].modalities.map((m, i) => [m, `--m${i}`])));
   }
@@ -52,12 +52,14 @@
       shown.forEach((m, i) => {
         const v = values(run, `val/dominance/${m}`);
         if (v.some((x) => x !== null)) series.push({ name: several ? `${run.name}: ${m}` : m, values: v, colour: several ? `--r${r}` : `--m${i}` });
+        const decides = i ? [] : values(run, `val/decision_share/${m}`); // of the first: the others' is what is left
+        if (decides.some((x) => x !== null)) series.push({ name: several ? `${run.name}: ${m} decides` : `${m} decides`, values: decides, colour: several ? `--r${r}` : `--m${i}`, dash: [1, 4] });
       });
       const v = values(run, "val/acc");
       if (v.some((x) => x !== null)) series.push({ name: several ? `${run.name}: accuracy` : "accuracy", values: v, colour: several ? `--r${r}` : "--soft", dash: [5, 4] });
     }
     if (!series.length) return null;
-    return AMR.card("", "Over epochs", `On the validation split: dominance${several ? ` of ${first}` : ""}, and accuracy (dashed).`,
+    return AMR.card("", "Over epochs", `On the validation split: dominance${several ? ` of ${first}` : ""}, the decision share of ${first} (dotted), and accuracy (dashed).`,
       AMR.plot({ title: "Dominance and accuracy over epochs", x: all, series, xLabel: "epoch", yLabel: "share", yRange: [0, 1], format: (v) => AMR.percent(v, 0) }));
   }
 
@@ -90,11 +92,12 @@
 
   function calibration(runs) {
     const of = (run) => run.calibration || [];
-    if (!of(runs[0]).length) return null;
+    const enough = (bin) => bin.clips >= 10;
+    if (!runs.some((run) => of(run).filter(enough).length > 1)) return null; // a clip or two are no frequency
     const x = of(runs[0]).map((bin) => (bin.low + bin.high) / 2);
-    return AMR.card("", "Calibration", "Accuracy of clips by the model's confidence. On the dotted line confidence is what it says.",
+    return AMR.card("", "Calibration", "Accuracy of clips by the model's confidence, in bins of at least 10 clips. On the dotted line confidence is what it says.",
       AMR.plot({ title: "Accuracy by confidence", x, xLabel: "confidence", yLabel: "accuracy", yRange: [0, 1], guide: [[0, 0], [1, 1]], format: (v) => AMR.percent(v, 0), xFormat: (v) => AMR.percent(v, 0),
-        series: runs.map((run, r) => ({ name: run.name, values: of(run).map((bin) => bin.accuracy), colour: runs.length > 1 ? `--r${r}` : "--accent", points: true })) }));
+        series: runs.map((run, r) => ({ name: run.name, values: of(run).map((bin) => (enough(bin) ? bin.accuracy : null)), colour: runs.length > 1 ? `--r${r}` : "--accent", points: true })) }));
   }
 
   function confusion(runs) {
@@ -124,7 +127,8 @@
           const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
           if (step) { at = at.map((v, k) => Math.max(0, Math.min(n - 1, v + step[k]))); show(); event.preventDefault(); }
           if (event.key === "Enter") open();
-        } }, canvas, cross);
+        } }, canvas, n <= 12 ? h("div.counts", { "aria-hidden": "true", style: { "grid-template-columns": `repeat(${n}, 1fr)` } },
+          Array.from({ length: n * n }, (_, i) => h("span", { class: counts[i] > 0.5 * totals[Math.floor(i / n)] ? "dark" : "" }, counts[i] ? String(counts[i]) : ""))) : null, cross);
       const pairs = [];
       for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) if (i !== j && counts[i * n + j]) pairs.push([counts[i * n + j], i, j]);
       pairs.sort((a, b) => b[0] - a[0]);

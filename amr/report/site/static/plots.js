@@ -54,13 +54,13 @@
     requestAnimationFrame(size);
     const head = [xLabel, ...series.map((one) => one.name)];
     const rows = x.map((v, i) => [xFormat(v), ...series.map((one) => (one.values[i] === null ? "–" : format(one.values[i])))]);
-    return h("figure", series.length > 1 ? AMR.key(series.map((one) => [one.name, one.colour, !one.bars])) : null, box, readout,
+    return h("figure", series.length > 1 ? AMR.key(series.map((one) => [one.name, one.colour, !one.bars, one.dash])) : null, box, readout,
       h("details", h("summary", "Numbers"), AMR.table(title, head, rows, { numeric: head.map((_, i) => i).slice(1) })));
   };
 
-  AMR.key = (entries) => h("div.key", entries.map(([name, colour, line]) => {
-    const mark = h(line ? "i.line" : "i");
-    mark.style.background = colour.startsWith("--") ? `var(${colour})` : colour;
+  AMR.key = (entries) => h("div.key", entries.map(([name, colour, line, dash]) => {
+    const mark = h(line ? "i.line" : "i"), ink = colour.startsWith("--") ? `var(${colour})` : colour;
+    mark.style.background = dash ? `repeating-linear-gradient(90deg, ${ink} 0 ${dash[0] + 1}px, transparent 0 ${dash[0] + dash[1]}px)` : ink; // as the line
     return h("span", mark, name);
   }));
 
