@@ -22,11 +22,12 @@ class Bar(TQDMProgressBar):
     """Lightning's progress bar with the shares on it, and without the version number of the logger."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Lightning's entries, and what validation found of each modality, in percent."""
+        """Lightning's entries, and what the last validation found of each modality, in percent."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
-        if isinstance(pl_module, FusionClassifier):
-            items |= dict(shares_of(trainer.callback_metrics, pl_module.model.modalities))
+        # Not of the trainer's metrics: to ask for these is collective, and only rank 0 has a bar.
+        for lines in (each for each in trainer.callbacks if isinstance(each, EpochLines)):  # type: ignore[attr-defined]
+            items |= lines.shares
         return items
 
 
@@ -45,6 +46,8 @@ class EpochLines(pl.Callback):
         self.lines = lines
         self.best: dict[str, float] = {}
         """Metrics of the best epoch in this process, with `epoch`, counted from 1; empty before one was validated."""
+        self.shares: dict[str, str] = {}
+        """Each modality's share and decision share in percent, as text, of the last validation."""
         self._began = 0.0
         self._score: float | None = None
 
@@ -75,9 +78,11 @@ class EpochLines(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the epoch's line, and keeps the best epoch's numbers."""
+        # On all ranks: what has not been computed yet is, over all ranks.
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not trainer.is_global_zero or not isinstance(pl_module, FusionClassifier):
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.shares = dict(shares_of(metrics, pl_module.model.modalities))
         self._keep(trainer, metrics)
         if self.lines:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs if trainer.max_epochs != -1 else '?'}"
@@ -86,12 +91,12 @@ class EpochLines(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warns where AMR ended far from its target."""
+        metrics = trainer.callback_metrics  # on all ranks
         if not trainer.is_global_zero or not isinstance(pl_module, FusionClassifier):
             return
         for method in pl_module.regularizers:
             if not isinstance(method, AMR) or method.weight == 0:
                 continue
-            metrics = trainer.callback_metrics
             shares = {m: metrics.get(f"train/amr/share/{m}") for m in pl_module.model.modalities}
             away = [
                 f"{m} {100 * float(share):.0f} for {100 * target:.0f} %"

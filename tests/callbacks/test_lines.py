@@ -62,7 +62,7 @@ def test_progress_off_leaves_the_warnings(capsys: pytest.CaptureFixture[str], mo
 
 def test_the_bar_has_shares_and_no_version() -> None:
     bar = Bar()
-    trainer = fit(build(), Toy(), max_epochs=1, callbacks=[Dominance()])
+    trainer = fit(build(), Toy(), max_epochs=1, callbacks=[Dominance(), EpochLines()])
     items = bar.get_metrics(trainer, trainer.lightning_module)
     assert items["audio"] == dict(shares_of(trainer.callback_metrics, ("audio", "video")))["audio"]
     assert "v_num" not in items

@@ -181,6 +181,7 @@ MISTAKES = (
     "configs copy nope",
     "configs lisst",
     "completion zz",
+    "methods nope",
     "ensemble nope.ckpt nor.ckpt --out x",
     "fitt",
 )

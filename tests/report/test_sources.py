@@ -322,7 +322,7 @@ def test_untested_runs_have_validations_numbers(tmp_path: Path) -> None:
 def test_compare_reads_a_benchmark_its_results_and_both(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amr.report.page.plot_curves", lambda _: [])
+    monkeypatch.setattr("amr.report.page.plot_curves", lambda *_: [])
     file = bench / "results.parquet"
     write_results(read_runs([bench]), file)
     text = compare([bench], tmp_path / "r.html")

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
 from amr import regularizers
 from amr.fusion import Concat, Gated, Shared
-from amr.regularizers import AMR, GGE, MLA, MMCosine, Regularizer
+from amr.regularizers import AMR, AUG, GGE, MLA, MMCosine, Regularizer
 from amr.utils.errors import UserError
 from amr.utils.optimizers.schedules import Cosine
 from tests.ranks import fit_on, on_one_and_two_ranks
@@ -99,7 +99,10 @@ METHODS = [
     for name in regularizers.__all__
     if name not in FILES and isinstance(kind := getattr(regularizers, name), type) and issubclass(kind, Regularizer)
 ]
-OPTIONS: dict[str, dict[str, Any]] = {"ogm": {"parameters": "all"}, "ogm_ge": {"parameters": "all"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{"ogm": {"parameters": "all"}, "ogm_ge": {"parameters": "all"}, "pdmp": {"dominant": "audio"}},
+    **{"aug": {"every": 1}, "greedy": {"start_epoch": 0}, "reconboost": {"boosting_epochs": 1, "rectifying_epochs": 1}},
+}
 FROZEN = {"encoders.audio": {"lr": 0}, r"encoders.video.first": {"lr": 0.0}}
 
 
@@ -110,7 +113,7 @@ def test_frozen_parts_do_not_move_whatever_the_method(method: Any) -> None:
         encoder=Normed,
         param_groups=FROZEN,
         optimizer=sgd(weight_decay=0.1),
-        fusion=Shared if method is MLA else Concat,
+        fusion=Shared if method in (MLA, AUG) else Concat,
         extra=[method(**OPTIONS.get(method.name, {}))] if method else [],
     )
     before = weights(model)
