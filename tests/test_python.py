@@ -196,7 +196,7 @@ def test_wrong_data_are_told(data: Any, message: str, notebook: Notebook) -> Non
 
 def test_a_model_without_data_is_told(notebook: Notebook, tmp_path: Path) -> None:
     for function in (amr.analyze, amr.export):
-        with pytest.raises(UserError, match="data: must be (a data module or loaders|given, such as my_module:data), with a model"):
+        with pytest.raises(UserError, match=r"data: must be .*, with a model that no run"):
             function(notebook.loaded, tmp_path)
 
 

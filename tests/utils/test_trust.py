@@ -21,6 +21,7 @@ from amr.utils.errors import UserError
 from amr.utils.trust import check, only_trusted, packages, take_trust, trusting
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and W&B's own; ours are tested where they arise
+IMPORTED = "amr.cli.runs.slurm.subprocess"  # a module within a module of ours
 ENCODER = {"class_path": "amr.encoders.SmallCNN", "init_args": {"width": 4, "out_dim": 8}}
 CODE = """
 from pathlib import Path
@@ -79,8 +80,8 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a method": ({"extra": ["stranger.make"]}, "model.extra.0: stranger.make may not"),
     "a list of methods that is none": ({"extra": {"class_path": "stranger.make"}}, "stranger.make may not"),
     "mmcosine": ({"mmcosine": "stranger.make"}, "model.mmcosine: stranger.make may not"),
-    "through a module of ours": ({"fusion": "amr.cli.runs.slurm.subprocess.call"}, "there is no amr.cli.runs.slurm.subprocess.call"),
-    "a module that ours imports": ({"fusion": "amr.cli.runs.slurm.subprocess"}, "amr.cli.runs.slurm.subprocess is not a class"),
+    "through a module of ours": ({"fusion": f"{IMPORTED}.call"}, f"there is no {IMPORTED}.call"),
+    "a module that ours imports": ({"fusion": IMPORTED}, f"{IMPORTED} is not a class"),
     "a class that ours imports": ({"fusion": "amr.cli.fit.WandbLogger"}, "WandbLogger"),
     "a function of ours": ({"fusion": "amr.load.load_model"}, "amr.load.load_model is not a class"),
     "a method of a class of ours": ({"fusion": "amr.fusion.Concat.combine"}, "there is no amr.fusion.Concat.combine"),
@@ -156,7 +157,7 @@ def test_jsonargparse_itself_imports_nothing_else(proof: Path) -> None:
     parser = OneLineParser()
     parser.add_class_arguments(FusionClassifier, "model")
     given = {"encoders": {"audio": ENCODER}, "num_classes": 4}
-    for name in ("stranger.make", "amr.cli.runs.slurm.subprocess.call", "subprocess.call"):
+    for name in ("stranger.make", f"{IMPORTED}.call", "subprocess.call"):
         with only_trusted(), pytest.raises(UserError, match="neither of amr nor under a --trust|subprocess"):
             parser.parse_object({"model": {**given, "fusion": name}})
     with pytest.raises(UserError, match="denylist"):  # for what the user types, its own list holds

@@ -49,7 +49,7 @@ def test_ids_have_texts_of_a_tokenizer_a_vocabulary_or_the_batch() -> None:
     assert kind.atoms(ids).texts == (("unlikely", ""), ("[UNK]", "[MASK]"))  # type: ignore[attr-defined]
     assert (kind.how, kind.nothing) == (3, "the token [MASK]")
     listed = Kind("tokens", vocabulary=["<pad>", "<unknown>", "a", "b"])
-    assert (listed.pieces(torch.tensor([2, 1, 0])), listed.how) == (["a", "<unknown>", None], 1)
+    assert (listed.pieces(torch.tensor([2, 1, 0])), listed.how) == (["a", "<unknown>", None], 0)
     assert Kind("tokens", vocabulary="ids").pieces(torch.tensor([7, 0])) == ["#7", None]
     assert Kind("tokens").atoms(ids, tokens=[["x"], ["y", "z"]]).texts == (("x", ""), ("y", "z"))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="must have a vocabulary, a tokenizer"):
