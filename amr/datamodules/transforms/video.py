@@ -151,7 +151,7 @@ class VideoTransform:
         frames = [frame for clip in self._decode(chosen, torch.device("cpu")) for frame in clip]
         if any(frame.shape != frames[0].shape for frame in frames):
             raise ValueError("its frames differ in size")
-        return torch.stack(frames)
+        return _stacked(frames)
 
     def batch(self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool) -> Tensor:
         """As a call for each clip, from frames that are decoded already.
@@ -224,7 +224,7 @@ class VideoTransform:
         if self.augment == "resized_crop" and view.box:
             top, left, height, width = view.box
             frames = [frame[:, top : top + height, left : left + width] for frame in frames]  # before they are copied
-        x = resize(torch.stack(frames), [*self._size], antialias=True)
+        x = resize(_stacked(frames), [*self._size], antialias=True)
         if self.augment == "shift" and view.box:
             top, left, _, _ = view.box
             x = pad(x.float(), (-left, left, -top, top), mode="replicate")  # on a GPU, floats only
@@ -269,6 +269,17 @@ class VideoTransform:
 
 def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _stacked(frames: list[Tensor]) -> Tensor:
+    """Frames (channels, h, w) as (frames, channels, h, w), in the layout that they have.
+
+    The CPU's decoder gives channels last, and `torch.stack` would copy them to planes, which are resized at half the
+    speed.
+    """
+    if any(frame.stride(0) != 1 for frame in frames):
+        return torch.stack(frames)
+    return torch.stack([frame.permute(1, 2, 0) for frame in frames]).permute(0, 3, 1, 2)
 
 
 @lru_cache
