@@ -28,7 +28,7 @@ lint: $(READY)
 docs: $(READY)  ## site/, which opens from disk
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path site
+BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path site step growth
 
 bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements-bench.lock

@@ -21,12 +21,15 @@ from benchmarks.common import machine, report
 
 REPOSITORY = Path(__file__).parents[1]
 FIRST_STEP = """
-import sys, time, pytorch_lightning as pl
+import sys
+from amr.cli.imports import quick_imports  # as the command does
+with quick_imports():
+    import pytorch_lightning as pl
+    from amr.cli.fit import AmrCLI
 class First(pl.Callback):
     def on_train_batch_end(self, *_):
         print("STEP", flush=True)
         import os; os._exit(0)
-from amr.cli.fit import AmrCLI
 make = AmrCLI.instantiate_trainer
 AmrCLI.instantiate_trainer = lambda self, **k: (t := make(self, **k), t.callbacks.append(First()))[0]
 from amr.cli import main

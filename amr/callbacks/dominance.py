@@ -330,7 +330,7 @@ def _usual_step(batches: float) -> int:
 def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
     """Outputs of steps as those of one."""
     first = outputs[0]
-    joined: Any = {key: torch.cat([output[key] for output in outputs]) for key in ("logits", "label")}  # type: ignore[literal-required]
+    joined: Any = {key: torch.cat([output[key] for output in outputs]) for key in ("logits", "label")}
     joined["encodings"] = {m: torch.cat([output["encodings"][m] for output in outputs]) for m in first["encodings"]}
     joined["id"] = [id for output in outputs for id in output["id"]]
     masks = [(complete_masks(first["encodings"], output["present"], output["label"])) for output in outputs]

@@ -53,7 +53,7 @@ from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
 from amr.utils.distributed import is_first_process
 from amr.utils.errors import Stopped, UserError
 from amr.utils.files import locked, run_folder
-from amr.utils.parser import OneLineParser, dump_yaml
+from amr.utils.parser import LOADER, OneLineParser, dump_yaml
 from amr.utils.paths import differing, found_again, made_absolute
 from amr.utils.resume import settings_of
 from amr.utils.streams import problem_of_stdout, progress_shown
@@ -206,7 +206,7 @@ class AmrCLI(LightningCLI):
         init.dominance.table = folder / "per_class.csv"
         init.robustness.out = folder / "robustness.parquet"
         config = self._parser(self.subcommand).dump(options, skip_unset=False, skip_validation=True)
-        resolved = made_absolute(yaml.safe_load(config), type(self.datamodule))
+        resolved = made_absolute(yaml.load(config, Loader=LOADER), type(self.datamodule))  # noqa: S506  # a safe one
         # The parser reads a file in the locale's encoding, whatever that is.
         config = f"# pytorch_lightning=={version('pytorch-lightning')}\n{dump_yaml(resolved, ascii_only=True)}"
         self.model.config, self.model.settings = resolved["model"], settings_of(resolved)

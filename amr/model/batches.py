@@ -73,7 +73,7 @@ def about(batch: Batch) -> dict[str, Any]:
 def step_output(batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]) -> StepOutput:
     """What a step on a batch gives."""
     facts: Any = {**about(batch), "id": Ids(batch["id"])}
-    return {"loss": loss, "encodings": encodings, "logits": logits, **facts}
+    return {"loss": loss, "encodings": encodings, "logits": logits, **facts}  # type: ignore[typeddict-item]
 
 
 def as_batch(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -99,10 +98,11 @@ def split_metrics(
     """
     # Labels are checked in `as_batch`; torchmetrics would do so again, metric by metric.
     unchecked: dict[str, Any] = {"validate_args": False}
-    precision = partial(MulticlassAveragePrecision, average="macro", **unchecked) if exact else BinnedPrecision
     metrics: dict[str, Metric] = {
         "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
-        "mAP": precision(num_classes),
+        "mAP": MulticlassAveragePrecision(num_classes, average="macro", **unchecked)
+        if exact
+        else BinnedPrecision(num_classes),
     }
     for name in extra:
         if name == "f1":

@@ -18,6 +18,10 @@ from amr.utils.errors import UserError
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
 
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Reads YAML that amr itself has just written: ten times as fast as PyYAML's own parser."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what YAML has no type for, such as an enumeration's member or a time span, as its value or its text."""
 

@@ -92,15 +92,23 @@ class Progress:
     def advance(self, count: int) -> None:
         """Add to what is done."""
         self.done += count
-        now, terminal, last = time.monotonic(), sys.stderr.isatty(), self.done >= self.total
+        last = self.done >= self.total
+        rate = self.done / max(self.seconds, 1e-9)
+        left = "" if last or not rate else f", {span((self.total - self.done) / rate)} left"
+        self._show(f", {rate:.1f} {self.unit}/s{left}", last=last)
+
+    def at(self, part: str) -> None:
+        """Says which part of the next piece is under way, where a piece takes long."""
+        self._show(f", at {part}", last=False)
+
+    def _show(self, rest: str, *, last: bool) -> None:
+        now, terminal = time.monotonic(), sys.stderr.isatty()
         if now - self.printed < (0.2 if terminal else 30) and not last:
             return
         if not progress_shown():
             return
         self.printed = now
-        rate = self.done / max(self.seconds, 1e-9)
-        line = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s"
-        line += "" if last or not rate else f", {span((self.total - self.done) / rate)} left"
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}{rest}"
         print(f"\r\033[K{line}" if terminal else line, end="\n" if last or not terminal else "", file=sys.stderr)
         sys.stderr.flush()
 

@@ -154,6 +154,17 @@ def test_library_code_prints_through_the_reporter_alone() -> None:
     assert printing == {"utils/streams.py"}
 
 
+def test_progress_within_a_piece(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every half minute, not for every part."""
+    monkeypatch.setenv("AMR_PROGRESS", "1")
+    done = Progress("clips", 3, "clips")
+    done.at("occlusion of video")
+    done.printed -= 31
+    done.at("lime of video")
+    done.at("kernel_shap of video")
+    assert capsys.readouterr().err.splitlines() == ["clips: 0/3 clips, at lime of video"]
+
+
 def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def lines() -> list[str]:
         done = Progress("encode test", 2, "clips")

@@ -58,6 +58,7 @@ class Analysis:
 
     def __init__(self, plan: Plan, model: Explained, data: ListedClips | PlainClips) -> None:
         self.plan, self.out, self.checkpoint = plan, plan.out, plan.checkpoint
+        self._progress: Progress | None = None  # of the stage that is under way
         self.model, self.data = model, data
         self.split: Split = plan.split
         self.seed, self.samples = plan.seed, plan.samples
@@ -195,10 +196,15 @@ class Analysis:
         """Makes and writes the files that are not there, with progress: arrays (.npz), rows (.parquet) or bytes."""
         left = {path: make for path, make in todo.items() if not is_whole(path)}
         write: dict[str, Callable[[Path, Any], None]] = {".npz": write_arrays, ".parquet": write_table}
-        progress = Progress(title, len(left), unit)
+        self._progress = progress = Progress(title, len(left), unit)
         for path, make in left.items():
             write.get(path.suffix, write_bytes)(path, make())
             progress.advance(1)
+
+    def at(self, part: str) -> None:
+        """Says which part of a file is being made, if that takes long."""
+        if self._progress is not None:
+            self._progress.at(part)
 
     def archive(self, position: int, folder: str = "clips") -> Path:
         """Where a clip's maps are."""

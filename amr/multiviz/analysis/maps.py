@@ -47,6 +47,7 @@ def explain(analysis: Analysis, position: int) -> Arrays:
         for name, method in methods(analysis, modality, classes, [position]).items():
             if name == "occlusion":
                 continue
+            analysis.at(f"{name} of {modality}")
             found = method(analysis.model, inputs, analysis.seed)
             arrays[f"U/{modality}/{name}"] = _array(found.values)
             if found.error is not None:
@@ -197,6 +198,7 @@ def _interactions(
         pair = f"{first}/{second}"
         fine = (first, atoms[first]), (second, atoms[second])
         coarse = (first, larger[first]), (second, larger[second])
+        analysis.at(f"ablation of {pair}")
         arrays[f"C/{pair}/ablation"] = _array(c.ablation(model, inputs, several, *fine, nothing)[0])
         try:
             curved = c.second_order(model, copies, classes, *fine)
@@ -209,6 +211,7 @@ def _interactions(
         samples = joint_samples(analysis.samples, len(coarse[0][1]), len(coarse[1][1]))
         sampled: Any = {"baseline": nothing, "samples": samples, "repeats": REPEATS, "seed": analysis.seed}
         for name, method in (("joint_shap", c.joint_shap), ("joint_lime", c.joint_lime)):
+            analysis.at(f"{name} of {pair}")
             pairs = _determined(method, model, inputs, several, *coarse, **sampled).pairs
             arrays[f"C/{pair}/{name}"] = _array(pairs.values[0])
             if pairs.error is not None:
@@ -238,6 +241,7 @@ def _dime(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
     own = analysis.inputs([position])
     several, nothing = Several(classes.expand(len(pool), -1)), analysis.baselines(own)
     for modality, atoms in analysis.atoms([position], coarse=True).items():
+        analysis.at(f"dime of {modality}")
         part = c.dime(
             analysis.model,
             {modality: own[modality].expand(len(pool), *own[modality].shape[1:])},  # only its own is used

@@ -13,6 +13,7 @@ from amr.datamodules.store.decoding.timeline import PREROLL, Track
 _JITTER = 0.025  # s by which a frame's time may differ from the end of the one before it
 _RATES = (1000, 1_000_000)  # Hz; others are damage, and would need gigabytes
 _BLOCKS = 256  # resampled arrays that are held apart
+_TOGETHER = 1 << 16  # samples that go through the resampler at once: a call costs as much as a thousand samples
 _SAMPLED = 4  # of so many stereo frames one is measured
 _CANCELS = 0.01  # power of the mixture by that of the louder channel: 20 dB less
 _AUDIBLE = (3 / 32768) ** 2  # power of a channel
@@ -51,6 +52,8 @@ class Sound:
         self._pieces: list[NDArray[Any]] = []
         self._length = 0  # samples made
         self._resampler: Any = None
+        self._waiting: list[Any] = []  # frames for the resampler
+        self._waiting_samples = 0
         self._run: list[NDArray[Any]] = []  # what the resampler made of frames that follow one another
         self._joined: list[NDArray[Any]] = []  # earlier parts of it
         self._run_at = self._expected = 0.0
@@ -100,7 +103,16 @@ class Sound:
         self._measure(frame)
         if self.channel is not None:
             frame = _one_channel(frame, self.channel)
-        self._run += [out.to_ndarray() for out in self._resampler.resample(frame)]
+        self._waiting.append(frame)
+        self._waiting_samples += frame.samples
+        if self._waiting_samples >= _TOGETHER:
+            self._resample()
+
+    def _resample(self) -> None:
+        """Resample the frames that wait, as one: it goes by the samples, not by how they are cut into frames."""
+        waiting, self._waiting, self._waiting_samples = self._waiting, [], 0
+        for frame in _joined(waiting):
+            self._run += [out.to_ndarray() for out in self._resampler.resample(frame)]
         if len(self._run) >= _BLOCKS:  # small arrays take more than they hold
             self._joined.append(np.concatenate(self._run, axis=1))
             self._run.clear()
@@ -117,6 +129,7 @@ class Sound:
         """Put what was decoded without a gap in its place."""
         if self._resampler is None:
             return
+        self._resample()
         self._run += [out.to_ndarray() for out in self._resampler.resample(None)]
         self._resampler = None
         parts = self._joined + self._run
@@ -161,6 +174,22 @@ class Sound:
         mixed = float(np.mean(np.square(wave, dtype=np.float64))) / 32768**2
         loudest = int(power.argmax())
         return loudest if power[loudest] > max(_AUDIBLE, mixed / _CANCELS) else None
+
+
+def _joined(frames: list[Any]) -> list[Any]:
+    """Frames of one kind that follow one another, as one; as they are where PyAV cannot make such a frame."""
+    if len(frames) < 2:
+        return frames
+    first = frames[0]
+    try:
+        samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+        whole = av.AudioFrame.from_ndarray(samples, first.format.name, first.layout.name)
+    except ValueError:  # a format without a numpy type, a layout without a name
+        return frames
+    whole.sample_rate = first.sample_rate
+    if first.time_base is not None:  # not of a single channel, see `_one_channel`
+        whole.time_base, whole.pts = first.time_base, first.pts
+    return [whole]
 
 
 def _channels(frame: Any) -> NDArray[np.float64]:
