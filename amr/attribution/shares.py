@@ -222,7 +222,7 @@ def shapley_values(scores: Tensor) -> Tensor:
     weights = scores.new_tensor([factorial(s) * factorial(count - 1 - s) / factorial(count) for s in sizes])
     values = []
     for m in range(count):
-        halves = scores.reshape(-1, 2, 1 << m, *scores.shape[1:])
+        halves = scores.reshape(1 << (count - 1 - m), 2, 1 << m, *scores.shape[1:])
         values.append(torch.tensordot(weights, (halves[:, 1] - halves[:, 0]).flatten(0, 1), dims=1))
     return torch.stack(values, dim=1)
 
