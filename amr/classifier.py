@@ -55,7 +55,7 @@ class FusionClassifier(pl.LightningModule):
         lr_scheduler: Main schedule, stepped once every `scheduler_interval`: `amr.Cosine` or `amr.Steps`, which follow
             the run's length, or one of torch's; None for a constant rate.
         scheduler_interval: Whether the schedule counts epochs or steps.
-        label_smoothing: Of the main cross-entropy, in [0, 1).
+        label_smoothing: Label smoothing of the main cross-entropy, in [0, 1).
         task: One class per clip, `classes`, or several `labels`: binary cross-entropy, the mean over labels.
         class_weights: Weight of each class's clips, or of each label, in the main loss; see `Objective`.
         metrics: Further metrics: `f1` and `uar`, unweighted means over classes, and top-k accuracy.

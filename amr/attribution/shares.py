@@ -127,7 +127,7 @@ def shapley_shares(
     that cancel do. `probability` takes the log-odds of the class that all modalities predict, which a part that every
     class gets alike leaves as they are; `logit` its logit.
 
-    Encodings and random states are treated as by `attribution_shares`. The head sees 2^M rows a clip. Above M = 6 the
+    Encodings and random states are treated as by `attribution_shares`. The head sees 2^M rows per clip. Above M = 6 the
     values are estimated from 16 orders of the modalities, the same always: at most 16 (M - 1) + 2 rows, and one line
     says once how large their standard error is.
 
@@ -257,7 +257,7 @@ def class_score(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
 
     Args:
         logits: Logits, (..., N, C).
-        classes: A class a row, (N,).
+        classes: One class per row, (N,).
         score: Which.
     """
     index = classes.expand(logits.shape[:-1]).unsqueeze(-1)
@@ -346,7 +346,7 @@ def _detached(encoding: Tensor) -> Tensor:
 
 
 def _gradient_times_input(head: Head, leaves: Mapping[str, Tensor], score: Score, create_graph: bool) -> list[Tensor]:
-    """∂f/∂e^m ⊙ e^m of each modality, (B, ..., D_m), up to a positive factor a row."""
+    """∂f/∂e^m ⊙ e^m of each modality, (B, ..., D_m), up to a positive factor per row."""
     logits = head(dict(leaves))
     gradients = _row_gradients(class_score(logits, logits.argmax(1), score), leaves, create_graph)
     return [gradient * leaf for gradient, leaf in zip(gradients, leaves.values(), strict=True)]

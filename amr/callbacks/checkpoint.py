@@ -1,4 +1,4 @@
-"""Which weights are kept: the best by validation, and the last, from which an interrupted run goes on."""
+"""Which weights are kept: the best by validation, and the last, from which an interrupted run continues."""
 
 import time
 from pathlib import Path

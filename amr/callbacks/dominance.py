@@ -192,19 +192,19 @@ class Dominance(pl.Callback):
         self._start(pl_module.model)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
+        """Starts again."""
         assert self.decisions is not None
         self.metrics["train"].reset()
         self.decisions.reset()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
+        """Starts again."""
         assert isinstance(pl_module, FusionClassifier)
         self.metrics["val"].reset()
         self._start(pl_module.model)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
+        """Starts again."""
         assert isinstance(pl_module, FusionClassifier)
         self.metrics["test"].reset()
         self._start(pl_module.model)

@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Guard(pl.Callback):
-    """Ends training in order, with a checkpoint to go on from.
+    """Ends training in order, with a checkpoint to resume from.
 
     At SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP (a closed terminal) the optimizer's step that is under way is
     finished, `last.ckpt` is saved, and `Stopped` is raised; where validation is next or has begun, it and the epoch's
@@ -157,7 +157,7 @@ class Guard(pl.Callback):
         raise UserError(f"the loss is not finite at {where}, in the batch of {_some(ids)}; {rest}")
 
     def _save_good(self, trainer: pl.Trainer, module: FusionClassifier) -> str:
-        """Saves; returns from where training can go on."""
+        """Saves; returns from where training can continue."""
         last = "--ckpt_path last goes on from the last regular checkpoint"
         if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
             return f"the weights were not finite before that, either, so a gradient was not; {last}"

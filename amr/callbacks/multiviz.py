@@ -32,7 +32,8 @@ class MultiVizCallback(pl.Callback):
       `val/multiviz/interaction` (mean absolute part of the predicted class's logit that no modality has alone).
     - prediction: `val/multiviz/units`, the units that the sparsest classifier within a point of the best one uses, and
       for W&B `val/multiviz/sparse`, a table of the most important ones of each class.
-    - unimodal, for W&B: a picture a clip, `val/multiviz/maps`, with integrated gradients and occlusion over the inputs.
+    - unimodal, for W&B: a picture per clip, `val/multiviz/maps`, with integrated gradients and occlusion over the
+    inputs.
 
     It takes the encodings that validation has made anyway, runs on the first process alone, and leaves training as it
     is, to the bit. The work is done in pieces, in the order above; when the time is used up the rest is left out, and

@@ -43,8 +43,8 @@ class Robustness(pl.Callback):
         corruption_clips: At most so many clips are corrupted; None for all.
         train_clips: At most so many training clips give the mean encoding and the probes; None for all.
         unimodal: A run of the unimodal model, its folder or a checkpoint, of each modality, to compare the probes with.
-        resamples: Of the bootstrap.
-        seed: Of resamples, pairings and corruptions.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of resamples, pairings and corruptions.
         out: The parquet file; None for none. Until it is written, corruptions that are done are kept beside it, in
             `robustness-parts`, and a test that was interrupted takes them from there.
 
@@ -82,7 +82,7 @@ class Robustness(pl.Callback):
             check_classes(pl_module.model, "robustness")
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
+        """Starts again."""
         self._collected = Collected()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +100,7 @@ class Robustness(pl.Callback):
         check_unimodal(pl_module.model, self._unimodal)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
+        """Starts again."""
         self._collected = Collected()
 
     def on_validation_batch_end(

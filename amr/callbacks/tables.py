@@ -13,7 +13,7 @@ def log_table(
     """Logs a table. Where W&B fails, one line says so: a run whose training has ended well keeps its results.
 
     Args:
-        logger: Of the run.
+        logger: Logger of the run.
         name: Key of the table.
         columns: Names.
         rows: A list per row.

@@ -37,7 +37,7 @@ def demo(
     Args:
         out: Folder for everything.
         picture: PNG for the curves, besides the page.
-        clips: Clips to make, at least 60: ten a class.
+        clips: Clips to make, at least 60: ten per class.
         epochs: Epochs of each training, at least 1.
         explained: Test clips to explain, at least 2, or 0 for no explanation and no site.
 

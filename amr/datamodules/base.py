@@ -44,7 +44,7 @@ class ClipDataModule(ExplainedClips):
         video: Transform of the frames.
         batch_size: Clips a batch and rank.
         num_workers: Loader processes.
-        seed: Of order and augmentation. Splits do not depend on it.
+        seed: Seed of order and augmentation. Splits do not depend on it.
         missing: What becomes of a clip that lacks a modality, or whose data could not be decoded: skip leaves it out;
             keep takes it with zeros for input and `present` False, unless it lacks all.
         still: What becomes of a clip whose frames all show the same picture; use takes it like any other.
@@ -138,7 +138,7 @@ class ClipDataModule(ExplainedClips):
         return verify(self.clips, self.store, self.decode)
 
     def prepare_data(self) -> None:
-        """Lightning's hook: decode what is not in the store yet, once a machine."""
+        """Lightning's hook: decode what is not in the store yet, once per machine."""
         self._decodes_late()  # an hour later is too late to refuse
         self._prepare()
 

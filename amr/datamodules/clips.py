@@ -21,7 +21,7 @@ class Clips(ClipDataModule):
     Args:
         csv: The listing; relative to the current folder or else to `root`.
         root: Folder of the files; None: the CSV's.
-        labels: Class names in the order of the class indices, or a text file with one a line (relative to the current
+        labels: Class names in the order of the class indices, or a text file with one per line (relative to the current
             folder or else to `root`); None: those in the CSV, sorted.
         name: Name of the data set in tables and folders; None: of the root folder and the CSV.
         kwargs: See `ClipDataModule`.

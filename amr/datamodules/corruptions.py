@@ -88,11 +88,11 @@ class Corruptible(ABC):
 
         Args:
             split: train, val or test.
-            modality: Of which the input is made.
+            modality: Modality of which the input is made.
             corruption: One of the modality's.
             severity: 1 to 5.
-            ids: Of clips that have the modality.
-            seed: Of the noise; for a seed it is a function of the clip.
+            ids: Ids of clips that have the modality.
+            seed: Seed of the noise; for a seed it is a function of the clip.
 
         Returns:
             Items `{"inputs": {modality: Tensor}, "label": int, "id": str}`.
@@ -171,7 +171,7 @@ def silence(wave: Tensor, fraction: float, context: Context) -> Tensor:
 
 
 def noise(frames: Tensor, sigma: float, _: Context) -> Tensor:
-    """Gaussian noise, anew in each frame, pixel and channel."""
+    """Gaussian noise, drawn for each frame, pixel and channel."""
     return _grey_levels(frames + torch.randn(frames.shape) * sigma)
 
 
@@ -273,7 +273,7 @@ class OtherWaves:
 
     Args:
         store: Where they lie.
-        ids: Of clips that have sound.
+        ids: Ids of clips that have sound.
     """
 
     def __init__(self, store: ClipStore, ids: Sequence[str]) -> None:
@@ -291,7 +291,7 @@ class CorruptedAudio:
     Args:
         transform: What follows.
         corruption: What comes first.
-        level: Of the corruption.
+        level: Level of the corruption.
         context: The sample rate and other sounds.
         key: Seed of the corruption, besides the clip.
     """

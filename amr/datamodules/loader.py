@@ -76,7 +76,7 @@ class ClipDataset(ListedDataset):
         transforms: By modality, in the order of the batch: called with the stored data and `train`.
         blanks: Each modality's input for clips that lack it.
         train: Whether to augment.
-        seed: Of the run.
+        seed: Seed of the run.
         present: Whether to say which modalities a clip has; otherwise every clip must have all.
     """
 
@@ -238,10 +238,11 @@ class ClipSampler(DistributedSampler[Key]):
     Args:
         dataset: The clips.
         shuffle: Whether for training.
-        seed: Of the order, with the epoch.
+        seed: Seed of the order, with the epoch.
         rank: This process.
         world_size: Number of processes.
-        weights: Of the clips (N,), to draw N of them with replacement in each training epoch; None for each once.
+        weights: Weights of the clips (N,), to draw N of them with replacement in each training epoch; None for each
+            once.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def copies_of(chosen: Tensor | Copies, count: int, seed: int) -> Copies:
         chosen: Weights (N,), float, of which N clips are drawn with replacement; or how often each clip is trained,
             (N,) int64; or copies.
         count: Number of training clips N.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: If the choice is none of these, of another size, or empty.
@@ -66,7 +66,7 @@ class SelectedLoader:
         base: The loader whose data set, batch size, collation and workers are used. All that is not named here is its.
         copies: The clips.
         epoch: The epoch, for the data set's random choices.
-        seed: Of the order, with the epoch.
+        seed: Seed of the order, with the epoch.
         rank: This process.
         world_size: Number of processes.
         done: Number of this epoch's batches that are trained already; asked when the first batch is.

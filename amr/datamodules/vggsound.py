@@ -43,7 +43,7 @@ class VGGSound(ClipDataModule):
         csv: The official list (video id, start, label, train or test; no header), or one with the columns of the
             official test.csv (file, label), whose clips are all test. Relative to the current folder or else to `root`.
         labels: Class names in the order of the class indices, or a file, found as `csv` is: the official stat.csv,
-            whose labels are sorted as in the official code, or a text file with one a line. None: those in the CSV,
+            whose labels are sorted as in the official code, or a text file with one per line. None: those in the CSV,
             sorted; with the official files that is the same.
         val_fraction: Part of the training videos that validates; all clips of a video are on the same side.
         split_seed: Chooses them; apart from `seed`, so that runs with several seeds share their splits.

@@ -35,7 +35,7 @@ class MLPEncoder(Encoder):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodes (B, ...), `in_dim` numbers a clip, to (B, out_dim)."""
+        """Encodes (B, ...), `in_dim` numbers per clip, to (B, out_dim)."""
         flat = x.flatten(1)
         if flat.shape[1] != self.in_dim:
             raise UserError(f"MLPEncoder: in_dim is {self.in_dim}, got {flat.shape[1]} from shape {tuple(x.shape)}")

@@ -15,7 +15,7 @@ _DEPTHS = {18: (resnet18, ResNet18_Weights), 34: (resnet34, ResNet34_Weights)}
 class ResNetEncoder(Encoder):
     """A torchvision ResNet up to its global average pool (He et al. 2016).
 
-    Input is one image a clip, (B, C, H, W), or N frames, (B, N, C, H, W), whose pooled features are averaged. The
+    Input is one image per clip, (B, C, H, W), or N frames, (B, N, C, H, W), whose pooled features are averaged. The
     encoding has shape (B, 512).
 
     Args:

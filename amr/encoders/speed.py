@@ -18,7 +18,7 @@ def compile_in_place(module: nn.Module, mode: CompileMode) -> None:
 
     Args:
         module: An encoder. Not a head: what is compiled has no second derivative, which AMR and the shares need.
-        mode: Of `torch.compile`.
+        mode: Mode of `torch.compile`.
     """
     import torch._functorch.config
 

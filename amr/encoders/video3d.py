@@ -27,15 +27,15 @@ _ARCHS = {
 class Video3DEncoder(Encoder):
     """A torchvision 3-D ResNet-18 up to its global average pool (Tran et al. 2018).
 
-    Input is N RGB frames a clip, (B, N, 3, H, W); the encoding has shape (B, 512), or (B, T, 512) without `pool`, where
-    T is N / 8 rounded up, and N for mc3_18.
+    Input is N RGB frames per clip, (B, N, 3, H, W); the encoding has shape (B, 512), or (B, T, 512) without `pool`,
+    where T is N / 8 rounded up, and N for mc3_18.
 
     Args:
         arch: "r3d_18"; "mc3_18", which convolves over time up to its first stage only; or "r2plus1d_18", which
             factorizes each convolution into space and time.
         weights: None for torchvision's random initialization, else a local file or a name such as
             "R2Plus1D_18_Weights.KINETICS400_V1".
-        pool: Average over time and space. False averages over space only, which gives a token a step in time.
+        pool: Average over time and space. False averages over space only, which gives a token per step in time.
 
     Raises:
         UserError: An option has a value that is not allowed, or the weights do not fit.

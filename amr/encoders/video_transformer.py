@@ -37,7 +37,7 @@ _SWIN = {
 class VideoTransformerEncoder(Encoder):
     """A torchvision MViT (Fan et al. 2021; v2: Li et al. 2022) or Swin (Liu et al. 2022) up to its classifier.
 
-    Input is N RGB frames a clip, (B, N, 3, H, W). The encoding has shape (B, D): MViT's class token, Swin's average;
+    Input is N RGB frames per clip, (B, N, 3, H, W). The encoding has shape (B, D): MViT's class token, Swin's average;
     or (B, T, D) without `pool`, where T is N / 2, for Swin rounded up. D is 768, for swin3d_b 1024.
 
     MViT's position embeddings belong to `frames` and `size`, and other inputs are refused; embeddings learned for
@@ -47,8 +47,8 @@ class VideoTransformerEncoder(Encoder):
         arch: "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s" or "swin3d_b".
         weights: None for torchvision's random initialization, else a local file or a name such as
             "MViT_V2_S_Weights.KINETICS400_V1".
-        pool: One encoding a clip. False averages the last layer's patches over space only, which gives a token a step
-            in time.
+        pool: One encoding per clip. False averages the last layer's patches over space only, which gives a token per
+            step in time.
         frames: Frames N that an MViT takes, a multiple of 2; None: 16.
         size: Height and width that an MViT takes, in pixels, multiples of 32; one number: a square; None: 224.
 

@@ -84,8 +84,8 @@ class WaveformEncoder(Encoder):
             `torchaudio.pipelines` such as "WAV2VEC2_BASE". Weights fine-tuned for speech recognition fit, too.
         freeze_features: Keep the convolutions below the transformer as they are, as is usual for fine-tuning.
         layers: Use the first so many transformer layers, 1 or more; None: all. Further ones in `weights` are left out.
-        dropout: Of the transformer, in [0, 1): embeddings, attention and feed-forward. Whole layers are never dropped:
-            DDP waits for the gradient of each.
+        dropout: Dropout of the transformer, in [0, 1): embeddings, attention and feed-forward. Whole layers are never
+            dropped: DDP waits for the gradient of each.
         pool: Average over time. False gives a token every 20 ms.
 
     Raises:

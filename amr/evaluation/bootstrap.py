@@ -32,7 +32,7 @@ class Bootstrap:
     Args:
         clips: N.
         resamples: How many.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         level: Part of the resamples that lies within an interval.
     """
 

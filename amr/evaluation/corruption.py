@@ -77,8 +77,8 @@ def corruption_rows(
         split: Whose clips.
         clean: Them, encoded as they are.
         train: Training clips, for the mean encoding that the dial's parts are measured from; None: that of `clean`.
-        resamples: Of the bootstrap.
-        seed: Of resamples and corruptions.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of resamples and corruptions.
         score: What shares attribute.
         ig_steps: Points of integrated gradients; None for gradient⊙input.
         parts: Where what is done is kept, and a digest of the model and its data, without which it is not used.

@@ -52,7 +52,7 @@ def emap(
         model: The model.
         encodings: Encoding of each modality, (N, ...); a clip's row is the same in all.
         pairings: See `emap_estimate`; of no effect where the projection is exact.
-        seed: Of the pairings.
+        seed: Seed of the pairings.
         batch: Head rows at a time.
 
     Returns:
@@ -75,7 +75,7 @@ def emap_estimate(
         model: The model.
         encodings: Encoding of each modality, (N, ...).
         pairings: Random pairings, at least 1.
-        seed: Of the pairings.
+        seed: Seed of the pairings.
         batch: Head rows at a time.
 
     Returns:
@@ -105,7 +105,7 @@ def emap_gap(
         encodings: Encoding of each modality, (N, ...).
         labels: Class of each clip, (N,).
         pairings: See `emap_estimate`.
-        seed: Of the pairings.
+        seed: Seed of the pairings.
         batch: Head rows at a time.
 
     Returns:
@@ -146,7 +146,7 @@ def projection(
         function: Maps encodings (R, ...) to (R, K).
         encodings: Encoding of each modality, (N, ...).
         pairings: See `emap_estimate`.
-        seed: Of the pairings.
+        seed: Seed of the pairings.
         batch: Rows at a time.
         form: What the function is declared to be. It is checked on combinations of the clips: a subclass or another
             layer in a head's place may have changed it, and then the projection is found without it.

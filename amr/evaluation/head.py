@@ -1,4 +1,4 @@
-"""The head on encodings that are put together anew: other clips', a baseline's. No encoder runs."""
+"""The head on encodings that are recombined: other clips', a baseline's. No encoder runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
@@ -20,7 +20,7 @@ def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[st
 
     Args:
         values: Inputs or encodings, (N, ...), of the modalities that are replaced.
-        baseline: Tensors must broadcast to the values: one clip's, or one a clip. Further keys are ignored.
+        baseline: Tensors must broadcast to the values: one clip's, or one per clip. Further keys are ignored.
 
     Raises:
         UserError: The name is unknown, or a modality's tensor is missing or of another shape.

@@ -48,8 +48,8 @@ def measure_encodings(
         model: The model.
         clean: The clips.
         train: Training clips, for the mean encoding that replaces a missing one; None: the mean is of `clean`.
-        resamples: Of the bootstrap.
-        seed: Of resamples and pairings.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of resamples and pairings.
         score: What shares attribute.
         ig_steps: Points of integrated gradients, each a head row more for a share; None for gradient⊙input.
         details: Whether to have the rows that are never logged (`Row.is_detail`): by class, by confidence, of the dial.

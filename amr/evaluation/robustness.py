@@ -66,12 +66,12 @@ def measure(
         corruptions: Whether to corrupt inputs: the part that runs encoders.
         corruption_clips: At most so many clips are corrupted, chosen by a hash of their ids; None for all.
         train_clips: At most so many training clips are encoded; None for all.
-        resamples: Of the bootstrap.
-        seed: Of resamples, pairings and corruptions.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of resamples, pairings and corruptions.
         score: What shares attribute, as in `attribution_shares`; the run's `dominance.score` for its own dominance.
         ig_steps: Points of integrated gradients; the run's `dominance.ig_steps`.
         parts: A folder of its own, for each corruption that is done: a later call with the same model, clips and
-            options goes on from there. It is the caller's to remove; None: nothing is kept.
+            options continues from there. It is the caller's to remove; None: nothing is kept.
         context: What the encoders run in, e.g. autocast.
 
     Returns:

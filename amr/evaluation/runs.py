@@ -44,7 +44,7 @@ class Run:
         has_metrics: Whether any metrics were written.
         title: How tables and plots call the method; the method's name where none is given.
         notes: What went wrong in reading, and starts with other settings, to be said beside the table.
-        robustness: Of the test split, by (measure, modality, corruption, severity), from robustness.parquet.
+        robustness: Robustness of the test split, by (measure, modality, corruption, severity), from robustness.parquet.
     """
 
     path: Path
@@ -95,7 +95,7 @@ class Run:
 def read_folder(path: Path) -> Run:
     """Read a run's folder: run.json, metrics/version_*/metrics.csv, per_class.csv, config.yaml, robustness.parquet.
 
-    Rows of metrics.csv are merged by epoch. A run that was resumed (`version_1`, ...) goes on from the first epoch of
+    Rows of metrics.csv are merged by epoch. A run that was resumed (`version_1`, ...) continues from the first epoch of
     the later version: what earlier versions had from there on, test results included, belongs to abandoned weights.
     A version that trained nothing (`validate` or `test` alone) adds its test results only.
 

@@ -58,7 +58,7 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
 
     Args:
         rate: The share, 0 to 1.
-        count: Of how many, at least 1.
+        count: Out of how many, at least 1.
     """
     from scipy.special import ndtri
 

@@ -1,4 +1,4 @@
-"""How a model uses its modalities, from cached encodings: pure functions of one number or one number a clip.
+"""How a model uses its modalities, from cached encodings: pure functions of one number or one number per clip.
 
 Only the head runs. `Correct` tables, `right(coalition_outputs(...), labels)`, hold whether each clip is right for every
 set of modalities that is kept, which is all that accuracy with a modality missing, its Shapley values, cooperation,
@@ -78,7 +78,7 @@ def shuffled(
         encodings: Encoding of each modality, (N, ...), N at least 2.
         labels: (N,) int64.
         repeats: Cycles.
-        seed: Of the cycles.
+        seed: Seed of the cycles.
         batch: Head rows at a time.
 
     Returns:
@@ -101,7 +101,7 @@ def calibration_bins(probabilities: Tensor, correct: Tensor, bins: int = 15) -> 
     Args:
         probabilities: (N, C).
         correct: Whether the highest is the label's, (N,) of 0 and 1.
-        bins: Of equal width, over the highest probability.
+        bins: Number of bins of equal width, over the highest probability.
 
     Returns:
         Bins, (N, bins + 1) float64 of 0 and 1 (the last is that of probability 1, as torchmetrics has it), and the

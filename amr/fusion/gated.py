@@ -9,7 +9,7 @@ from amr.fusion.base import ClassifierInit, Fusion, pool_all, require_positive
 
 
 class Gated(Fusion):
-    """Gates, computed from all encodings, weigh one feature vector a modality.
+    """Gates, computed from all encodings, weigh one feature vector per modality.
 
     Arevalo et al. 2017, "Gated Multimodal Units for Information Fusion", section 3.1: h_m = tanh(W_m e^m) and
     z_m = sigmoid(V_m [e^1; ...; e^M]); the output is h = Σ_m z_m ⊙ h_m. For M = 2 it is the paper's bimodal unit, in

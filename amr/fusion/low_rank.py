@@ -57,7 +57,7 @@ class LowRank(Fusion):
 
     @property
     def multiaffine(self) -> bool:
-        """True without a hidden layer: a product of affine factors, one a modality."""
+        """True without a hidden layer: a product of affine factors, one per modality."""
         return isinstance(self.hidden, nn.Identity)
 
     def combine(self, encodings: Mapping[str, Tensor]) -> Tensor:

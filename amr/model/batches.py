@@ -29,7 +29,7 @@ class Ids:
     time of a step of a tiny model. It leaves an object that is no sequence alone.
 
     Args:
-        names: Of the clips.
+        names: Names of the clips.
     """
 
     __slots__ = ("names",)

@@ -37,9 +37,9 @@ class Encoded:
     """Clips that have every modality, as the head sees them, in the order of their ids.
 
     Attributes:
-        ids: Of the clips.
+        ids: Ids of the clips.
         labels: (N,) int64.
-        encodings: (N, ...) a modality, all on one device.
+        encodings: (N, ...) per modality, all on one device.
         lacking: Number of clips that were left out because they lack a modality.
     """
 
@@ -160,7 +160,7 @@ def encode(
         data: The data module.
         split: Whose clips.
         most: At most so many, chosen by a hash of their ids.
-        seed: Of the choice.
+        seed: Seed of the choice.
         context: What the encoders run in.
         ids: Only these clips.
         keep_on: The device that the encodings are moved to batch by batch; None: the model's.

@@ -20,7 +20,7 @@ class Loaders(pl.LightningDataModule):
         loaders: The loader of each split that there is, by name.
         labels: Names of the classes; None: unknown.
         kinds: What the inputs of each modality are, for explanations: `amr.datamodules.atoms.Kind`, or a kind's name.
-        name: Of the data set.
+        name: Name of the data set.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class Scores:
 
     Args:
         clips: The training clips.
-        seed: Of `generator`.
+        seed: Seed of `generator`.
     """
 
     def __init__(self, clips: ClipPass, seed: int) -> None:

@@ -53,7 +53,7 @@ def fixed_target(model: Explained, encodings: Mapping[str, Tensor], target: Targ
         Class of each clip, (N,) int64, or the unit.
 
     Raises:
-        UserError: The class or unit does not exist, or the classes are not one a clip, or the target is `Several`.
+        UserError: The class or unit does not exist, or the classes are not one per clip, or the target is `Several`.
     """
     count = len(next(iter(encodings.values())))
     device = next(iter(encodings.values())).device
@@ -107,7 +107,7 @@ def target_scores(model: Explained, encodings: Mapping[str, Tensor], target: Fix
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...), of the clips or of perturbed copies.
-        target: As `fixed_target` gives it; classes are one a row of `encodings`.
+        target: As `fixed_target` gives it; classes are one per row of `encodings`.
     """
     if isinstance(target, Unit):
         return model.penultimate(encodings)[:, target.index]

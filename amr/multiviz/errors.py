@@ -92,7 +92,7 @@ def classify_errors(
         draws: K.
         refits: Number of partitions.
         threshold: Least confidence, in (0, 1].
-        seed: Of the draws and the partitions.
+        seed: Seed of the draws and the partitions.
         batch: Rows that the head sees at once.
 
     Returns:
@@ -245,7 +245,7 @@ def error_units(penultimate: Tensor, wrong: Tensor, *, lambdas: int = 15, seed: 
         penultimate: Features, (N, D).
         wrong: Whether the model's prediction is wrong, (N,) bool.
         lambdas: Number of penalties tried, from the smallest at which no unit is used to a thirtieth of it.
-        seed: Of the folds.
+        seed: Seed of the folds.
 
     Returns:
         The units, and the predictor.
@@ -324,8 +324,8 @@ class SelectionTrial:
     Attributes:
         by: How they were chosen; "none" and "all" of the pool are what any choice lies between.
         budget: How many.
-        seed: Of the partition.
-        accuracy: Of the refitted classifier on clips that it has not seen, in [0, 1].
+        seed: Seed of the partition.
+        accuracy: Accuracy of the refitted classifier on clips that it has not seen, in [0, 1].
         errors_found: Share of the chosen clips that the model gets wrong, in [0, 1]; None if none was chosen.
     """
 
@@ -358,7 +358,7 @@ def compare_selections(
         logits: The model's, (N, C).
         labels: Classes, (N,).
         fitted: Features and labels of training clips.
-        share: Of the pool that may be chosen, in (0, 1).
+        share: Share of the pool that may be chosen, in (0, 1).
         seeds: Number of partitions, at least 1.
         ridge: λ of the classifier, on standardised features, positive.
 

@@ -22,7 +22,7 @@ def draw_maps(
     Orange speaks for the explained class and purple against it. Each map has its own scale, which its title gives.
 
     Args:
-        title: Of the whole.
+        title: Title of the whole.
         pictures: A modality's input.
         maps: (method, importance of each atom (A,)) of each modality.
         dpi: Dots an inch.

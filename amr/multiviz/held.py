@@ -53,7 +53,7 @@ class Held:
         return input_gradient(self.leaf_scores(leaf, clip).sum(), leaf)  # rows are independent
 
     def leaf_baseline(self, baseline: Tensor | float) -> Tensor:
-        """The baseline as one leaf, or one a clip: a number or tensor as it is, ids as their embeddings."""
+        """The baseline as one leaf, or one per clip: a number or tensor as it is, ids as their embeddings."""
         if self.layer is None or not _is_ids(baseline):
             return one_baseline(self.leaf, baseline)
         ids = one_baseline(self.x, baseline)

@@ -61,10 +61,11 @@ def extreme_clips(
 ) -> ExtremeClips:
     """The k clips that most and least activate each penultimate unit (Liang et al. 2023, global representations).
 
-    One pass over the batches: every encoder and the fusion run once a clip, and no more than k clips a unit and end are
-    remembered. A clip that lacks a modality is left out and counted: its unit answers to a zero encoding, which says
-    more of the gap than of the clip. Values that agree to 5 digits are ties, which go by id, so that rounding, which
-    depends on the batch size, does not decide between equal clips; one that comes twice counts once in a ranking.
+    One pass over the batches: every encoder and the fusion run once per clip, and no more than k clips per unit and
+    end are remembered. A clip that lacks a modality is left out and counted: its unit answers to a zero encoding,
+    which says more of the gap than of the clip. Values that agree to 5 digits are ties, which go by id, so that
+    rounding, which depends on the batch size, does not decide between equal clips; one that comes twice counts once
+    in a ranking.
 
     Args:
         model: The model.
@@ -112,7 +113,7 @@ def extreme_features(
 
     Args:
         features: (N, D).
-        ids: Of the clips.
+        ids: Ids of the clips.
         labels: Their classes, (N,).
         units: As in `extreme_clips`.
         k: As in `extreme_clips`.

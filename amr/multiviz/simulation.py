@@ -25,7 +25,7 @@ class Stage:
     """What a student knows of the model's output when it sees the explanations up to one stage.
 
     Attributes:
-        accuracies: Share of held-out clips whose output class it names, (S,), in [0, 1], one a seed.
+        accuracies: Share of held-out clips whose output class it names, (S,), in [0, 1], one per seed.
         shuffled: The same when explanations are dealt to other clips, (S,).
         mean: Mean of `accuracies`.
         sd: Their standard deviation (n − 1).
@@ -104,7 +104,7 @@ def simulate(
     """Students that see explanations, and nothing else, learn to name the model's output on other clips.
 
     After the user study of Liang et al. 2023 (MultiViz, section 4.1), with a classifier in the user's place. Each seed
-    splits the clips anew, the classes evenly. A stage's student sees its own block of features and those of all stages
+    splits the clips again, the classes evenly. A stage's student sees its own block of features and those of all stages
     before it: L2-penalised multinomial logistic regression (sklearn) on standardised features, its penalty chosen by
     3-fold cross-validation on its training clips. The control deals the same explanations to other clips.
 

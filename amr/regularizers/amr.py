@@ -53,7 +53,7 @@ class AMR(Regularizer):
     encoders. There is no second optimizer, and each micro-batch has a penalty of its own, over all ranks' clips.
 
     Args:
-        ratio: Target ratio, a positive number a modality; None for equal shares, or for `ratio_from`'s.
+        ratio: Target ratio, a positive number per modality; None for equal shares, or for `ratio_from`'s.
         weight: Factor of the penalty, >= 0; 0 switches the method off.
         lr: Learning rate of the second optimizer, multiplied by the main schedule's relative rate (`follow_schedule`).
             Without that decay the penalty, whose gradient does not shrink near its goal, keeps perturbing the
@@ -70,7 +70,7 @@ class AMR(Regularizer):
             the ratio of their best validation accuracies.
         ratio_epochs: Epochs, from `start_epoch` on, over which the target moves linearly to the ratio, a step an epoch;
             None for the ratio at once.
-        ratio_start: Where it moves from, a positive number a modality; None for the shares of the first batch.
+        ratio_start: Where it moves from, a positive number per modality; None for the shares of the first batch.
         ig_steps: Number of points of integrated gradients, >= 1; None for 8. Given without `attribution`, it stands
             for `integrated_gradients`, with a warning.
         attribution: What the shares are of: `gradient_input` (the paper), `integrated_gradients` from zero encodings
@@ -78,15 +78,15 @@ class AMR(Regularizer):
             outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`), or `output`: how
             far the prediction moves when a modality is another clip's (see `amr.attribution.output_change`). None, as
             in configurations of 0.1, for `gradient_input`.
-        gradient: Of `output`: `head`, the default, trains the head alone; `encoder` also the encoder of modality m by
-            the encodings that replace it in D^m; `all` everything that D depends on.
-        push: Of `output`: `both`, the default, moves every modality's D; `weak` only raises D of modalities whose share
-            is below their target.
-        replacement: Of `output`: what replaces a modality: `permutation`, the default, other clips' encodings; `mean`,
-            the mean encoding of the global batch; or `zeros`.
-        permutations: Of `output`: number of other clips per clip, K >= 1; None for 4. A clip costs K M + 1 rows of the
-            head.
-        different_label: Of `output`: whether only clips of another class replace a clip's encodings; a clip without
+        gradient: With `output`, what its gradient trains. `head`, the default: the head alone; `encoder`: also the
+            encoder of modality m, by the encodings that replace it in D^m; `all`: everything that D depends on.
+        push: With `output`, whose D moves. `both`, the default: every modality's; `weak`: it only rises, for modalities
+            whose share is below their target.
+        replacement: With `output`, what replaces a modality. `permutation`, the default: other clips' encodings;
+            `mean`: the mean encoding of the global batch; or `zeros`.
+        permutations: With `output`, number of other clips per clip, K >= 1; None for 4. A clip costs K M + 1 rows of
+            the head.
+        different_label: With `output`, whether only clips of another class replace a clip's encodings; a clip without
             any such clip in the global batch does not count. None for false.
         guard: Whether the method is weakened, and in the end stopped, where the main loss rises; see `DoNoHarm`. None
             for false.

@@ -87,7 +87,7 @@ class Step:
         lr: The main learning rate, of the first parameter group.
         micro_batches: How many are accumulated in one step; the trainer divides every loss by it.
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
-        label_smoothing: Of the main cross-entropy.
+        label_smoothing: Label smoothing of the main cross-entropy.
         objective: The main loss of other logits; None for the cross-entropy.
         turn: Modalities whose encoders move in this turn; None unless a method alternates (`turns`).
         done: Fraction of the epoch's batches that are over, in [0, 1).

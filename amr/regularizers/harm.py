@@ -197,7 +197,7 @@ class DoNoHarm:
         margin: γ, > 0.
 
     Attributes:
-        factor: Of AMR's rate or weight, in [0, 1].
+        factor: Factor of AMR's rate or weight, in [0, 1].
         accuracies: Accuracy of each modality alone, when it was last measured; empty before.
     """
 

@@ -26,7 +26,7 @@ class Board:
         project: W&B project.
         entity: W&B user or team; None for the account's default one.
         dataset: Only this data set's runs, by the name in their configuration; None for all.
-        modalities: Of the models.
+        modalities: Modalities of the models.
     """
 
     project: str
@@ -49,7 +49,7 @@ def dashboard(
         project: W&B project.
         entity: W&B user or team; None for the account's default one.
         dataset: Show this data set's runs only, by the name in their configuration; None for all.
-        modalities: Of the models; None for those that amr's data modules have.
+        modalities: Modalities of the models; None for those that amr's data modules have.
         out: Write the specification to this JSON file, and send nothing; None for dashboard.json, where there is no
             account.
 

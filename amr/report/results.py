@@ -1,4 +1,4 @@
-"""results.parquet: a row a run, with flat columns for pandas and everything that `compare` needs to go on from it."""
+"""results.parquet: a row per run, with flat columns for pandas and everything that `compare` needs to read it back."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def _missing(rows: Sequence[Row]) -> Plot | None:
 
 
 def _dots(rows: Sequence[Row], kinds: Mapping[str, Key], title: str, unit: str) -> Plot | None:
-    """A line a row, a mark a kind: the mean over seeds, with a bar from the lowest to the highest."""
+    """A line per row, a mark per kind: the mean over seeds, with a bar from the lowest to the highest."""
     values = [{kind: found for kind, key in kinds.items() if (found := _values(row, key))} for row in rows]
     if not any(len(found) > 1 for found in values):
         return None
@@ -248,7 +248,7 @@ def _shapley(rows: Sequence[Row], modality: str) -> Plot | None:
 def _dial(rows: Sequence[Row]) -> Plot | None:
     """What the decision-time dial trades: accuracy against the area under a modality's corruption, or without it.
 
-    A line a row, along the dial of the first modality; the large mark is the model as it is.
+    A line per row, along the dial of the first modality; the large mark is the model as it is.
     """
     parts = sorted({part for row in rows for run in row.runs for part in _positions(run.robustness)})
     if not parts:

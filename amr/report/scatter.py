@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def _points(rows: Sequence[Row], modality: str) -> list[tuple[list[float], list[float]]]:
-    """Each row's (dominance, accuracy) in %, a value a run; without values for a row that has none."""
+    """Each row's (dominance, accuracy) in %, a value per run; without values for a row that has none."""
     points = []
     for row in rows:
         numbers = [run.numbers(row.source) for run in row.runs if modality in row.dominance]

@@ -53,7 +53,7 @@ def found_again(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     Args:
         config: Contents of config.yaml.
-        folder: Of the run.
+        folder: Folder of the run.
     """
     file = folder / "run.json"
     facts = read_object(file) if file.is_file() else {}

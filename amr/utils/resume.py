@@ -60,8 +60,8 @@ def adopt(checkpoint: dict[str, Any], optimizer: "Optimizer", scheduler: Any, no
 
     Args:
         checkpoint: With `optimizer_states`, `lr_schedulers`, `loops` and `amr`; changed in place.
-        optimizer: Of this run, fresh, and given to nothing else.
-        scheduler: Of this run, on that optimizer; None for a constant rate.
+        optimizer: Optimizer of this run, fresh, and given to nothing else.
+        scheduler: Scheduler of this run, on that optimizer; None for a constant rate.
         now: This run's `recipe`.
 
     Raises:

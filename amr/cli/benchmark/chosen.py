@@ -14,7 +14,7 @@ class Chosen:
 
     Attributes:
         seed: The trials' seed.
-        rows: Of each row: `candidates`, their `val/acc` (None of a trial that failed), and the number `chosen`.
+        rows: Per row, `candidates`, their `val/acc` (None of a trial that failed), and the number `chosen`.
         trials: How many each row was to have.
     """
 

@@ -101,7 +101,7 @@ class Grid:
         return record if self.best(cell).is_file() else None
 
     def fit(self, cell: Cell) -> list[str]:
-        """Arguments of `amr fit` for a cell; where it was interrupted, it goes on. Those of `amr ensemble` for one."""
+        """Arguments of `amr fit` for a cell, which resume an interrupted one; of `amr ensemble` for an ensemble's."""
         folder, paths = self.folder(cell), {name: str(self.best(teacher)) for name, teacher in cell.teachers.items()}
         if cell.row.ensemble:
             options = ["--combination", cell.row.ensemble, "--out", str(folder), "--test", "no"]

@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         name: Its name: a modality, a method, or a method and `+amr`.
-        arguments: Of `amr fit`, after those that all rows have.
+        arguments: Arguments of `amr fit`, after those that all rows have.
         unimodal: Whether it is one modality's.
         teachers: Key that takes the unimodal runs' checkpoints, by modality; None if the method has no teachers.
         ensemble: How it combines the unimodal runs, which it is made of without training; empty for any other row.
@@ -57,7 +57,7 @@ class Cell:
     Attributes:
         row: The row.
         seed: The seed.
-        arguments: Of `amr fit`, but for the teachers and the run's folder.
+        arguments: Arguments of `amr fit`, but for the teachers and the run's folder.
         config: The resolved configuration, all defaults filled in.
         teachers: Cells that must be finished before, by modality.
     """
@@ -200,7 +200,7 @@ def make_cells(
     """Cells in the order of their training: unimodal first, then by seed, so that what is finished makes a table.
 
     Args:
-        rows: Of the grid.
+        rows: Rows of the grid.
         seeds: Each row has all of them.
         common: Arguments of `amr fit` before each row's own.
         resolve: Gives the whole configuration for arguments of `amr fit`.

@@ -13,7 +13,7 @@ def time_left(
         seconds: What finished cells took, by kind.
         waiting: The kinds of the cells that have not begun.
         running: Kind and seconds so far of those that have.
-        jobs: How many go on at once.
+        jobs: How many run at once.
     """
     known = [value for values in seconds.values() for value in values]
     if not known:

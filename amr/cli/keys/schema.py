@@ -1,6 +1,6 @@
 """The keys of `fit` and of the classes it builds, as data: what help, completion and early checks read without torch.
 
-`python -m amr.cli.keys.schema` writes `schema.json` anew from the parser and the docstrings; a test compares the two.
+`python -m amr.cli.keys.schema` rewrites `schema.json` from the parser and the docstrings; a test compares the two.
 """
 
 import json

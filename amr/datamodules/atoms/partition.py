@@ -76,7 +76,7 @@ class Atoms:
         """Copies of inputs in which atoms are replaced by the baseline.
 
         Args:
-            x: One input (*input shape), or one a row (S, *input shape).
+            x: One input (*input shape), or one per row (S, *input shape).
             keep: Atoms that stay, boolean (S, A).
             baseline: What the others become: a number, or a tensor that broadcasts to x.
 
@@ -160,7 +160,7 @@ class ClipAtoms(Atoms):
         return self.label.shape[1:]
 
     def of(self, clips: int | Tensor) -> "ClipAtoms":
-        """The atoms of one clip, or of the clips (R,), one a row. Those of a single clip are of every clip."""
+        """The atoms of one clip, or of the clips (R,), one per row. Those of a single clip are of every clip."""
         if len(self.label) == 1:
             return self
         rows = [clips] if isinstance(clips, int) else clips.tolist()
@@ -168,7 +168,7 @@ class ClipAtoms(Atoms):
         return ClipAtoms(self.label[rows], self.coordinates, self.grid, self.names, texts)
 
     def mask(self, keep: Tensor) -> Tensor:
-        """Elements of the kept atoms, and of none: boolean (R, A) to boolean (R, *input shape), a clip a row."""
+        """Elements of the kept atoms, and of none: boolean (R, A) to boolean (R, *input shape), one clip per row."""
         label = self.label.to(keep.device)
         if len(label) == 1:
             return keep[..., label[0].clamp_min(0)] | (label[0] < 0)
@@ -176,7 +176,7 @@ class ClipAtoms(Atoms):
         return keep.gather(1, label.flatten(1).clamp_min(0)).reshape(label.shape) | (label < 0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise values summed over atoms: (R, *input shape) to (R, A), a clip a row."""
+        """Elementwise values summed over atoms: (R, *input shape) to (R, A), one clip per row."""
         label = self.label.to(values.device)
         if values.shape[1:] != self.shape:
             raise UserError(f"atoms: made for inputs of shape {tuple(self.shape)}, got {tuple(values.shape[1:])}")

@@ -235,7 +235,7 @@ def _judge(
     Args:
         decoded: Where it is noted.
         modality: Which.
-        timeline: Of its file.
+        timeline: Timeline of its file.
         start: Window's first second.
         end: Window's last one.
         missing: Seconds that are missing at the end.

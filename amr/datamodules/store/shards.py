@@ -216,8 +216,8 @@ class Shard:
         path: The file.
 
     Attributes:
-        ids: Of its clips, ascending.
-        problems: Of each clip, {modality: reason}; empty for a sound clip.
+        ids: Ids of its clips, ascending.
+        problems: Problems of each clip, {modality: reason}; empty for a sound clip.
 
     Raises:
         UserError: It is not a shard of this format, or damaged.

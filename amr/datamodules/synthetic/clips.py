@@ -46,8 +46,8 @@ class Synthetic(ClipDataModule):
     Args:
         root: Folder for the folders of clips; made if absent.
         classes: Number of classes, at least 2.
-        clips: Number of clips, at least 10 a class.
-        clips_seed: Of the clips; apart from `seed`, so that runs with several seeds share them.
+        clips: Number of clips, at least 10 per class.
+        clips_seed: Seed of the clips; apart from `seed`, so that runs with several seeds share them.
         task: What tells the class, and then where that is is known too; None: both modalities, by `evidence`.
         evidence: Probability by modality that the clip's class is shown; of clips without a task.
         audio_snr_db: Power of the tone to that of the white noise over it, dB. A task is easy from 0 on.
@@ -138,7 +138,7 @@ class Synthetic(ClipDataModule):
         Inputs as in evaluation, without augmentation. `clips.csv` has the places in the file.
 
         Args:
-            id: Of the clip.
+            id: Id of the clip.
 
         Returns:
             For audio `start_s`, `end_s`, `low_hz`, `high_hz`; for video `frame` and `end_frame` among the frames that

@@ -23,7 +23,7 @@ def patients(count: int, seed: int = 0, noise: float = 0.3) -> Samples:
 
     Args:
         count: Number of samples, at least 1.
-        seed: Of the samples.
+        seed: Seed of the samples.
         noise: Standard deviation of what is normal.
 
     Returns:

@@ -30,7 +30,7 @@ def sentiment(count: int, seed: int = 0, noise: float = 0.3) -> Samples:
 
     Args:
         count: Number of samples, at least 1.
-        seed: Of the samples.
+        seed: Seed of the samples.
         noise: Standard deviation of the noise on sound and video, in which a cue has the size 1.
 
     Returns:

@@ -35,7 +35,7 @@ def shapes(count: int, seed: int = 0, noise: float = 0.05) -> Samples:
 
     Args:
         count: Number of samples, at least 1.
-        seed: Of the samples.
+        seed: Seed of the samples.
         noise: Standard deviation of the noise on each pixel; pixels are 0 to 1 without it.
 
     Returns:
@@ -78,7 +78,7 @@ def captions(count: int, seed: int = 0, noise: float = 0.05) -> Samples:
 
     Args:
         count: Number of samples, at least 1.
-        seed: Of the samples.
+        seed: Seed of the samples.
         noise: See `shapes`.
 
     Returns:
@@ -122,7 +122,7 @@ def cells(count: int, seed: int = 0, noise: float = 0.05) -> tuple[Tensor, Tenso
 
     Args:
         count: Number of cells, at least 1.
-        seed: Of the cells.
+        seed: Seed of the cells.
         noise: See `shapes`.
 
     Returns:

@@ -57,7 +57,7 @@ class CorruptedTensors(TensorDataset):
         modality: The modality.
         corruption: What befalls it.
         level: How much.
-        seed: Of the corruption, besides the clip.
+        seed: Seed of the corruption, besides the clip.
     """
 
     def __init__(self, clean: TensorDataset, modality: str, corruption: Corruption, level: float, seed: object) -> None:

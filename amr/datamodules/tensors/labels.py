@@ -200,10 +200,10 @@ def drawn(
     """Each clip's split, drawn by a hash of its id: the same on every machine, whatever the order of the clips.
 
     Args:
-        fractions: Of val and test; the others train.
+        fractions: Fractions of val and test; the others train.
         ids: The clips' names.
         target: Their labels, (N,) or (N, C).
-        seed: Of the draw.
+        seed: Seed of the draw.
         stratify: Whether to take the fraction of each class; of several labels, of the clips whose rarest label it is.
     """
     members: dict[int, list[str]] = {}

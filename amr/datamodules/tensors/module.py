@@ -53,13 +53,13 @@ class Tensors(ListedClips):
         labels: Class names in the order of the class indices, or a text file with one per line. None: those in the
             data, sorted.
         name: Name of the data set in tables and folders. None: the file's, or `tensors`.
-        split_seed: Of the fractions' draw.
+        split_seed: Seed of the fractions' draw.
         stratify: Whether the fractions are those of each class.
         missing: What becomes of a clip that lacks a modality: `skip` leaves it out, `keep` takes it with zeros for
             input and `present` False, unless it lacks all. A clip lacks what is null, or NaN throughout.
         batch_size: Clips per batch and rank.
         num_workers: Loader processes.
-        seed: Of the order of training clips.
+        seed: Seed of the order of training clips.
         drop_last: Leave out an epoch's last training batch if it is smaller.
         predict_split: Which split `predict` runs over.
         follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of

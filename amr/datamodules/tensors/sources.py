@@ -34,7 +34,7 @@ def read_columns(source: Any, names: Iterable[str], where: str) -> dict[str, Val
     Args:
         source: A file (npz, parquet, safetensors); arrays by name; or a dataset of torch or Hugging Face, whose items
             are dictionaries, or tuples, whose columns are then called 0, 1, ...
-        names: Of the columns.
+        names: Names of the columns.
         where: What the source is, for messages.
 
     Raises:

@@ -41,7 +41,7 @@ class AudioTransform:
         time_shift_ms: In training, rotate by up to this many milliseconds either way.
         freq_mask: In training, set up to this many neighbouring bins to the input's mean.
         time_mask: The same for steps in time.
-        noise_snr_db: White noise at this ratio of the clip's power to the noise's, in dB, drawn anew in every training
+        noise_snr_db: White noise at this ratio of the clip's power to the noise's, in dB, drawn again in every training
             epoch and always the same for a clip otherwise; None adds none.
         sample_rate: Samples a second of the input. The stored waveform is resampled to it in single precision (soxr,
             high quality), as `librosa.load` does; None keeps the store's rate. `n_fft` and `hop_length` count samples
@@ -102,7 +102,7 @@ class AudioTransform:
         """As a call for each clip, but with one spectrogram of all: equal up to rounding. Without masks only.
 
         Args:
-            clips: Of each clip, (samples,).
+            clips: Samples of each clip, (samples,).
             draws: Contexts in which a clip's random choices are made.
             sample_rate: Samples a second of the clips.
             train: Whether to augment.

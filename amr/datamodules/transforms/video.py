@@ -25,7 +25,7 @@ class View:
     Attributes:
         box: Top, left, height and width in pixels, which may reach over the border; None: all.
         mirror: Left and right exchanged.
-        frames: Of each frame, where they differ; `box` and `mirror` are then without effect.
+        frames: Views of each frame, where they differ; `box` and `mirror` are then without effect.
     """
 
     box: tuple[int, int, int, int] | None = None
@@ -40,8 +40,8 @@ class ChosenFrames:
 
     Attributes:
         data: (bytes,) uint8, the JPEG files one after the other.
-        sizes: Bytes of each frame's file, a list a clip; empty for a clip without video.
-        views: Of each clip.
+        sizes: Bytes of each frame's file, a list per clip; empty for a clip without video.
+        views: Views of each clip.
     """
 
     def __init__(self, data: Tensor, sizes: list[list[int]], views: list[View]) -> None:

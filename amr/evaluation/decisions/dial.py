@@ -1,4 +1,4 @@
-"""The decision-time dial: a trained model's logits with each modality's part weighted anew, without training.
+"""The decision-time dial: a trained model's logits with each modality's part weighted after training.
 
 It is the control for every dial that is set in training: a method that moves decisions must do better than this.
 """

@@ -41,7 +41,7 @@ class Information:
         redundant: What either would do for.
         synergistic: What only both together know.
         total: Mutual information of both with the target.
-        entropy: Of the target, or of the group of classes that it is in; an upper bound of `total`.
+        entropy: Entropy of the target, or of the group of classes that it is in; an upper bound of `total`.
         groups: How many groups the target's classes were dealt into; their number, if each is a group of its own.
     """
 
@@ -116,8 +116,8 @@ def information(
         first: State of the first variable, (N,) int64 from 0.
         second: State of the second.
         target: Class, (N,) int64 from 0.
-        resamples: Of the bootstrap.
-        seed: Of deals and resamples.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of deals and resamples.
         classes: Whether the first, and the second, variable's states are classes, which are dealt like the target's.
 
     Returns:
@@ -160,7 +160,7 @@ def information(
 
 
 def most_groups(clips: int, others: Sequence[int] = ()) -> int:
-    """Most groups of the target's classes that clips fill a table of, 5 a cell.
+    """Most groups of the target's classes that clips fill a table of, 5 per cell.
 
     Args:
         clips: N.
@@ -184,7 +184,7 @@ def clusters(train: Tensor, clips: Tensor, states: int, *, seed: int = 0) -> Ten
         train: Encodings (N', D) or (N', T, D), of which the centres are; standardised, token sequences averaged.
         clips: Encodings of the clips, (N, D) or (N, T, D).
         states: Number of clusters; fewer if the training clips have fewer distinct encodings.
-        seed: Of the first centres.
+        seed: Seed of the first centres.
     """
     from sklearn.cluster import KMeans
     from sklearn.preprocessing import StandardScaler
@@ -206,7 +206,7 @@ def unique_information(
         clean: The clips; 40 at least.
         train: Training clips that probes, or clusters, are fitted to.
         variables: What an encoding becomes: `classes`, the class that a linear probe of it predicts, or `clusters`.
-        seed: Of clusters, deals and resamples.
+        seed: Seed of clusters, deals and resamples.
 
     Raises:
         UserError: There are too few clips, one class or one modality only, or no such variables.
@@ -257,8 +257,8 @@ def information_rows(
         clean: The clips.
         train: Training clips.
         answers: Class that each modality's linear probe predicts, (N,).
-        resamples: Of the bootstrap; at most 200 are used.
-        seed: Of clusters, deals and resamples.
+        resamples: Number of resamples of the bootstrap; at most 200 are used.
+        seed: Seed of clusters, deals and resamples.
 
     Returns:
         None for fewer than 40 clips, and none of a target that never changes.

@@ -97,7 +97,7 @@ def intershap_rows(table: Table, names: Sequence[str], logits: Tensor) -> None:
     """Adds the rows of InterSHAP to a table.
 
     Args:
-        table: Of the N clips.
+        table: Table of the N clips.
         names: The M modalities.
         logits: Logits of every set of modalities, (2^M, N, C), of `coalition_outputs`.
     """

@@ -48,7 +48,7 @@ class Analysis:
         chosen: Positions in it of the clips that are explained.
         fine: Atoms of each modality, of the split's clips in the dataset's order where they differ between clips.
         coarse: Larger ones.
-        logits: Of the split, (N, C).
+        logits: Logits of the split, (N, C).
         predicted: Their largest, (N,).
         features: Penultimate features, (N, D).
         place: Position in the split of each clip's id.
@@ -135,7 +135,7 @@ class Analysis:
         return self._encode("train", PREDICTION_CLIPS)
 
     def inputs(self, positions: list[int]) -> dict[str, Tensor]:
-        """Inputs of clips of the split, (clips, ...) a modality."""
+        """Inputs of clips of the split, (clips, ...) per modality."""
         dataset = self.data.clips_of(self.split)
         batch = default_collate([dataset[self.index[i]]["inputs"] for i in positions])
         return {m: batch[m].to(self.device) for m in self.model.modalities}

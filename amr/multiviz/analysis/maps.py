@@ -76,7 +76,7 @@ def extreme(analysis: Analysis, position: int, units: list[int]) -> Arrays:
 
 
 def of_units(analysis: Analysis, position: int, inputs: Mapping[str, Tensor], units: list[int]) -> Arrays:
-    """Importance of each modality's atoms for units of one clip, (V, A) a modality."""
+    """Importance of each modality's atoms for units of one clip, (V, A) per modality."""
     nothing = analysis.baselines(inputs)
     index = torch.tensor([units], dtype=torch.long, device=analysis.device)
     several = Several(index.new_empty(1, 0), index)

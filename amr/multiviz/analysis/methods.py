@@ -12,7 +12,7 @@ class Method(NamedTuple):
         title: What people call it.
         atoms: fine or coarse; None where there are none.
         signed: Whether it tells what speaks for from what speaks against.
-        unit: Of its values.
+        unit: Unit of its values.
         about: What it says.
         caution: When not to believe it.
     """

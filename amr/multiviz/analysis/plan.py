@@ -30,7 +30,7 @@ class Plan:
         clips: Clips that are explained, at least 2, for EMAP pairs them.
         classes: Classes that each clip is explained for, at least 1.
         units: Penultimate units that each clip is explained for, 0 or more.
-        seed: Of the choice of clips and of sampled methods.
+        seed: Seed of the choice of clips and of sampled methods.
         samples: Masks a repeat of LIME, SHAP and DIME, at least 1.
 
     Raises:

@@ -31,7 +31,7 @@ def ablation(
 
     x−i is clip n with atom i of `first` replaced, x−j with atom j of `second`, x−ij with both. It is the finite form of
     `second_order`, with the same sign, and right for piecewise linear networks too. An atom is encoded once, whatever
-    it is paired with: A1 + A2 + M encoder rows a clip, and (A1 + 1)(A2 + 1) head rows.
+    it is paired with: A1 + A2 + M encoder rows per clip, and (A1 + 1)(A2 + 1) head rows.
 
     Args:
         model: The model.

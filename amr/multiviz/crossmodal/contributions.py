@@ -30,7 +30,7 @@ def contributions(
         encodings: Encoding of each modality, (N, ...).
         target: What is explained.
         pairings: See `emap_estimate`.
-        seed: Of the pairings.
+        seed: Seed of the pairings.
         batch: Head rows at a time.
 
     Returns:

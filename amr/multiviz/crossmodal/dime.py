@@ -55,7 +55,7 @@ def dime(
 
     Of the terms of UC only E[f | e^m = e'] changes when atoms of modality m are replaced; what stays falls into the
     surrogate's constant. So a mask costs one encoder row of m, and one head row for each of the N clips that lend it
-    their other modalities: S·N head rows a clip and repeat for M = 2. For M > 2 the others are put together at random
+    their other modalities: S·N head rows per clip and repeat for M = 2. For M > 2 the others are put together at random
     as in `emap_estimate`: S·(N · pairings + 1). "predicted" costs N head rows more.
 
     Args:
@@ -69,10 +69,10 @@ def dime(
         space: What is perturbed.
         samples: Masks a repeat, S; the first keeps all atoms, the others each with probability ½.
         repeats: Independent sets of masks; values are their mean, and their spread gives the errors.
-        width: Of `lime_kernel`.
+        width: Width of `lime_kernel`.
         ridge: Penalty on the surrogate's squared weights.
         pairings: For M > 2.
-        seed: Of masks and pairings; all clips share them.
+        seed: Seed of masks and pairings; all clips share them.
         batch: Head rows at a time.
         encoder_batch: Encoder rows at a time.
 

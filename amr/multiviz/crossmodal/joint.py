@@ -76,9 +76,9 @@ def joint_lime(
         space: What is perturbed.
         samples: Masks a repeat, S; at least as many as coefficients.
         repeats: Independent sets of masks; values are their mean, and their spread gives the errors.
-        width: Of the kernel; large for a surrogate that is right on average over all masks.
+        width: Width of the kernel; large for a surrogate that is right on average over all masks.
         ridge: Penalty on the squared coefficients but c.
-        seed: Of the masks, which all clips share.
+        seed: Seed of the masks, which all clips share.
         batch: Head rows at a time.
         encoder_batch: Encoder rows at a time.
 

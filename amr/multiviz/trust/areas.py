@@ -70,7 +70,7 @@ def insertion(
     The score is the explained logit or unit, not a probability as in the paper: a probability that has reached 1 does
     not move until most of the evidence is gone, so its area would tell how sure the model is rather than how good the
     order; and the other scores and the maps themselves are in logits. Atoms of equal importance come in random order,
-    so a constant map is a random order. 2 + (1 + R)(P − 2) rows a clip, P = min(steps, A) + 1.
+    so a constant map is a random order. 2 + (1 + R)(P − 2) rows per clip, P = min(steps, A) + 1.
 
     Args:
         model: The model.
@@ -81,7 +81,7 @@ def insertion(
         baseline: What an atom is that is not there: a number, or a tensor that broadcasts to one input.
         orders: Random orders of each clip, R, at least 1.
         steps: Steps from the baseline to the clip, of equal numbers of atoms but for one; at least 1, A at most.
-        seed: Of the random orders.
+        seed: Seed of the random orders.
         batch: Rows that the encoder and the head take at once.
 
     Returns:

@@ -53,7 +53,7 @@ def held_with_map(
 
 
 def explained_map(explain: Explain, model: Explained, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
-    """A map, one row a clip, (N, K) float64, on the CPU: maps of one method may lie on different devices."""
+    """A map, one row per clip, (N, K) float64, on the CPU: maps of one method may lie on different devices."""
     with undisturbed(model):
         return finite_values(explain(model, inputs, seed)).flatten(1).cpu()
 

@@ -52,7 +52,7 @@ def interaction_sensitivity_n(
         sizes: Pairs (n1, n2); None for (1, 1) and about a quarter, half and three quarters of both.
         subsets: Pairs of sets of each size, at least 2.
         space: What is perturbed.
-        seed: Of the sets, which all clips share.
+        seed: Seed of the sets, which all clips share.
         batch: Rows at a time.
 
     Returns:

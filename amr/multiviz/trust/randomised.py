@@ -1,4 +1,4 @@
-"""Whether a map changes with what the model has learned: parameters are drawn anew."""
+"""Whether a map changes with what the model has learned: parameters are drawn again."""
 
 import copy
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from amr.utils.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class RankCorrelation:
-    """Spearman's rank correlation of two maps, one a clip, in [-1, 1]: 1 if they are equal, 0 if one is constant.
+    """Spearman's rank correlation of two maps, one per clip, in [-1, 1]: 1 if they are equal, 0 if one is constant.
 
     Args:
-        signed: Of the values, (N,).
-        absolute: Of their absolute values, (N,).
+        signed: Correlation of the values, (N,).
+        absolute: Correlation of their absolute values, (N,).
     """
 
     signed: Tensor
@@ -47,14 +47,14 @@ def randomisation_test(
 
     Parameters are re-drawn by their module's `reset_parameters`, and those that this leaves as they were (class tokens,
     position embeddings, weight norms) from a normal distribution of their own mean and standard deviation; constant
-    ones, such as a fresh norm layer's, stay. Running statistics of batch norms start anew. M + 3 explanations, less the
-    parts without parameters, which are left out.
+    ones, such as a fresh norm layer's, stay. Running statistics of batch norms start again. M + 3 explanations, less
+    the parts without parameters, which are left out.
 
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...).
         explain: The method.
-        seed: Of the parameters, and of the method in all calls.
+        seed: Seed of the parameters, and of the method in all calls.
 
     Returns:
         By part: "head", "encoders.<modality>", and "model" for everything. A model without encoders has only the last.

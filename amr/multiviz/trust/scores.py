@@ -105,7 +105,7 @@ def trust(
         radius: As in `max_sensitivity`.
         draws: As in `max_sensitivity`.
         seeds: As in `stability`.
-        seed: Of everything that is drawn.
+        seed: Seed of everything that is drawn.
         batch: As in `insertion`.
 
     Raises:

@@ -51,9 +51,9 @@ def max_sensitivity(
         inputs: Input of each modality, (N, ...).
         modality: The modality whose input is disturbed.
         explain: The method.
-        radius: Of the noise; positive. The standard deviation is over all elements of all clips.
-        draws: Of the noise, at least 1.
-        seed: Of the noise and of the method.
+        radius: Radius of the noise; positive. The standard deviation is over all elements of all clips.
+        draws: Draws of the noise, at least 1.
+        seed: Seed of the noise and of the method.
 
     Returns:
         (N,) float64, 0 or more; a map of zeros is not divided by its norm.

@@ -35,7 +35,7 @@ def infidelity(
 
     Their perturbation I is x − x̄ on the atoms of S, and φ_a stands for (x − x̄)·Φ summed over the atom: a map in the
     unit of the score, as all but plain gradients, guided backpropagation and Grad-CAM are. The number of atoms in S is
-    uniform in 1 to A, and S uniform among the sets of that size; all clips share the draws. 1 + samples rows a clip.
+    uniform in 1 to A, and S uniform among the sets of that size; all clips share the draws. 1 + samples rows per clip.
 
     Args:
         model: The model.
@@ -47,7 +47,7 @@ def infidelity(
         samples: Sets S, at least 1.
         normalise: First scale each clip's map by the factor that serves it best, and divide by E[(f(x) − f)²]: 0 is
             perfect, 1 says nothing, the map's and the score's units do not matter.
-        seed: Of the sets.
+        seed: Seed of the sets.
         batch: As in `insertion`.
 
     Returns:
@@ -79,8 +79,8 @@ def sensitivity_n(
         corr over S, |S| = n, of  Σ_{a in S} φ_a  and  f(x) − f(x with S replaced)
 
     Their definition asks for equality, their figures show this correlation, which does not depend on a map's scale.
-    All sets of a size are taken if there are no more than `subsets`. All clips share them. 1 + subsets rows a clip and
-    size, at most.
+    All sets of a size are taken if there are no more than `subsets`. All clips share them. 1 + subsets rows per clip
+    and size, at most.
 
     Args:
         model: The model.
@@ -91,7 +91,7 @@ def sensitivity_n(
         baseline: As in `insertion`.
         sizes: The numbers n, 1 to A − 1; None for 1 and about A/4, A/2 and 3A/4.
         subsets: Sets of each size, at least 2.
-        seed: Of the sets.
+        seed: Seed of the sets.
         batch: As in `insertion`.
 
     Returns:

@@ -100,7 +100,7 @@ def synergy(
         baseline: What an atom becomes that is not kept.
         orders: Random draws of each clip, R, at least 1.
         steps: Steps from no atoms to all, at least 1; the smallest number of atoms at most.
-        seed: Of the random draws.
+        seed: Seed of the random draws.
         batch: Head rows at a time.
         encoder_batch: Encoder rows at a time.
 
@@ -208,7 +208,7 @@ def _atoms_of(model: Explained, inputs: Mapping[str, Tensor], maps: Sequence[Map
 
 
 def _ranks(maps: Sequence[Maps], atoms: Mapping[str, Atoms], count: int, orders: int, seed: int) -> dict[str, Tensor]:
-    """Place of each atom in each order, (methods + R, N, A) a modality: the methods' orders, then random ones."""
+    """Place of each atom in each order, (methods + R, N, A) per modality: the methods' orders, then random ones."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for name, some in atoms.items():
         drawn = torch.rand(orders + 1, count, len(some), generator=generator, dtype=torch.float64).argsort(2)

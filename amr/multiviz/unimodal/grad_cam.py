@@ -28,7 +28,7 @@ def grad_cam(
     layer: nn.Module,
     batch: int = 64,
 ) -> Importance:
-    """Grad-CAM at one layer of the modality's encoder (Selvaraju et al. 2017, eqs. 1 and 2). 2 rows a clip.
+    """Grad-CAM at one layer of the modality's encoder (Selvaraju et al. 2017, eqs. 1 and 2). 2 rows per clip.
 
     With A the layer's output and k its channels, w_k is the mean of ∂f/∂A_k over positions, and the map
     ReLU(Σ_k w_k A_k) is interpolated linearly to the input's resolution. Every channel of the input gets an equal part

@@ -24,7 +24,7 @@ def gradient(
     *,
     batch: int = 64,
 ) -> Importance:
-    """Gradient ∂f/∂x of the score by the input (Simonyan et al. 2014, section 3), with its sign. 2 rows a clip.
+    """Gradient ∂f/∂x of the score by the input (Simonyan et al. 2014, section 3), with its sign. 2 rows per clip.
 
     Ids (integers) are explained by the vectors of their embedding layer: values are summed over a vector's dimensions,
     so that each id has one.
@@ -59,7 +59,7 @@ def gradient_input(
     *,
     batch: int = 64,
 ) -> Importance:
-    """Gradient times input, x ⊙ ∂f/∂x (Shrikumar et al. 2016). 2 rows a clip.
+    """Gradient times input, x ⊙ ∂f/∂x (Shrikumar et al. 2016). 2 rows per clip.
 
     Arguments, return value and errors are those of `gradient`.
     """
@@ -85,7 +85,7 @@ def integrated_gradients(
     """Integrated gradients, (x − x̄) ⊙ ∫₀¹ ∂f/∂x(x̄ + α (x − x̄)) dα (Sundararajan et al. 2017, eq. 1).
 
     The integral is a Gauss-Legendre sum, exact where the score is a polynomial of degree 2 · steps or less along the
-    path. The values then add up to f(x) − f(x̄); how far they do is the test of `steps`. 1 + steps rows a clip.
+    path. The values then add up to f(x) − f(x̄); how far they do is the test of `steps`. 1 + steps rows per clip.
 
     Args:
         model: The model.
@@ -137,7 +137,7 @@ def gradient_shap(
     """GradientSHAP: integrated gradients in expectation over baselines (Lundberg & Lee 2017; Erion et al. 2021).
 
     The mean of (x − x̄) ⊙ ∂f/∂x(x̄ + α (x − x̄)) over draws of α in [0, 1) and of x̄ from the baselines. Given enough
-    draws the values add up to f(x) minus the mean of f over the baselines. 1 + samples rows a clip.
+    draws the values add up to f(x) minus the mean of f over the baselines. 1 + samples rows per clip.
 
     Args:
         model: The model.
@@ -149,7 +149,7 @@ def gradient_shap(
             as in `integrated_gradients`.
         noise: Standard deviation of normal noise that is added to x in each draw, which smooths the result; 0 for none.
         samples: Draws a clip, at least 2.
-        seed: Of the draws, which do not depend on `batch`.
+        seed: Seed of the draws, which do not depend on `batch`.
         batch: As in `gradient`.
 
     Returns:
@@ -191,5 +191,5 @@ def gradient_shap(
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """A number a row, (R,), with as many dimensions as `like`."""
+    """A number per row, (R,), with as many dimensions as `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

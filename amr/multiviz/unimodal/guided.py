@@ -30,7 +30,7 @@ def guided_backprop(
     """Guided backpropagation: a ReLU passes positive gradients only (Springenberg et al. 2015, figure 1).
 
     R_in = 1[x > 0] · 1[R_out > 0] · R_out at every ReLU of the encoder and the head: modules, also in-place ones and
-    such as run several times, and functions. Other activations keep their derivative. 2 rows a clip.
+    such as run several times, and functions. Other activations keep their derivative. 2 rows per clip.
 
     Arguments, return value and errors are those of `gradient`.
 

@@ -33,7 +33,7 @@ def occlusion(
     baseline: Tensor | float = 0.0,
     batch: int = 64,
 ) -> Importance:
-    """Occlusion, f(x) − f(x with the atom replaced) (Zeiler & Fergus 2014, section 4.2). 1 + A rows a clip.
+    """Occlusion, f(x) − f(x with the atom replaced) (Zeiler & Fergus 2014, section 4.2). 1 + A rows per clip.
 
     Arguments, return value and errors are those of `integrated_gradients`; `Several` targets share the rows.
     """
@@ -62,7 +62,7 @@ def lime(
 
     z is the clip itself, then samples − 1 draws in which each atom stays with probability ½. `weighted_ridge` is fitted
     to f(z) with the weights π(z) = exp(−D(z)² / width²) of `lime_kernel`. All clips share the draws, so one solve gives
-    them all. 1 + repeats · (samples − 1) rows a clip.
+    them all. 1 + repeats · (samples − 1) rows per clip.
 
     Args:
         model: The model.
@@ -75,7 +75,7 @@ def lime(
         repeats: Independent draws; their mean is returned.
         width: Width of the kernel, positive; smaller is more local.
         ridge: Penalty on the surrogate's squared weights, relative to the variance of the draws; 0 or more.
-        seed: Of the draws.
+        seed: Seed of the draws.
         batch: As in `gradient`.
 
     Returns:
@@ -119,7 +119,7 @@ def kernel_shap(
     of one atom and of all but one, which alone determine every value and weigh most; the others are drawn with the
     kernel's probability, each with its complement (Covert & Lee 2021). Where `samples` reaches the 2^A − 2 coalitions
     that there are, each is taken once: the values are exact. All clips share the draws.
-    2 (A + 1) + repeats · (samples − 2 A) rows a clip, or 2^A.
+    2 (A + 1) + repeats · (samples − 2 A) rows per clip, or 2^A.
 
     Args:
         model: The model.
@@ -130,7 +130,7 @@ def kernel_shap(
         baseline: What an absent atom becomes: a number, or a tensor that broadcasts to one input.
         samples: Coalitions a fit besides the empty and the full one; even, at least 2 A + 2.
         repeats: Independent draws; their mean is returned.
-        seed: Of the draws.
+        seed: Seed of the draws.
         batch: As in `gradient`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""AMCo: units of the encoding that the prediction depends on are masked, more and more of them as an epoch goes on."""
+"""AMCo: units of the encoding that the prediction depends on are masked, more and more of them as an epoch proceeds."""
 
 import math
 from collections.abc import Mapping, Sequence

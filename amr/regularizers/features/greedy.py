@@ -98,7 +98,7 @@ class Greedy(Regularizer):
     `steps` steps, so that m learns by its encoder alone; meanwhile nothing is added.
 
     Args:
-        threshold: Of the difference of d, >= 0.
+        threshold: Threshold of the difference of d, >= 0.
         steps: Steps for which a gate is held, >= 1.
         ratio: The common layer has 2 Σ_m D_m / ratio units, > 0.
         start_epoch: First epoch in which a gate may be held; sums are kept from the start.

@@ -93,7 +93,7 @@ class CosineHead(Fusion):
 
     @property
     def additive(self) -> bool:
-        """True: a sum of cosines, one a modality."""
+        """True: a sum of cosines, one per modality."""
         return True
 
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:

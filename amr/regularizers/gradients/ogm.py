@@ -135,7 +135,7 @@ class EncoderModulation(Regularizer, abstract=True):
         return global_mean(steps, self.clip_scores)
 
     def coefficients(self, steps: Sequence[Step]) -> Tensor:
-        """Factor of each encoder's gradient, (M,), the same on all ranks; called once a step."""
+        """Factor of each encoder's gradient, (M,), the same on all ranks; called once per step."""
         raise NotImplementedError
 
     def modulated(self, encoder: nn.Module) -> list[nn.Parameter]:

@@ -65,8 +65,8 @@ class GradientBlending(Regularizer):
 
     Args:
         mode: `online`: estimated at the end of each super-epoch; `offline`: once, at the end of the first, after which
-            the held-out clips are trained on too. Training goes on from there: it does not start again, as the paper's
-            does; for that pass the weights of one run to a second.
+            the held-out clips are trained on too. Training continues from there: it does not start again, as the
+            paper's does; for that pass the weights of one run to a second.
         super_epoch: Epochs a super-epoch, >= 2. The first is measured from the means of its first epoch, the others
             from those of the last epoch before them.
         held_out: Fraction of the training clips that is held out, in (0, 1).

@@ -53,7 +53,7 @@ class LFM(Regularizer):
         end_weight: α at the end of the schedule, in [0, 1]; None for a constant one.
         epochs: Epochs after which the schedule has reached its end, >= 1.
         integration: `schedule` or `learned`.
-        rate: Of the learned weight, >= 0.
+        rate: Rate of the learned weight, >= 0.
         start_epoch: First epoch in which it acts; before, it is naive fusion.
         end_epoch: First epoch in which it no longer acts; None if it acts until the end.
 

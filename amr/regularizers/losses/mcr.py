@@ -67,7 +67,7 @@ class MCR(Regularizer):
         unimodal_weight: u, >= 0.
         contrast_weight: c, >= 0; it needs encodings of one size.
         permutations: K, >= 1. A step costs K rows of the head per term of the game and clip.
-        temperature: Of L_con, > 0.
+        temperature: Temperature of L_con, > 0.
         start_epoch: First epoch in which it acts; before, it is naive fusion.
         end_epoch: First epoch in which it no longer acts; None if it acts until the end.
 

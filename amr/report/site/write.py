@@ -67,7 +67,7 @@ def write_site(
     """Writes a site of one analysis, or of two, whose clips are then shown side by side.
 
     Clips and media that are there already are kept unless the content that they come from has changed: interrupted work
-    goes on. A clip whose media cannot be shown is left without, and the page says why.
+    continues. A clip whose media cannot be shown is left without, and the page says why.
 
     Args:
         analyses: One or two folders that `amr analyze` wrote; two of the same labels and modalities.

@@ -40,7 +40,7 @@ class ParameterGroups:
 
         Returns:
             The modules all of whose parameters are frozen so, the outermost of each branch, in eval mode: in training
-            mode their batch norms would go on following the data.
+            mode their batch norms would keep following the data.
 
         Raises:
             UserError: If a pattern matches nothing, or nothing that an earlier one has not taken.

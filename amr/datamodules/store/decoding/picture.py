@@ -235,7 +235,7 @@ class Turns:
     def __call__(self, frame: Any) -> list[Image.Transpose]:
         """The operations on a picture, in order.
 
-        The matrix is read anew only when its angle changes: a frame whose side data were read is a reference cycle in
+        The matrix is read again only when its angle changes: a frame whose side data were read is a reference cycle in
         PyAV, which keeps its pixels until Python collects garbage.
         """
         if frame.rotation != self._angle:

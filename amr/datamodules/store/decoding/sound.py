@@ -26,7 +26,7 @@ class Sound:
         rate: Samples a second to make.
         start: First second to keep.
         end: Last one; infinite: all.
-        layout: Of what is made.
+        layout: Layout of what is made.
         format: `s16` or `fltp`.
         channel: The only channel to use; None: mix all.
     """
@@ -45,7 +45,7 @@ class Sound:
         self.layout, self.format, self.channel = layout, format, channel
 
     def begin(self, track: Track) -> None:
-        """Start anew, with the packets of a stream."""
+        """Start again, with the packets of a stream."""
         self.track, self._context = track, track.codec
         self.lost = 0.0  # s of the window that could not be decoded
         self.error: av.FFmpegError | None = None

@@ -33,7 +33,7 @@ class Track:
         times: The same in seconds from the file's beginning.
         spans: Seconds that each lasts.
         keys: Whether decoding can begin there.
-        codec: What decodes the packets, until the file is opened anew.
+        codec: What decodes the packets, until the file is opened again.
         timed: Whether the file gives times at all; otherwise frames follow one another evenly.
         moved: Number of times that were damaged.
         head: Times and size of the first packet, as the file has them.
@@ -76,7 +76,7 @@ class Listener(Protocol):
     """What decodes sound while the times of a file's packets are noted, so that it is read once less."""
 
     def begin(self, track: Track) -> None:
-        """Reading starts, or starts anew."""
+        """Reading starts, or starts again."""
 
     def hear(self, packet: Any, time: float, span: float) -> None:
         """The next packet of sound, its own time corrected, that time and its length in seconds."""
