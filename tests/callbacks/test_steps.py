@@ -16,7 +16,7 @@ class Recorded(DummyLogger):
         super().__init__()
         self.rows: list[tuple[int, dict[str, Any]]] = []
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self.rows += [(step or 0, values)] if (values := {k: v for k, v in metrics.items() if "step/" in k}) else []
 
 
@@ -32,8 +32,13 @@ def test_every_second_step_has_its_loss_rate_and_gradient() -> None:
 
     model.on_before_optimizer_step = note  # type: ignore[method-assign]
     data = Toy(clips=48, batch_size=4)
-    options = {"max_epochs": 1, "accumulate_grad_batches": 2, "gradient_clip_val": 1e-3, "log_every_n_steps": 2}
-    trainer = fit(model, data, logger=logger, callbacks=[StepLog()], **options)
+    options: dict[str, Any] = {
+        "max_epochs": 1,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 1e-3,
+        "log_every_n_steps": 2,
+    }
+    trainer = fit(model, data, logger=logger, callbacks=[StepLog()], log_every_n_steps=2, **options)
     *rows, (_, epoch) = logger.rows
     assert [step for step, _ in rows] == [2, 4, 6]
     assert [values["step/grad_norm"] for _, values in rows] == pytest.approx(seen[1::2], rel=1e-5)

@@ -56,7 +56,7 @@ MAKE: dict[str, Callable[[], dict[str, Any]]] = {
 }
 TEACHERS: dict[str, str] = {}
 """Checkpoints by modality; set by the fixture, and in each rank's process."""
-RANKS = ("multi_loss", "dgl", "mla", "g2d", "info_reg", "arl", "pdmp")
+RANKS: tuple[str, ...] = ("multi_loss", "dgl", "mla", "g2d", "info_reg", "arl", "pdmp")
 RANKS += ("cml", "mbsd", "amco", "aug", "reconboost", "greedy", "lfm", "lfm learned")
 PER_RANK = ("tcmax", "tcmax gated", "mcr greedy", "opm", "cggm", "synib", "midas")
 """Methods that re-pair clips, or draw for each, within a rank: two ranks are not one process, as their pages say."""

@@ -45,7 +45,7 @@ def test_patches_and_blocks() -> None:
 def test_ids_have_texts_of_a_tokenizer_a_vocabulary_or_the_batch() -> None:
     ids = torch.tensor([[1, 4, 5, 0], [1, 2, 3, 0]])
     kind = Kind("tokens", tokenizer=Tokenizer())
-    assert kind.atoms(ids).label.tolist() == [[-1, 0, 0, -1], [-1, 0, 1, -1]]  # type: ignore[attr-defined]
+    assert kind.atoms(ids).label.tolist() == [[-1, 0, 0, -1], [-1, 0, 1, -1]]
     assert kind.atoms(ids).texts == (("unlikely", ""), ("[UNK]", "[MASK]"))  # type: ignore[attr-defined]
     assert (kind.how, kind.nothing) == (3, "the token [MASK]")
     listed = Kind("tokens", vocabulary=["<pad>", "<unknown>", "a", "b"])

@@ -56,7 +56,7 @@ def broken():
 def needs(more):
     return more
 """
-FEW = {"clips": 2, "classes": 1, "units": 1, "samples": 16, "stages": ["clips"]}
+FEW: dict[str, Any] = {"clips": 2, "classes": 1, "units": 1, "samples": 16, "stages": ["clips"]}
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_table_and_a_series_are_shown_in_their_own_units(tmp_path: Path) -> No
     assert atoms["table"]["fine"]["names"] == ["temperature", "sex", "dose"]
     assert atoms["series"]["fine"]["names"] == ["heart"] * 3 + ["breath"] * 3
     assert source.kinds() == {"table": "table", "series": "series"}
-    weights = model.module.out.weight.detach()  # type: ignore[union-attr]
+    weights = model.module.out.weight.detach()  # type: ignore[union-attr, operator]
     arrays = read_arrays(path)  # a linear model: occlusion by zeros is weight × value, a category's dimensions together
     wanted = weights[int(arrays["classes"][0]), :4] * table[int(path.stem.removeprefix("c"))]
     wanted = torch.stack([wanted[0], wanted[1] + wanted[2], wanted[3]])

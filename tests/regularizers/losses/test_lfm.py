@@ -64,7 +64,7 @@ def test_the_learned_weight_moves_against_the_slope_of_the_next_batch_s_loss() -
         slopes = torch.autograd.grad(loss, [*head.parameters()])
         with torch.no_grad():
             for parameter, slope in zip(head.parameters(), slopes, strict=True):
-                parameter -= eta * slope
+                parameter.sub_(eta * slope)
             found = F.cross_entropy(head(model.model.encode(second["inputs"], None)), second["label"]).item()
         head.load_state_dict(before)
         return found

@@ -56,7 +56,8 @@ def test_gradients_and_weights_are_of_the_written_out_loss(
     loss = F.cross_entropy(core.head(encodings), y) - sum(sure[n][has[n]].log().mean() for n in modalities)
     complete = has["video"].nonzero()[:, 0].tolist()
     kept = [n for n in modalities if n != "video"]
-    terms, above = [], {n: [] for n in modalities}
+    terms: list[Any] = []
+    above: dict[str, list[Any]] = {n: [] for n in modalities}
     for i, j in zip(complete, complete[1:] + complete[:1], strict=True):
         if y[i] == y[j]:
             continue
