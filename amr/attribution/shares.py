@@ -217,14 +217,7 @@ def shapley_values(scores: Tensor) -> Tensor:
     What a modality adds to each coalition without it is weighted by the coalition's size. It is exactly 0 for one that
     changes no score, which the product of a constant matrix and the scores would not be.
     """
-    count = (len(scores) - 1).bit_length()
-    sizes = [outside.bit_count() for outside in range(1 << (count - 1))] if count else []
-    weights = scores.new_tensor([factorial(s) * factorial(count - 1 - s) / factorial(count) for s in sizes])
-    values = []
-    for m in range(count):
-        halves = scores.reshape(1 << (count - 1 - m), 2, 1 << m, *scores.shape[1:])
-        values.append(torch.tensordot(weights, (halves[:, 1] - halves[:, 0]).flatten(0, 1), dims=1))
-    return torch.stack(values, dim=1)
+    return torch.stack([coalition_index(scores, [m]) for m in range((len(scores) - 1).bit_length())], dim=1)
 
 
 def predicted_shapley_shares(logits: Tensor, score: Score) -> Tensor:
@@ -258,7 +251,7 @@ def class_score(logits: Tensor, classes: Tensor, score: Score) -> Tensor:
     Args:
         logits: Logits, (..., N, C).
         classes: One class per row, (N,).
-        score: Which.
+        score: `probability` for log-odds, or `logit`.
     """
     index = classes.expand(logits.shape[:-1]).unsqueeze(-1)
     own = logits.gather(-1, index).squeeze(-1)
