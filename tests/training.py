@@ -42,7 +42,7 @@ def weights(model: FusionClassifier) -> dict[str, Tensor]:
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=lambda said, key=key: f"{key}: {said}")
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=key)
 
 
 def save_teachers(folder: Path, modalities: Sequence[str], encoder: type[Encoder] = Linear) -> dict[str, str]:

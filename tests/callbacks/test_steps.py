@@ -38,7 +38,7 @@ def test_every_second_step_has_its_loss_rate_and_gradient() -> None:
         "gradient_clip_val": 1e-3,
         "log_every_n_steps": 2,
     }
-    trainer = fit(model, data, logger=logger, callbacks=[StepLog()], log_every_n_steps=2, **options)
+    trainer = fit(model, data, logger=logger, callbacks=[StepLog()], **options)
     *rows, (_, epoch) = logger.rows
     assert [step for step, _ in rows] == [2, 4, 6]
     assert [values["step/grad_norm"] for _, values in rows] == pytest.approx(seen[1::2], rel=1e-5)
