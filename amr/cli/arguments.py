@@ -42,7 +42,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         if (value := trainer.get(key)) is not None and not isinstance(value, str | dict) and value <= 0:
             raise UserError(f"trainer.{key}={value}: must be positive")
     if (clip := trainer.get("gradient_clip_val")) is not None and clip < 0:
-        raise UserError(f"trainer.gradient_clip_val={clip}: must be positive, or null for none")
+        raise UserError(f"trainer.gradient_clip_val={clip:g}: must be positive, or null for none")
     if trainer.get("barebones"):
         raise UserError(
             "trainer.barebones=true: must be false, for a run is its metrics and checkpoints; "

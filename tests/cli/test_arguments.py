@@ -19,7 +19,7 @@ REFUSED = {
     ),
     "interval 0": (["--trainer.val_check_interval", "0"], "trainer.val_check_interval=0: must be positive"),
     "accumulate": (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches=0: must be positive"),
-    "clip": (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val=-1.0: must be positive"),
+    "clip": (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val=-1: must be positive"),
     "monitor": (
         ["--trainer.callbacks", f"{CALLBACKS}.EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
         "trainer.callbacks: EarlyStopping has monitor=val_loss, which is not logged; must be one of val/loss, val/acc",

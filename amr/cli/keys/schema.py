@@ -201,13 +201,14 @@ def _is_open(base: type) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in UNIONS:  # sorted: Python's cache gives back int | float where float | int came first
+        names = {_type_name(each) for each in arguments if each is not type(None)}
+        return " | ".join([*sorted(names), *["null"] * (type(None) in arguments)])
+    text = hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
     text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+", "", text)
     text = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
-    text = re.sub(r"Optional\[(.*)\]$", r"\1 | null", text).replace("NoneType", "null").replace("None", "null")
-    if text.startswith("Union[") and text.endswith("]"):
-        text = text[6:-1].replace(", ", " | ")
-    return text
+    return text.replace("NoneType", "null").replace("None", "null")
 
 
 def _default(value: Any) -> str:
