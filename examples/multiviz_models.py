@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amr.datamodules.synthetic.shapes import cells
+from amr.datamodules.synthetic.shapes import COLOURS, SHAPES, cells
 from amr.encoders.base import Encoder
 from amr.fusion.base import Fusion
 
@@ -39,10 +39,14 @@ class Cells(Encoder):
         super().__init__()
         self.out_dim = dim
         self.cells = nn.Sequential(nn.Conv2d(3, 64, 8, 8), nn.ReLU(), nn.Conv2d(64, dim, 1), nn.ReLU())
-        namer = nn.Sequential(self.cells, nn.Flatten(), nn.Linear(dim, 10))
+        namer = nn.Sequential(self.cells, nn.Flatten(), nn.Linear(dim, 1 + len(SHAPES) * len(COLOURS)))
         if steps:
             pixels, shown = cells(6000, seed=99)
-            train(namer, {"image": pixels}, shown, steps=steps, loss=lambda m, x, y: F.cross_entropy(m(x["image"]), y))
+
+            def named(model: nn.Module, given: dict[str, Tensor], labels: Tensor) -> Tensor:
+                return F.cross_entropy(model(given["image"]), labels)
+
+            train(namer, {"image": pixels}, shown, steps=steps, rate=5e-3, batch=128, loss=named)
             self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,22 +103,23 @@ class CaptionTower(Encoder):
     def __init__(self, vocabulary: int, dim: int = 32) -> None:
         super().__init__()
         self.out_dim, self.words = dim, nn.Embedding(vocabulary, 32)
-        self.pairs, self.out = nn.Conv1d(32, 64, 2), nn.Linear(64, dim)
+        self.pairs, self.out = nn.Conv1d(32, 96, 2), nn.Linear(96, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.out(self.pairs(self.words(x).mT).relu().sum(2)), dim=1)
 
 
 class PictureTower(Encoder):
-    """The cells of a picture, added up to a vector of length 1, (B, dim)."""
+    """The cells of a picture, added up to a vector, (B, dim); of length 1 if `unit`."""
 
-    def __init__(self, cells: Cells, dim: int = 32) -> None:
+    def __init__(self, cells: Cells, dim: int = 32, unit: bool = True) -> None:
         super().__init__()
-        self.out_dim, self.cells = dim, cells
-        self.each, self.out = nn.Linear(cells.out_dim, 64), nn.Linear(64, dim)
+        self.out_dim, self.cells, self.unit = dim, cells, unit
+        self.each, self.out = nn.Linear(cells.out_dim, 96), nn.Linear(96, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.out(self.each(self.cells(x)).relu().sum(1)), dim=1)
+        whole = self.out(self.each(self.cells(x)).relu().sum(1))
+        return F.normalize(whole, dim=1) if self.unit else whole
 
 
 class DotProduct(Fusion):
@@ -169,9 +174,9 @@ def contrastive(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> 
     return chosen + F.cross_entropy(model.head(encodings), labels)
 
 
-def masked(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Ids (B, T), each replaced by the mask token with probability 0.05."""
-    return torch.where(torch.rand(ids.shape, generator=generator) < 0.05, MASK, ids)
+def masked(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Ids (B, T), each replaced by the mask token with a probability."""
+    return torch.where(torch.rand(ids.shape, generator=generator) < share, MASK, ids)
 
 
 def train(
@@ -184,10 +189,11 @@ def train(
     batch: int = 64,
     seed: int = 0,
     loss: Loss = cross_entropy,
+    masks: float = 0.05,
 ) -> nn.Module:
     """Trains with Adam, the rate warmed up and then lowered along a cosine, and leaves the model in eval mode.
 
-    One word in twenty is masked, so that a model knows the token that stands in for a word that is taken away.
+    A word is masked with probability `masks`, so that a model knows the token that stands in for one that is taken away.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
@@ -196,7 +202,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         rows = torch.randint(len(labels), (batch,), generator=generator)
-        given = {name: x[rows] if x.is_floating_point() else masked(x[rows], generator) for name, x in inputs.items()}
+        given = {
+            name: x[rows] if x.is_floating_point() else masked(x[rows], masks, generator) for name, x in inputs.items()
+        }
         value = loss(model, given, labels[rows])
         optimizer.zero_grad()
         value.backward()

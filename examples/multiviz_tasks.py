@@ -22,8 +22,9 @@ from amr.model import FusionModel
 from amr.multiviz import explained
 from examples import multiviz_models as m
 
-CELLS = 400  # steps of learning to name single cells
+CELLS = 800  # steps of learning to name single cells
 WORDS = len(picture_samples.WORDS)
+ANSWERS = len(picture_samples.COLOURS) + len(picture_samples.SHAPES)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Task:
         rate: Largest rate of learning.
         hole: The group of samples that the debugging round's training data lack.
         loss: Of a batch.
+        batch: Samples of a batch.
+        masks: Probability that a word is masked in training; 0 where another word stands in for one taken away.
     """
 
     stands_for: str
@@ -47,6 +50,8 @@ class Task:
     rate: float
     hole: int
     loss: m.Loss = m.cross_entropy
+    batch: int = 64
+    masks: float = 0.05
 
     def build(self, seed: int = 0, steps: int | None = None, samples: Samples | None = None) -> Any:
         """The model, trained for `steps` (its own number) on `samples` (4000 made with `seed`)."""
@@ -54,7 +59,8 @@ class Task:
         steps = self.steps if steps is None else steps
         model = self.untrained(min(CELLS, steps))
         made = self.make(4000 if steps > 10 else 100, 3 * seed) if samples is None else samples
-        return m.train(model, made.inputs, made.labels, steps=steps, rate=self.rate, seed=seed, loss=self.loss)
+        options: dict[str, Any] = {"batch": self.batch, "masks": self.masks, "seed": seed, "loss": self.loss}
+        return m.train(model, made.inputs, made.labels, steps=steps, rate=self.rate, **options)
 
     def data(self, seed: int = 0, train: int = 600, test: int = 400) -> dict[str, Any]:
         """Loaders for `amr analyze`: other samples than those of `build`."""
@@ -63,16 +69,20 @@ class Task:
         return {**{split: samples.batches(prefix=split) for split, samples in made.items()}, **about}
 
 
-def _questions(head: Callable[[dict[str, int]], nn.Module]) -> Callable[[int], nn.Module]:
-    """An LSTM, convolutions, and a head."""
-    dims = {"question": 48, "image": 48}
-    return lambda cells: FusionModel({"question": m.Words(WORDS), "image": m.Cells(48, cells)}, head(dims))
+def _attention(cells: int) -> nn.Module:
+    encoders = {"question": m.Words(WORDS), "image": m.Cells(48, cells)}
+    return FusionModel(encoders, m.StackedAttention(dict.fromkeys(encoders, 48), ANSWERS))
+
+
+def _low_rank(cells: int) -> nn.Module:
+    encoders = {"question": m.Words(WORDS), "image": m.PictureTower(m.Cells(48, cells), 48, unit=False)}
+    return FusionModel(encoders, LowRank(dict.fromkeys(encoders, 48), ANSWERS))
 
 
 def _together(cells: int) -> nn.Module:
-    network = m.Together(WORDS, m.Cells(48, cells), picture_samples.QUESTION, 6)
+    network = m.Together(WORDS, m.Cells(48, cells), picture_samples.QUESTION, ANSWERS)
     names = ("question", "image")
-    return explained(network, modalities=names, num_classes=6, embeddings={"question": "words"})
+    return explained(network, modalities=names, num_classes=ANSWERS, embeddings={"question": "words"})
 
 
 def _mult(_: int) -> nn.Module:
@@ -90,16 +100,15 @@ def _towers(cells: int) -> nn.Module:
     return FusionModel(encoders, m.DotProduct(dict.fromkeys(encoders, 32)))
 
 
+LXMERT = "VQA 2.0 / LXMERT, Flickr30k / ViLT"
 TASKS = {
-    "shapes": Task("CLEVR / CNN-LSTM-SA", picture_samples.shapes, _questions(lambda d: m.StackedAttention(d, 6)), 1200,
-                   5e-3, 4),
+    "shapes": Task("CLEVR / CNN-LSTM-SA", picture_samples.shapes, _attention, 1200, 5e-3, 4, batch=128),
+    "shapes_together": Task(LXMERT, picture_samples.shapes, _together, 1200, 2e-3, 4),
+    "shapes_low_rank": Task("MM-IMDb / LRTF", picture_samples.shapes, _low_rank, 1000, 5e-3, 4),
+    "captions": Task("Flickr30k / CLIP", picture_samples.captions, _towers, 1200, 5e-3, 2, m.contrastive, masks=0.0),
     "sentiment": Task("CMU-MOSEI / MulT", sentiment_samples.sentiment, _mult, 250, 3e-3, 1),
     "patients": Task("MIMIC / late fusion", patient_samples.patients, _late, 500, 5e-3, 2),
-    "captions": Task("Flickr30k / CLIP", picture_samples.captions, _towers, 500, 5e-3, 2, m.contrastive),
-    "shapes_low_rank": Task("MM-IMDb / LRTF", picture_samples.shapes, _questions(lambda d: LowRank(d, 6)), 800, 5e-3,
-                            4),
-    "shapes_together": Task("VQA 2.0 / LXMERT, Flickr30k / ViLT", picture_samples.shapes, _together, 1000, 2e-3, 4),
-}  # fmt: skip
+}
 
 
 def _named(name: str) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:

@@ -18,8 +18,9 @@ def colour_and_shape(pixels: torch.Tensor) -> tuple[str, str] | None:
     lit = pixels.max(0).values > 0.3
     if not lit.any():
         return None
-    colour = q.COLOURS[int(pixels[:, lit].mean(1).argmax())]
-    return colour, {36: "square", 24: "circle"}.get(int(lit.sum()), "triangle")
+    red, green, blue = (pixels[:, lit].mean(1) > 0.5).tolist()
+    colour = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 0): "yellow"}[red, green, blue]
+    return colour, {36: "square", 24: "circle", 20: "cross", 18: "triangle"}[int(lit.sum())]
 
 
 @pytest.mark.parametrize("make", MADE)
@@ -71,7 +72,7 @@ def test_captions_differ_in_one_word() -> None:
 def test_cells_show_what_they_say() -> None:
     pixels, shown = q.cells(60, 1, noise=0.0)
     for cell, number in zip(pixels, shown.tolist(), strict=True):
-        expected = (q.COLOURS[(number - 1) % 3], q.SHAPES[(number - 1) // 3]) if number else None
+        expected = (q.COLOURS[(number - 1) % 4], q.SHAPES[(number - 1) // 4]) if number else None
         assert colour_and_shape(cell) == expected
 
 
