@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ class Words(Encoder):
         self.words, self.lstm = nn.Embedding(vocabulary, dim), nn.LSTM(dim, dim, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(self.words(x))[0][:, -1]
+        out: Tensor = self.lstm(self.words(x))[0][:, -1]
+        return out
 
 
 class Cells(Encoder):
@@ -50,7 +52,8 @@ class Cells(Encoder):
             self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cells(x).flatten(2).mT
+        out: Tensor = self.cells(x).flatten(2).mT
+        return out
 
 
 class StackedAttention(Fusion):
@@ -82,7 +85,8 @@ class Tokens(Encoder):
         self.out_dim, self.words = dim, nn.Embedding(vocabulary, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.words(x)
+        out: Tensor = self.words(x)
+        return out
 
 
 class Steps(Encoder):
@@ -94,7 +98,8 @@ class Steps(Encoder):
         self.layers = nn.Sequential(nn.Linear(size, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.flatten(2))
+        out: Tensor = self.layers(x.flatten(2))
+        return out
 
 
 class CaptionTower(Encoder):
@@ -157,7 +162,8 @@ class Together(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         tokens = torch.cat([self.words(inputs["question"]), self.cells(inputs["image"])], dim=1)
-        return self.out(self.layers(tokens + self.places).mean(1))
+        out: Tensor = self.out(self.layers(tokens + self.places).mean(1))
+        return out
 
 
 def cross_entropy(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ def cross_entropy(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -
     return F.cross_entropy(model(inputs), labels)
 
 
-def contrastive(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+def contrastive(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     """The loss of two towers: which of the batch's captions fits a picture (as CLIP), and whether a pair's own does."""
     encodings = model.encode(inputs)
     captions, pictures = (encodings[name] for name in model.modalities)
@@ -193,7 +199,7 @@ def train(
 ) -> nn.Module:
     """Trains with Adam, the rate warmed up and then lowered along a cosine, and leaves the model in eval mode.
 
-    A word is masked with probability `masks`, so that a model knows the token that stands in for one that is taken away.
+    A word is masked with probability `masks`, so that a model knows the token that replaces a word.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
@@ -207,7 +213,7 @@ def train(
         }
         value = loss(model, given, labels[rows])
         optimizer.zero_grad()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model.eval()

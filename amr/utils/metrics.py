@@ -100,7 +100,7 @@ def split_metrics(
     unchecked: dict[str, Any] = {"validate_args": False}
     metrics: dict[str, Metric] = {
         "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
-        "mAP": MulticlassAveragePrecision(num_classes, average="macro", **unchecked)
+        "mAP": MeanClassPrecision(num_classes, average="macro", **unchecked)
         if exact
         else BinnedPrecision(num_classes),
     }
@@ -113,6 +113,17 @@ def split_metrics(
             k = int(name.removeprefix("top"))
             metrics[name] = MulticlassAccuracy(num_classes, average="micro", top_k=k, **unchecked)
     return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)
+
+
+class MeanClassPrecision(MulticlassAveragePrecision):
+    """Unweighted mean of the classes' average precision; a class that no clip has is left out without a warning."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics' own, as declared, is of its curve
+        """The mean; NaN if there is no clip."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Average precision score for one or more classes was `nan`")
+            mean: Tensor = super().compute()
+        return mean
 
 
 class MeanLabelPrecision(MultilabelAveragePrecision):

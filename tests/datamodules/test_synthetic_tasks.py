@@ -1,6 +1,7 @@
 """Samples that are made in memory: what is planted is there, and decides the class."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from amr.datamodules.synthetic import patients as p
 from amr.datamodules.synthetic import sentiment as s
 from amr.datamodules.synthetic import shapes as q
+from amr.datamodules.synthetic.samples import Samples
 from amr.utils.errors import UserError
 
 MADE = (q.shapes, q.captions, s.sentiment, p.patients)
@@ -24,8 +26,8 @@ def colour_and_shape(pixels: torch.Tensor) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_evidence_is_of_the_atoms_and_the_seed_is_all(make: q.Samples) -> None:
-    made, again, other = make(40, 1), make(40, 1), make(40, 2)  # type: ignore[operator]
+def test_evidence_is_of_the_atoms_and_the_seed_is_all(make: Callable[[int, int], Samples]) -> None:
+    made, again, other = make(40, 1), make(40, 1), make(40, 2)
     for name, x in made.inputs.items():
         assert torch.equal(x, again.inputs[name])
         assert not torch.equal(x, other.inputs[name])
@@ -41,7 +43,7 @@ def test_evidence_is_of_the_atoms_and_the_seed_is_all(make: q.Samples) -> None:
     assert set(half.labels.tolist()) == {0}
     assert len(half) == int((made.labels == 0).sum())
     with pytest.raises(UserError, match="count=0, seed=0: must be at least 1"):
-        make(0, 0)  # type: ignore[operator]
+        make(0, 0)
 
 
 def test_answers_are_read_from_the_pictures() -> None:

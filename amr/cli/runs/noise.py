@@ -10,7 +10,6 @@ _WARNINGS = (  # warnings that no user can act on
     "Checkpoint directory .* exists and is not empty",  # AmrCLI refuses what would overwrite
     ".*callbacks used to create the checkpoint need to be provided",  # WandbSetup, where W&B is off
     "The dirpath has changed from None",  # BestCheckpoint, of a run that goes on and has no best.ckpt yet
-    "Average precision score for one or more classes was `nan`",  # classes without clips: see split_metrics
 )
 _LINES = (  # parts of Lightning's lines that say nothing, or what a line of ours says
     "litlogger",

@@ -142,7 +142,7 @@ def cells(count: int, seed: int = 0, noise: float = 0.05) -> tuple[Tensor, Tenso
 
 
 def _kinds(text: str, instead: str) -> dict[str, Kind]:
-    """Words, in the place of which another stands, and the cells of the grid, in the place of which an empty one does."""
+    """Words, replaced by the word `instead`, and the cells of the grid, replaced by an empty one."""
     words = Kind("tokens", vocabulary=WORDS, baseline=_ID[instead])
     return {text: words, "image": Kind("image", blocks=(GRID, GRID), coarse=(GRID, GRID), baseline=GREY)}
 

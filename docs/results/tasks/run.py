@@ -45,7 +45,7 @@ from examples.multiviz_tasks import TASKS, Task  # noqa: E402
 
 PAGE = HERE.parents[1] / "multiviz" / "tasks.md"
 SEEDS = (0, 1, 2)
-CLIPS, PAIRED, LOOKED, SHOWN = 300, 64, 48, 80  # tested; of EMAP; of the pointing game; of the simulated user
+CLIPS, PAIRED, LOOKED, SHOWN = 300, 64, 48, 160  # tested; of EMAP; of the pointing game; of the simulated user
 PAIRINGS = 2  # of EMAP with three modalities
 FAULTY = 30  # clips with a planted fault
 BUDGET, ROUND, MIXED = (
