@@ -100,9 +100,7 @@ def split_metrics(
     unchecked: dict[str, Any] = {"validate_args": False}
     metrics: dict[str, Metric] = {
         "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
-        "mAP": MeanClassPrecision(num_classes, average="macro", **unchecked)
-        if exact
-        else BinnedPrecision(num_classes),
+        "mAP": MeanClassPrecision(num_classes, average="macro", **unchecked) if exact else BinnedPrecision(num_classes),
     }
     for name in extra:
         if name == "f1":
