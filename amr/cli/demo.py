@@ -1,7 +1,6 @@
 """`amr demo`: the whole of it in a few minutes, from nothing: clips, two runs, the table, its page and the site."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 from amr.utils.errors import UserError
 from amr.utils.streams import status
 
-AUDIO = {"seconds": 0.96, "kind": "log_mel", "n_fft": 512, "hop_length": 256, "n_mels": 48, "time_shift_ms": 100}
-VIDEO = {"frames": 3, "size": 48, "augment": "shift", "shift": 3, "grayscale": True}
-ENCODERS = {
-    "audio": {"class_path": "amr.encoders.SmallCNN"},
-    "video": {"class_path": "amr.encoders.SmallFrameCNN"},
-}
+# Harder than `synthetic`'s own clips, so that naive fusion is not right at once; and a head with a layer between the
+# encodings and the classes, whose units stage C explains.
+DATA = ["--data.audio_snr_db", "-22", "--data.video_noise", "50", "--data.batch_size", "32", "--data.names", "cues"]
+MODEL = ["--model.fusion.hidden", "64"]
+METHODS: dict[str, list[str]] = {"naive": [], "amr": ["--config", "amr"]}
 CLIPS, EPOCHS, EXPLAINED = 1200, 10, 8
 # Few, and the stages that the site cannot do without.
 ANALYSIS: dict[str, Any] = {"samples": 64, "units": 4, "classes": 2}
@@ -54,42 +52,45 @@ def demo(
     if clips < 60:
         raise UserError(f"--clips={clips}: must be at least 60, ten for each class")
     from amr.cli.fit import run as run_command
+    from amr.cli.keys.check import with_files
     from amr.cli.runs.commands import run_prepare
     from amr.report import compare, read_run
     from amr.report.site import write_site
 
     out = Path(out)
-    data = [
-        *("--data", "amr.datamodules.Synthetic", "--data.root", str(out / "clips"), "--data.store", str(out / "store")),
-        *("--data.clips", str(clips), "--data.evidence", json.dumps({"audio": 0.95, "video": 0.6})),
-        *("--data.audio_snr_db", "-22", "--data.video_noise", "50", "--data.batch_size", "32"),
-        *("--data.audio", json.dumps(AUDIO), "--data.video", json.dumps(VIDEO), "--data.num_workers", "1"),
-    ]
-    run_prepare(data)
-    training = [
-        *("--model.encoders", json.dumps(ENCODERS), "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.003"),
-        *("--model.lr_scheduler", "amr.Cosine"),
-        *(
-            "--trainer.max_epochs",
-            str(epochs),
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.enable_progress_bar",
-            "false",
-        ),
-        *("--runs_dir", str(out / "runs")),
-    ]
-    for name, method in (("naive", []), ("amr", ["--model.amr.weight", "1.0"])):
+    run_prepare(with_files(["--config", "synthetic", *_data(out, clips)]))
+    for name in METHODS:
         status(f"\n{name}: {epochs} epochs")
         resume = ["--ckpt_path", "last"] if (out / "runs" / name / "checkpoints" / "last.ckpt").is_file() else []
-        run_command(["fit", *data, *training, *method, "--name", name, *resume])
+        # Lines, not a bar: they stay on the screen.
+        lines = ["--trainer.enable_progress_bar", "false"]
+        run_command(["fit", *with_files(training(out, name, clips, epochs)), *lines, "--name", name, *resume])
         if not read_run(out / "runs" / name).test:
             run_command(["test", "--ckpt_path", str(out / "runs" / name / "checkpoints/best.ckpt")])
     table = compare([out / "runs"], out / "report.html", picture)
     if explained:
-        analyses = [_analyze(out, name, explained) for name in ("naive", "amr")]
+        analyses = [_analyze(out, name, explained) for name in METHODS]
         write_site(analyses, out / "site", [out / "clips"])
     return table
+
+
+def training(out: Path, name: str, clips: int = CLIPS, epochs: int = EPOCHS) -> list[str]:
+    """Arguments of `amr fit` that train one of the demo's models: shipped configs, and what differs from them.
+
+    Args:
+        out: The demo's folder.
+        name: `naive` or `amr`.
+        clips: Clips that the demo makes.
+        epochs: Epochs of the training.
+    """
+    configs = ["--config", "synthetic", "--config", "model/small", "--config", "trainer/small", *METHODS[name]]
+    sizes = ["--trainer.max_epochs", str(epochs), "--runs_dir", str(out / "runs")]
+    return [*configs, *_data(out, clips), *MODEL, *sizes]
+
+
+def _data(out: Path, clips: int) -> list[str]:
+    """Arguments that name the demo's clips, beside `--config synthetic`."""
+    return ["--data.root", str(out / "clips"), "--data.store", str(out / "store"), "--data.clips", str(clips), *DATA]
 
 
 def _analyze(out: Path, name: str, clips: int) -> Path:
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     site = f"\nSite: {options.out / 'site' / 'index.html'}" if options.explained else ""
     print(f"\n{table}\n\nPage: {options.out / 'report.html'}{site}")
     print("To train one again:")
-    for name in ("naive", "amr"):
-        config = shlex.quote(str(options.out / "runs" / name / "config.yaml"))
-        print(f"  amr fit --config {config} --name {name}-again --ckpt_path null")
+    for name in METHODS:
+        again = training(options.out, name, options.clips, options.epochs)
+        print(f"  amr fit {shlex.join([*again, '--name', f'{name}-again'])}")
     return 0

@@ -3,19 +3,20 @@
 import csv
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from amr.datamodules.base import ClipDataModule
 from amr.datamodules.listing import stable_order
 from amr.datamodules.store.media import MODALITIES, Clip
 from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.synthetic.planted import FRAMES, Place, Planted, Task
-from amr.datamodules.synthetic.synthesis import SECONDS, SIDE, Evidence, Recipe, write_clips
+from amr.datamodules.synthetic.synthesis import SECONDS, SIDE, Evidence, Recipe, cue_of, write_clips
 from amr.utils.errors import UserError
 from amr.utils.streams import Progress
 from amr.utils.work import run_tasks
@@ -52,6 +53,8 @@ class Synthetic(ClipDataModule):
         evidence: Probability by modality that the clip's class is shown; of clips without a task.
         audio_snr_db: Power of the tone to that of the white noise over it, dB. A task is easy from 0 on.
         video_noise: Standard deviation of the noise over the frames, of 255.
+        names: Names of the classes. `numbers`: class0, class1, ...; `cues`: the tone's pitch and the angle from upright
+            of the bar, such as `300 Hz, 0 deg`, of clips without a task.
         kwargs: See `ClipDataModule`.
     """
 
@@ -65,6 +68,7 @@ class Synthetic(ClipDataModule):
         audio_snr_db: float = -18.0,
         video_noise: float = 30.0,
         task: Task | None = None,
+        names: Literal["numbers", "cues"] = "numbers",
         **kwargs: Any,
     ) -> None:
         if classes < 2:
@@ -75,6 +79,9 @@ class Synthetic(ClipDataModule):
             raise UserError(f"data.clips_seed={clips_seed}, data.video_noise={video_noise}: must be at least 0")
         if task is not None and evidence != Evidence():
             raise UserError(f"data.evidence has no effect with data.task={task}; leave one of them out")
+        if task is not None and names == "cues":
+            raise UserError(f"data.names=cues: must be numbers with data.task={task}")
+        self._names = names
         self.recipe: Recipe | Planted
         if task is None:
             self.name = "synthetic"
@@ -83,14 +90,20 @@ class Synthetic(ClipDataModule):
             self.name = f"synthetic-{task}"
             self.recipe = Planted(classes, clips_seed, task, audio_snr_db, video_noise)
         self._count = clips
-        knobs = json.dumps({"clips": clips, **asdict(self.recipe)}, sort_keys=True)
+        named = {} if names == "numbers" else {"names": names}  # clips.csv has them
+        knobs = json.dumps({"clips": clips, **asdict(self.recipe), **named}, sort_keys=True)
         kind = "" if task is None else f"{task}-"
         folder = Path(root) / f"{kind}{classes}x{clips}-{hashlib.sha256(knobs.encode()).hexdigest()[:8]}"
         super().__init__(folder, **kwargs)
 
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """Work out the listing; no file is needed."""
-        labels = [f"class{k}" for k in range(self.recipe.classes)]
+        classes = range(self.recipe.classes)
+        if self._names == "cues":
+            cues = [cue_of(k / self.recipe.classes) for k in classes]
+            labels = [f"{pitch:.0f} Hz, {math.degrees(angle):.0f} deg" for pitch, _, angle in cues]
+        else:
+            labels = [f"class{k}" for k in classes]
         by_label = defaultdict(list)
         for i in range(self._count):
             by_label[self.recipe.label(i)].append(f"{i:05d}")

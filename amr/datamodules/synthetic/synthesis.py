@@ -90,11 +90,24 @@ def _write_clip(path: Path, recipe: Drawable, index: int) -> None:
     temporary.replace(path)
 
 
+def cue_of(cue: float) -> tuple[float, float, float]:
+    """What shows a class, before each clip's own deviation.
+
+    Args:
+        cue: The class, in [0, 1): its number over the number of classes.
+
+    Returns:
+        The tone's pitch in Hz, its pulses per second, and the bar's angle from upright in rad.
+    """
+    return 300 * 2 ** (3 * cue), 3 + 4 * cue, math.pi * cue  # 300 Hz up, over three octaves; 3 to 7 per second
+
+
 def _tone(cue: float, snr_db: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """A pulsing tone in white noise, (samples,) in -1..1; pitch and rhythm tell the class, `cue` in 0..1."""
     t = np.arange(round(SECONDS * RATE)) / RATE
-    pitch = 300 * 2 ** (3 * cue) * rng.uniform(0.97, 1.03)  # 300 Hz up, over three octaves
-    pulses = np.sin(math.pi * (3 + 4 * cue) * (t + rng.random())) ** 2  # 3 to 7 a second
+    pitch, rate, _ = cue_of(cue)
+    pitch *= rng.uniform(0.97, 1.03)
+    pulses = np.sin(math.pi * rate * (t + rng.random())) ** 2
     tone = pulses * np.sin(2 * math.pi * (pitch * t + rng.random()))
     noise = rng.standard_normal(len(t)) * tone.std() / 10 ** (snr_db / 20)
     wave = tone + noise
@@ -105,7 +118,7 @@ def _tone(cue: float, snr_db: float, rng: np.random.Generator) -> NDArray[np.flo
 def _moving_bar(cue: float, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A bar drifting sideways over noise, (frames, side, side, 3); its angle tells the class, `cue` in 0..1."""
     n = round(SECONDS * float(FPS))
-    angle = math.pi * cue + rng.uniform(-0.1, 0.1)
+    angle = cue_of(cue)[2] + rng.uniform(-0.1, 0.1)
     across = np.array([math.cos(angle), math.sin(angle)])  # the direction of the drift
     y, x = np.mgrid[:SIDE, :SIDE]
     drift = rng.choice([-1, 1]) * rng.uniform(0.5, 1.5) * (np.arange(n) - n / 2)  # pixels

@@ -32,6 +32,17 @@ def test_split_is_stratified(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())  # nothing is written before it is needed
 
 
+def test_names_tell_what_shows_a_class(tmp_path: Path) -> None:
+    named = make(tmp_path, names="cues")
+    assert named.labels == ["300 Hz, 0 deg", "600 Hz, 60 deg", "1200 Hz, 120 deg"]  # an octave and 60 degrees apart
+    plain = make(tmp_path)
+    assert named.root != plain.root  # whose clips.csv has the other names
+    renamed = dict(zip(plain.labels, named.labels, strict=True))
+    assert [renamed[clip.label] for clip in plain.clips] == [clip.label for clip in named.clips]
+    with pytest.raises(UserError, match="data.names=cues: must be numbers with data.task=redundant"):
+        make(tmp_path, task="redundant", names="cues")
+
+
 def test_same_knobs_same_bytes(tmp_path: Path) -> None:
     a, b, other = make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "a", clips_seed=1)
     for module in (a, b, other):
