@@ -74,6 +74,7 @@ PARSED = {  # what is only parsed, by a pattern of the command, and why
     r"torchrun .*": "several processes; tests/test_scaling.py has them",
     r"(srun|sbatch|dask) .*": "a cluster's own command",
     r"wandb .*": "needs an account",
+    r"amr fit .*--wandb online.*": "needs an account; tests/callbacks/test_content.py has what it sends",
     r"pip install .*": "the network",
     r"make .*": "installs, or is the tests themselves",
     r"python (-m benchmarks\.|docs/).*": "minutes; tests/test_speed.py has the benchmarks' parts",

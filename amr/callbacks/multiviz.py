@@ -184,28 +184,42 @@ class MultiVizCallback(pl.Callback):
         pictures: list[tuple[str, Any]],
     ) -> None:
         """Draws one clip."""
-        from PIL import Image
-
-        from amr.multiviz.figures import draw_maps
-        from amr.multiviz.unimodal import integrated_gradients, occlusion
-
-        data: ListedClips = trainer.datamodule  # type: ignore[attr-defined]
-        shown, maps = {}, {}
-        for modality in module.model.modalities:
-            atoms = data.atoms(modality)
-            arguments: Any = (module.model, inputs, modality, "predicted", atoms)
-            found = [integrated_gradients(*arguments), occlusion(*arguments)]
-            maps[modality] = [(one.method, one.values[0].cpu()) for one in found]
-            shown[modality] = data.picture(modality, inputs[modality][0].cpu(), atoms)
-        clips = self._collected.joined()
-        label = data.labels[int(clips.labels[n])]
-        title = f"{clips.ids[n]}: {label}, epoch {trainer.current_epoch}"
-        pictures.append((title, Image.open(io.BytesIO(draw_maps(title, shown, maps)))))
+        clips, data = self._collected.joined(), trainer.datamodule  # type: ignore[attr-defined]
+        title = f"{clips.ids[n]}: {data.labels[int(clips.labels[n])]}, epoch {trainer.current_epoch}"
+        pictures.append(draw_clip(trainer, module, inputs, title))
 
     def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         found = {f"val/multiviz/{key}": value for key, value in values.items()}
         for logger in trainer.loggers:
             logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+
+def draw_clip(trainer: pl.Trainer, module: FusionClassifier, inputs: dict[str, Tensor], title: str) -> tuple[str, Any]:
+    """A clip's inputs with integrated gradients and occlusion of the predicted class over them.
+
+    Args:
+        trainer: Its data module, one of amr's, makes the pictures.
+        module: The model.
+        inputs: Input of each modality, (1, ...).
+        title: What stands above the picture.
+
+    Returns:
+        The title, and the picture as PIL has it.
+    """
+    from PIL import Image
+
+    from amr.multiviz.figures import draw_maps
+    from amr.multiviz.unimodal import integrated_gradients, occlusion
+
+    data: ListedClips = trainer.datamodule  # type: ignore[attr-defined]
+    shown, maps = {}, {}
+    for modality in module.model.modalities:
+        atoms = data.atoms(modality)
+        arguments: Any = (module.model, inputs, modality, "predicted", atoms)
+        found = [integrated_gradients(*arguments), occlusion(*arguments)]
+        maps[modality] = [(one.method, one.values[0].cpu()) for one in found]
+        shown[modality] = data.picture(modality, inputs[modality][0].cpu(), atoms)
+    return title, Image.open(io.BytesIO(draw_maps(title, shown, maps)))
 
 
 def _wandb(trainer: pl.Trainer) -> list[WandbLogger]:

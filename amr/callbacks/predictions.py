@@ -1,4 +1,4 @@
-"""Predictions of a checkpoint as a parquet file."""
+"""Predictions of a checkpoint, and outcomes of a test, as parquet files."""
 
 import json
 from contextlib import ExitStack, suppress
@@ -13,6 +13,7 @@ from torch import Tensor
 from amr.attribution import attributed_rows
 from amr.classifier import FusionClassifier
 from amr.model import complete_rows
+from amr.utils.distributed import gather_objects
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
 from amr.utils.streams import status
@@ -89,6 +90,50 @@ class PredictionWriter(pl.Callback):
                 self._writer.close()
             self._writer = None
         self._file.__exit__(type(exception), exception, exception.__traceback__)
+
+
+class ClipOutcomes(pl.Callback):
+    """Writes `id`, `label` and `prediction` of each test clip, over all ranks.
+
+    With it, single runs can be compared clip by clip. Models with several labels per clip leave no file.
+
+    Args:
+        out: The parquet file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._clips: dict[str, tuple[int, int]] = {}
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts again."""
+        self._clips = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a batch."""
+        if outputs["label"].ndim > 1:
+            return
+        told = zip(outputs["label"].tolist(), outputs["logits"].argmax(1).tolist(), strict=True)
+        self._clips.update(zip(outputs["id"], told, strict=True))
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the file."""
+        clips = {id: told for part in gather_objects(self._clips) for id, told in part.items()}
+        if not clips or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        names = trainer.datamodule.labels  # type: ignore[attr-defined]
+        columns = [[names[told[place]] for told in clips.values()] for place in (0, 1)]
+        table = pa.table({"id": list(clips), "label": columns[0], "prediction": columns[1]})
+        with replacing(self.out) as file:
+            pq.write_table(table, file)
 
 
 def _named(names: list[str], chosen: Tensor) -> list[Any]:

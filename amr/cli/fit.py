@@ -1,8 +1,8 @@
 """Runs: `fit`, `validate`, `test` and `predict`, and the folder that a run leaves.
 
 runs/<name>/ holds run.json (flat facts), config.yaml (resolved), metrics/version_<k>/metrics.csv (one a start),
-checkpoints/{best,last}.ckpt, per_class.csv, robustness.parquet where it was asked for (robustness-parts/ while it is
-under way), card.md, and wandb/.
+checkpoints/{best,last}.ckpt, per_class.csv, test_predictions.parquet once tested, robustness.parquet where it was asked
+for (robustness-parts/ while it is under way), card.md, and wandb/.
 """
 
 import errno
@@ -30,6 +30,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from amr.callbacks import (
     Bar,
     BestCheckpoint,
+    ClipOutcomes,
     Dominance,
     EpochLines,
     Guard,
@@ -37,6 +38,7 @@ from amr.callbacks import (
     PredictionWriter,
     Robustness,
     StepLog,
+    WandbContent,
     WandbSetup,
 )
 from amr.classifier import FusionClassifier
@@ -46,7 +48,7 @@ from amr.cli.runs.run_files import RunRecord, config_of_checkpoint, last_checkpo
 from amr.cli.runs.slurm import requeue
 from amr.cli.runs.wandb_run import finish_wandb, names_before, wandb_error, wandb_id, wandb_stages_in
 from amr.datamodules import ListedClips
-from amr.evaluation.runs import SHARES
+from amr.evaluation.runs import OUTCOMES, SHARES
 from amr.load import read_config
 from amr.report.card import write_card
 from amr.utils.checkpoints import AtomicCheckpointIO, check_checkpoint
@@ -172,6 +174,7 @@ class AmrCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Dominance, "dominance")
         parser.add_lightning_class_args(Robustness, "robustness")
+        parser.add_lightning_class_args(WandbContent, "wandb_content")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -220,6 +223,8 @@ class AmrCLI(LightningCLI):
             users = [] if init.trainer.logger is True else _listed(init.trainer.logger)
             kwargs["logger"] = [*self._loggers(options, folder, facts, users), *users]
             callbacks.append(WandbSetup(facts, resolved, folder / "config.yaml"))
+        if self.subcommand == "test":
+            callbacks.append(ClipOutcomes(folder / OUTCOMES))
         kwargs["plugins"] = [*_listed(init.trainer.plugins), AtomicCheckpointIO()]
         given, bar = _listed(init.trainer.callbacks), init.trainer.enable_progress_bar
         if bar is None:

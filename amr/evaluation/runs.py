@@ -21,6 +21,7 @@ BLANK = "\N{EN DASH}"
 ALL = "all"  # the one modality of a foreign run that logged no shares: not a unimodal run
 SHARES = ("dominance", "decision_share")  # logged as {split}/{share}/{modality}
 SPLITS = ("train/", "val/", "test/")
+OUTCOMES = "test_predictions.parquet"  # in a run's folder: id, label and prediction of each test clip
 PLACES = ("ckpt_path", "data.init_args.root", "data.init_args.store")  # settings that say where a run took place
 NUMBERS = 2_000_000  # of a run, of all epochs: some 250 MB
 

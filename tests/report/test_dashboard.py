@@ -6,13 +6,16 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from amr.cli import main
-from amr.report import dashboard
+from amr.report import dashboard, read_run
 from tests.conftest import REPOSITORY
 from tests.report.wandb_files import flushed_records
 
@@ -33,12 +36,17 @@ def training(trained: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def testing(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Of the same W&B run, gone on with by `test`, in a copy."""
+def tested(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the same W&B run, gone on with by `test`, with two pictures of clips."""
     copy = tmp_path_factory.mktemp("tested") / "amr"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("wandb"))
-    assert main(["test", "--ckpt_path", str(copy / "checkpoints/best.ckpt")]) == 0
-    return flushed_records(copy)
+    assert main(["test", "--ckpt_path", str(copy / "checkpoints/best.ckpt"), "--wandb_content.clips", "2"]) == 0
+    return copy
+
+
+@pytest.fixture(scope="module")
+def testing(tested: Path) -> list[Any]:
+    return flushed_records(tested)
 
 
 def logged(records: list[Any]) -> set[str]:
@@ -261,6 +269,29 @@ def test_what_testing_adds(training: list[Any], testing: list[Any]) -> None:
     assert (second.run_id, second.run_group) == (first.run_id, first.run_group)
     assert second.job_type == "eval"
     assert {"test/acc", "test/mAP", "test/loss", "test/dominance/audio", "test/dominance/video"} <= logged(testing)
+
+
+def test_the_confusion_matrix_and_pictures_of_a_test(trained: Path, tested: Path, testing: list[Any]) -> None:
+    """W&B's own record has them; training, which was not asked for pictures, has none."""
+    assert {"test/confusion_table", "test/clips"} <= logged(testing)
+    files = {f.path for r in testing for f in r.files.files}
+    (path,) = (path for path in files if path.startswith("media/table/test/confusion"))
+    (file,) = tested.glob(f"wandb/offline-run-*/files/{path}")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
+    rows = pq.read_table(tested / "test_predictions.parquet").to_pylist()
+    counts = Counter((row["label"], row["prediction"]) for row in rows)
+    assert {(a, b): n for a, b, n in table["data"]} == {
+        (f"class{a}", f"class{b}"): counts[f"class{a}", f"class{b}"] for a in range(4) for b in range(4)
+    }
+    right = sum(n for (label, predicted), n in counts.items() if label == predicted)
+    assert right / len(rows) == pytest.approx(read_run(tested).test["test/acc"], abs=1e-6)
+    pictures = [path for path in files if path.startswith("media/images/test/clips")]
+    assert len(pictures) == 2
+    for path in pictures:
+        (file,) = tested.glob(f"wandb/offline-run-*/files/{path}")
+        assert Image.open(file).format == "PNG"
+    assert not list(trained.glob("wandb/offline-run-*/files/media/images"))
 
 
 def test_a_resumed_runs_table_has_all_epochs_and_a_teacher_is_one(tiny: list[str], tmp_path: Path, capsys: Any) -> None:
