@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from amr.evaluation.runs import Run
+from amr.report.parts.single import CAPTION, HEAD, single_cells
 from amr.report.table import (
     AMR_CAPTION,
     Bold,
@@ -52,7 +53,9 @@ def table_text(runs: Sequence[Run], rows: Sequence[Row] | None = None) -> str:
     parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
     if effects := amr_cells(shown, rows):
         parts += [f"What AMR changes. {AMR_CAPTION}", _markdown(*effects)]
-    notes = notes_on(runs, rows)
+    singles, single_notes = single_cells(shown, rows)
+    parts += [f"Single runs, clip by clip. {CAPTION}", _markdown(HEAD, singles)] if singles else []
+    notes = notes_on(runs, rows) + single_notes
     parts.append("\n".join(f"- {note}" for note in notes[:NOTES]))
     parts += [f"{len(notes) - NOTES} further notes are on the page."] if len(notes) > NOTES else []
     return "\n\n".join(part for part in parts if part)

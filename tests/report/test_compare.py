@@ -258,6 +258,27 @@ def test_what_would_mislead_is_said(tmp_path: Path) -> None:
     assert f"{tmp_path / 'b'}: " not in text
 
 
+@pytest.mark.usefixtures("without_plots")
+def test_amrs_settings_are_one_line_per_value(tmp_path: Path) -> None:
+    def config(weight: float, **model: Any) -> dict[str, Any]:
+        amr = {"class_path": "amr.AMR", "init_args": {"weight": weight, "lr": 0.1, "ratio": {"audio": 1, "video": 2}}}
+        return {"model": {"amr": amr, "task": "classes", **model}}
+
+    write_run(tmp_path / "naive", epoch(0, 0.5), config={"model": {"task": "classes"}})
+    write_run(tmp_path / "amr", epoch(0, 0.5), method="amr", config=config(0.5))
+    write_run(tmp_path / "umt", epoch(0, 0.5), method="umt+amr", config=config(2.0, umt={"weight": 3}))
+    page = page_of([tmp_path / name for name in ("naive", "amr", "umt")], tmp_path / "report.html")
+    settings = page.partition("What differs between the runs</h2>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in settings.split("<tr>")[2:]]
+    plain = [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows]
+    others = "lr=0.1, ratio.audio=1, ratio.video=2"
+    assert plain == [
+        ["model.amr", f"{others}, weight=0.5", "amr"],
+        ["model.amr", f"{others}, weight=2.0", "umt+amr"],
+        ["model.umt.weight", "3", "umt+amr"],
+    ]
+
+
 def test_a_fixed_seed_is_no_difference(tmp_path: Path) -> None:
     """`robustness.seed: 0` of runs with seeds 0, 1 and 2; a seed that does change is one."""
     for seed in range(3):

@@ -1,0 +1,1 @@
+"""Parts of the report that have a home of their own."""
