@@ -22,6 +22,7 @@ from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOpt
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
 from amr.datamodules.store.shards import ClipStore, shard_files
+from amr.datamodules.texts import NO_TEXT, TEXT, ClipTexts, as_it_is, batch_as_it_is
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
 from amr.utils.streams import note
@@ -33,7 +34,7 @@ class ClipDataModule(ExplainedClips):
     The listing is read when the module is made, so that mistakes in it come to light at once. A batch is
     `{"inputs": {modality: (B, ...) float32}, "label": (B,) int64, "id": list[str]}` and, with missing=keep,
     `"present": {modality: (B,) bool}`. Audio is (B, 1, F, T) or (B, 1, samples), video (B, frames, channels, height,
-    width).
+    width), text (B, T) int64.
 
     Args:
         root: Folder of the data set; no clip's path may lead outside.
@@ -94,8 +95,9 @@ class ClipDataModule(ExplainedClips):
         balance: bool = False,
     ) -> None:
         super().__init__()
-        if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
-            raise UserError(f"data.modalities={list(modalities)}: must be of {list(MODALITIES)}, each at most once")
+        allowed = self.possible()
+        if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(allowed):
+            raise UserError(f"data.modalities={list(modalities)}: must be of {list(allowed)}, each at most once")
         check_batches(batch_size, num_workers)
         self.root = Path(root)
         self.modalities = tuple(modalities)
@@ -110,12 +112,25 @@ class ClipDataModule(ExplainedClips):
         self.prepare_workers = os.cpu_count() or 1 if prepare_workers is None else prepare_workers
         self.clips, self.labels = self.list_clips()
         self._check_listing()
+        self.texts = self.list_texts()
         self.store = Path(store) if store is not None else self._default_store()
         self._usable: dict[str, list[Clip]] | None = None
 
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """The clips and the ordered labels; called once, after the arguments are set."""
         raise NotImplementedError
+
+    def possible(self) -> tuple[str, ...]:
+        """The modalities that a clip can have; called once the subclass' own arguments are set."""
+        return MODALITIES
+
+    def list_texts(self, fitted: dict[str, Any] | None = None) -> ClipTexts | None:
+        """The clips' texts, for a listing that has them; called after `list_clips`.
+
+        Args:
+            fitted: A checkpoint's length and vocabulary; None: those of the training clips.
+        """
+        return None
 
     def locate(self, clip: Clip) -> Clip:
         """The clip with its files, for a listing that leaves them out; called before it is decoded."""
@@ -173,12 +188,15 @@ class ClipDataModule(ExplainedClips):
         if unknown is not None:
             raise UserError(f"{self.store}: clip {unknown!r} is not in the store; run prepare again")
         ignored = (STILL, KEPT) if self.still == "use" else (KEPT,)
+        mute = set() if self.texts is None else {clip.id for clip in self.clips if clip.id not in self.texts}
         absent = {
             clip.id: {
-                m: r for m, r in problems[clip.id].items() if m in self.modalities and without_details(r) not in ignored
+                m: r
+                for m, r in {**problems.get(clip.id, {}), **({TEXT: NO_TEXT} if clip.id in mute else {})}.items()
+                if m in self.modalities and without_details(r) not in ignored
             }
             for clip in self.clips
-            if clip.id in problems
+            if clip.id in problems or clip.id in mute
         }
         limit = 1 if self.missing == "skip" else len(self.modalities)
         still = {id for id, reasons in absent.items() if STILL in map(without_details, reasons.values())}
@@ -240,16 +258,19 @@ class ClipDataModule(ExplainedClips):
         transforms: dict[str, Callable[..., Tensor | ChosenFrames]] = {
             "audio": partial(self.audio, sample_rate=rate),
             "video": self.video.choose if late else self.video,
+            TEXT: as_it_is,
         }
         blanks = {
             "audio": torch.zeros(self.audio.shape(rate)),
             "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
+            **({} if self.texts is None else {TEXT: self.texts.blank}),
         }
         kind: Callable[..., ClipDataset] = ClipDataset
         if self.in_memory:
             batched: dict[str, Callable[..., Tensor]] = {
                 "audio": partial(self.audio.batch, sample_rate=rate),
                 "video": self.video.batch,
+                TEXT: batch_as_it_is,
             }
             kind = partial(MemoryDataset, batched, {"video": self.video.decode})
         return kind(
@@ -261,7 +282,17 @@ class ClipDataModule(ExplainedClips):
             train=train,
             seed=self.seed,
             present=self.missing == "keep",
+            texts=self.texts,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Length and vocabulary of the training clips' texts, which a checkpoint keeps; empty without texts."""
+        return {} if self.texts is None else {TEXT: self.texts.fitted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Uses a checkpoint's length and vocabulary: those that its model was trained with."""
+        if TEXT in state_dict and state_dict != self.state_dict():
+            self.texts = self.list_texts(dict(state_dict[TEXT]))
 
     def _default_store(self) -> Path:
         """Named by all that two stores could differ in without being versions of each other."""

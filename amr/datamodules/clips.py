@@ -1,6 +1,7 @@
 """Any folder of clips with a CSV."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from amr.datamodules.base import ClipDataModule
 from amr.datamodules.folders import check_folder
 from amr.datamodules.listing import read_cells, read_lines
 from amr.datamodules.store.media import MODALITIES, Clip
+from amr.datamodules.texts import TEXT, ClipTexts, TextColumn
 from amr.utils.errors import UserError
 
 
@@ -16,7 +18,8 @@ class Clips(ClipDataModule):
 
     Its columns are `id`, `label`, `split` (train, val, test, or all: in each of the three), then either `file` or any
     of `audio_file` and `video_file`, and optionally `start` and `end`, seconds of the window to use. Files are relative
-    to `root`; an empty one means that the clip lacks it. Other columns are ignored, and so are spaces around a cell.
+    to `root`; an empty one means that the clip lacks it. A column may be a text (`text`). Other columns are ignored,
+    and so are spaces around a cell.
 
     Args:
         csv: The listing; relative to the current folder or else to `root`.
@@ -24,6 +27,8 @@ class Clips(ClipDataModule):
         labels: Class names in the order of the class indices, or a text file with one per line (relative to the current
             folder or else to `root`); None: those in the CSV, sorted.
         name: Name of the data set in tables and folders; None: of the root folder and the CSV.
+        text: The column that is a text, and how it becomes token ids: the modality `text`. None: no text.
+        modalities: Which ones the batches hold, in this order. None: audio and video, and the text if there is one.
         kwargs: See `ClipDataModule`.
     """
 
@@ -33,6 +38,8 @@ class Clips(ClipDataModule):
         root: str | Path | None = None,
         labels: list[str] | str | None = None,
         name: str | None = None,
+        text: TextColumn | None = None,
+        modalities: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if root is None:
@@ -41,12 +48,25 @@ class Clips(ClipDataModule):
             self.csv = find_file(csv, check_folder(Path(root), "data.root"))
         folder = Path(root).resolve().name
         self.name = name or (f"{folder}-{self.csv.stem}" if folder else self.csv.stem)
-        self._labels = labels
-        super().__init__(root, **kwargs)
+        self._labels, self.text, self._texts = labels, text, [""]
+        super().__init__(root, modalities=self.possible() if modalities is None else modalities, **kwargs)
+
+    def possible(self) -> tuple[str, ...]:
+        """Sound, picture, and the text if there is one."""
+        return MODALITIES if self.text is None else (*MODALITIES, TEXT)
+
+    def list_texts(self, fitted: dict[str, Any] | None = None) -> ClipTexts | None:
+        """The texts of the CSV."""
+        if self.text is None:
+            return None
+        words = self.text.vocabulary
+        if isinstance(words, str):
+            words = read_lines(find_file(words, self.root), "data.text.vocabulary")
+        return ClipTexts(self.text, self.clips, self._texts, words, fitted)
 
     def list_clips(self) -> tuple[list[Clip], list[str]]:
         """Read the CSV."""
-        clips = _read_csv(self.csv)
+        clips, self._texts = _read_csv(self.csv, None if self.text is None else self.text.column)
         if self._labels is None:
             return clips, sorted({clip.label for clip in clips})
         if isinstance(self._labels, list):
@@ -63,11 +83,18 @@ def find_file(path: str | Path, root: Path) -> Path:
     return Path(path) if Path(path).exists() else root / path
 
 
-def _read_csv(path: Path) -> list[Clip]:
+def _read_csv(path: Path, text: str | None) -> tuple[list[Clip], list[str]]:
+    """The clips, and each one's text."""
     rows = read_cells(path, "data.csv")
     _, columns = next(rows, ("", []))
     files = _file_columns(path, columns)
-    return [_read_row(where, columns, cells, files) for where, cells in rows]
+    if text is not None and text not in columns:
+        raise UserError(f"data.text.column={text}: {path} has no such column; must be of {', '.join(columns)}")
+    clips, texts = [], []
+    for where, cells in rows:
+        clips.append(_read_row(where, columns, cells, files))
+        texts.append("" if text is None else cells[columns.index(text)])
+    return clips, texts
 
 
 def _file_columns(path: Path, columns: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from amr.datamodules.atoms import Atoms
@@ -19,6 +20,8 @@ from amr.datamodules.listing import stable_order
 from amr.datamodules.loader import ClipDataset
 from amr.datamodules.store.media import KEPT, MODALITIES, Clip, DecodeOptions
 from amr.datamodules.store.shards import ClipStore
+from amr.datamodules.tensors.shapes import kind_atoms, tensor_picture
+from amr.datamodules.texts import TEXT, ClipTexts, CorruptedText
 from amr.datamodules.transforms import AudioTransform, Picture, VideoTransform
 from amr.utils.errors import UserError
 
@@ -31,6 +34,7 @@ class ExplainedClips(ListedClips):
     decode: DecodeOptions
     audio: AudioTransform
     video: VideoTransform
+    texts: ClipTexts | None
     _clip_store: ClipStore
 
     def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> Atoms:
@@ -40,14 +44,38 @@ class ExplainedClips(ListedClips):
             modality: Which.
             blocks: How many along each axis; see the transforms' `atoms`.
             coarse: Without `blocks`, take fewer, for methods with a coefficient for each pair of atoms.
+
+        Raises:
+            UserError: Blocks of a text are asked for.
         """
+        if modality == TEXT and self.texts is not None:
+            if blocks is not None:
+                raise UserError(f"blocks={list(blocks)}: must be null for a text, whose atoms are its words")
+            return kind_atoms(self.texts.kind, tuple(self.texts.blank.shape), coarse=coarse)
         given = [blocks] if blocks is not None else [COARSE[modality]] if coarse else []
         if modality == "audio":
             return self.audio.atoms(self.decode.sample_rate, *given)
         return self.video.atoms(*given)
 
+    def split_atoms(self, modality: str, split: str, *, coarse: bool = False) -> Atoms:
+        """The atoms of a split's clips, in the listing's order: of texts their words, else those of `atoms`."""
+        if modality != TEXT or self.texts is None:
+            return self.atoms(modality, coarse=coarse)
+        texts = self.texts
+        return texts.kind.atoms(
+            torch.stack([texts.get(clip.id, texts.blank) for clip in self.usable(split)]), coarse=coarse
+        )
+
+    def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
+        """What an atom of inputs x (N, ...) becomes that is taken away, and the same in words."""
+        if modality != TEXT or self.texts is None:
+            return super().baseline(modality, x)
+        return self.texts.kind.baseline_for(x), "padding"
+
     def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
         """A modality's input (of one clip) to look at."""
+        if modality == TEXT:
+            return tensor_picture(x, atoms)
         return (self.audio if modality == "audio" else self.video).picture(x, atoms)
 
     def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
@@ -55,6 +83,8 @@ class ExplainedClips(ListedClips):
 
         An input that is longer than the clip goes beyond its end.
         """
+        if modality == TEXT:
+            return None
         begin, kept = clip.start or 0.0, self._clip_store.get(clip.id)
         sound = len(kept["audio"]) / self.decode.sample_rate if "audio" in kept else None
         if modality == "audio":
@@ -74,7 +104,10 @@ class ExplainedClips(ListedClips):
     @property
     def corruptions(self) -> Mapping[str, Mapping[str, Corruption]]:
         """The corruptions of each modality, by name."""
-        return {modality: CORRUPTIONS[modality] for modality in self.modalities}
+        known: dict[str, Mapping[str, Corruption]] = dict(CORRUPTIONS)
+        if self.texts is not None:
+            known[TEXT] = self.texts.corruptions
+        return {modality: known[modality] for modality in self.modalities}
 
     @property
     def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
@@ -101,6 +134,8 @@ class ExplainedClips(ListedClips):
         if modality == "audio":
             context = Context(self.decode.sample_rate, self._other_waves())
             transform = CorruptedAudio(self.audio, chosen, level, context, key)
+        elif modality == TEXT:
+            transform = CorruptedText(chosen, level, key)
         else:
             transform = CorruptedVideo(self.video, chosen, level, key)
         return ClipDataset(
@@ -112,6 +147,7 @@ class ExplainedClips(ListedClips):
             train=False,
             seed=self.seed,
             present=False,
+            texts=self.texts,
         )
 
     def _other_waves(self) -> OtherWaves:

@@ -78,6 +78,7 @@ class ClipDataset(ListedDataset):
         train: Whether to augment.
         seed: Seed of the run.
         present: Whether to say which modalities a clip has; otherwise every clip must have all.
+        texts: Ids of the clips' texts by clip, data of the modality `text`, which the store lacks. None: no texts.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class ClipDataset(ListedDataset):
         train: bool,
         seed: int,
         present: bool,
+        texts: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.clips, self.store, self.transforms, self.blanks = clips, store, transforms, blanks
+        self.clips, self.store, self.transforms, self.blanks, self.texts = clips, store, transforms, blanks, texts
         self.train, self.seed, self.present = train, seed, present
         self.index = {label: i for i, label in enumerate(labels)}
 
@@ -119,8 +121,12 @@ class ClipDataset(ListedDataset):
         """What a clip's random choices depend on, besides the clip and the modality."""
         return ("train", self.seed, epoch) if self.train else ("eval",)
 
-    def _read(self, clip: Clip, epoch: object) -> dict[str, Any]:
+    def _data(self, clip: Clip) -> dict[str, Any]:
         data = self.store.get(clip.id)
+        return data if self.texts is None or clip.id not in self.texts else {**data, "text": self.texts[clip.id]}
+
+    def _read(self, clip: Clip, epoch: object) -> dict[str, Any]:
+        data = self._data(clip)
         draw = self._draw(epoch)
         inputs = {}
         for modality, transform in self.transforms.items():
@@ -185,7 +191,7 @@ class MemoryDataset(ClipDataset):
     def _hold(self, clip: Clip) -> dict[str, Any]:
         if clip.id not in self._held:
             try:
-                data = self.store.get(clip.id)
+                data = self._data(clip)
                 self._held[clip.id] = {m: self.decoders.get(m, _same)(data[m]) for m in self.transforms if m in data}
             except ValueError as error:
                 raise damaged(self.store, clip.id, error) from error

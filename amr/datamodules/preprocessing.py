@@ -35,7 +35,10 @@ def preprocessing(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         parser.add_class_arguments(part, key)
     made = parser.instantiate_classes(parser.parse_object({key: init[key] for key in parts if init.get(key)}))
     described = {"audio": _audio(made.audio, made.decode), "video": _video(made.video, made.decode)}
-    return {name: described[name] for name in init["modalities"]}
+    names = init["modalities"] or [*described, *(["text"] if init["text"] else [])]
+    if "text" in names:
+        raise UserError("data.modalities: must not have 'text'; export describes sound and frames alone")
+    return {name: described[name] for name in names}
 
 
 def _audio(transform: AudioTransform, decode: DecodeOptions) -> dict[str, Any]:
