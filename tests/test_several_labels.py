@@ -18,9 +18,13 @@ from amr.cli import main
 from amr.datamodules import Tensors
 from amr.evaluation.robustness import measure
 from amr.load import load_model, save_model
+from amr.multiviz import explained
 from amr.multiviz.analysis.whole import analyze
 from amr.regularizers import AMR, GGE, Regularizer
+from amr.report.site import write_site
+from amr.report.site.source import Source
 from amr.utils.errors import UserError
+from amr.utils.readers import read_arrays
 from tests.datamodules.tensors.columns import write_npz
 from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks
 from tests.training import assert_equal, build, fit, weights
@@ -151,13 +155,11 @@ def test_a_saved_model_keeps_its_task(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.shares(batch), model.eval().shares(batch))
 
 
-def test_analyses_refuse_by_name(tmp_path: Path) -> None:
+def test_analyses_refuse_by_name() -> None:
     model = build(task="labels")
     message = r"is not defined for several labels per clip \(model.task=labels\)$"
     with pytest.raises(UserError, match=f"robustness: {message}"):
         measure(model, data())
-    with pytest.raises(UserError, match=f"analyze: {message}"):
-        analyze(model, tmp_path / "out", data=data())
     with pytest.raises(UserError, match=f"robustness: {message}"):
         fit(model, data(), callbacks=[Robustness(every_n_epochs=1)])
     with pytest.raises(UserError, match=f"MultiVizCallback: {message}"):
@@ -166,6 +168,70 @@ def test_analyses_refuse_by_name(tmp_path: Path) -> None:
         build(task="labels", amr=AMR(attribution="output"))
     with pytest.raises(UserError, match=f"model.amr.guard=true: {message}"):
         build(task="labels", amr=AMR(guard=True))
+
+
+LEFT_OUT = {
+    "prediction": "no sparse classifiers",
+    "errors": "no causes of errors",
+    "simulation": "no simulated user",
+    "selection": "no selection of clips",
+    "confusion": "no confusion matrix",
+}
+
+
+def test_each_labels_logit_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, module = build(task="labels").eval(), data()
+    out = analyze(model, tmp_path / "out", data=module, split="train", clips=6, classes=3, units=2, samples=16)
+    said = capsys.readouterr().err
+    for what in LEFT_OUT.values():
+        assert said.count(f"{what}: not defined for several labels per clip (model.task=labels)") == 1
+    summary, source = json.loads((out / "summary.json").read_text()), Source(out)
+    assert {"representation", "clips", "trust"} == set(summary["stages"])
+    assert (summary["task"], summary["confusion"]) == ("labels", None)
+    with torch.no_grad():
+        clips = module.clips_of("train")
+        batch = {m: torch.stack([clips[i]["inputs"][m] for i in range(24)]) for m in ("audio", "video")}
+        truth, logits = torch.from_numpy(arrays()["y"][:24]), model(batch)
+    assert summary["accuracy"] == pytest.approx(float(((logits > 0) == truth).double().mean()))
+    top = logits.argmax(1)
+    right = truth.gather(1, top[:, None])[:, 0]
+    shares = model.shares({"inputs": batch})
+    rows = [source.rows[f"{i:06d}"] for i in range(24)]
+    assert [row["predicted"] for row in rows] == [str(int(c)) for c in top]
+    assert [row["correct"] for row in rows] == right.tolist()
+    assert [row["share_audio"] for row in rows] == pytest.approx(shares[:, 0].tolist(), abs=1e-5)
+    assert [row["confidence"] for row in rows] == pytest.approx(logits.amax(1).sigmoid().tolist(), abs=1e-5)
+    assert [sorted(map(int, row["labels"])) for row in rows] == [t.nonzero().flatten().tolist() for t in truth]
+    assert [row["label"] for row in rows if not row["labels"]] == ["none"] * int((~truth.any(1)).sum())
+    for c in range(3):
+        assert summary["dominance_by_class"].get(str(c), {}).get("clips", 0) == int((top == c).sum())
+    for path in (out / "clips").iterdir():
+        maps, i = read_arrays(path), int(path.stem)
+        assert sorted(maps["classes"].tolist()) == [0, 1, 2]
+        assert maps["classes"][0] == top[i]
+        assert sorted(maps["labels"].tolist()) == truth[i].nonzero().flatten().tolist()
+        x = {m: values[i : i + 1] for m, values in batch.items()}
+        for k, c in enumerate(maps["classes"].tolist()):  # occlusion of one label's logit, by hand
+            without = x["audio"].clone()
+            without[0, 0] = float(module.baseline("audio", without)[0])
+            with torch.no_grad():
+                expected = model(x)[0, c] - model({**x, "audio": without})[0, c]
+            assert float(maps["U/audio/occlusion"][k, 0]) == pytest.approx(float(expected), abs=1e-4)
+    other = analyze(model, tmp_path / "other", data=module, split="train", clips=2, samples=8, stages=["clips"])
+    write_site([out, other], tmp_path / "both")
+
+
+def test_a_module_of_ones_own_has_several_labels(tmp_path: Path) -> None:
+    model = explained(nn.Linear(6, 3), modalities=("audio",), num_classes=3, task="labels")
+    x, y = torch.randn(6, 6), torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]] * 2).float()
+    batches: Any = {
+        "test": [{"inputs": {"audio": x}, "label": y, "id": list("abcdef")}],
+        "labels": ["cat", "dog", "emu"],
+    }
+    out = analyze(model, tmp_path / "out", data=batches, clips=2, samples=8, stages=["clips"])
+    assert {row["label"] for row in Source(out).rows.values()} == {"cat, emu", "none", "dog"}
+    with pytest.raises(UserError, match=r"model.task='label': must be one of classes, labels"):
+        explained(nn.Linear(6, 3), modalities=("audio",), num_classes=3, task="label")  # type: ignore[arg-type]
 
 
 def test_labels_of_another_form_are_refused() -> None:
@@ -225,5 +291,4 @@ def test_a_run_is_trained_predicted_and_compared(
         assert row["label"] == [name for name, on in zip(names, truth, strict=True) if on]
         assert row["prediction"] == [name for name, z in zip(names, row["logits"], strict=True) if z > 0]
     assert main(["compare", "runs", "--out", "page.html"]) == 0
-    assert main(["analyze", "--ckpt", best, "--out", "maps"]) == 2
-    assert "analyze: is not defined for several labels per clip" in capsys.readouterr().err
+    assert main(["analyze", "--ckpt", best, "--out", "maps", "--clips", "2", "--samples", "8"]) == 0

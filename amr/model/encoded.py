@@ -23,6 +23,7 @@ from amr.model import complete_rows, device_of, head_of
 from amr.model.batches import as_batch
 from amr.model.loaders import loader_of
 from amr.model.protocol import Explained
+from amr.model.task import task_of
 from amr.utils.distributed import gather_objects, rank_and_world
 from amr.utils.errors import UserError
 from amr.utils.files import replacing
@@ -38,7 +39,7 @@ class Encoded:
 
     Attributes:
         ids: Ids of the clips.
-        labels: (N,) int64.
+        labels: (N,) int64; of several labels per clip (N, C) float32.
         encodings: (N, ...) per modality, all on one device.
         lacking: Number of clips that were left out because they lack a modality.
     """
@@ -199,7 +200,7 @@ def encode(
     own = {m: torch.cat([part[m] for part in encodings]) for m in model.modalities} if found else {}
     none = torch.empty(0, dtype=torch.int64, device=where)
     # A process that has none must not stop here: the others would wait for it.
-    every = Encoded.of(found, torch.cat([none, *labels]), own, lacking)
+    every = Encoded.of(found, torch.cat(labels) if labels else none, own, lacking)
     if not every.ids:
         raise UserError(f"no clip of {split} has every modality")
     every = every.some(most, seed)
@@ -247,7 +248,8 @@ def _batches(
     if not isinstance(data, ListedClips):
         done = 0
         for number, given in enumerate(loader_of(data, split)):
-            batch = as_batch(_moved(data, given, model), model.modalities, (rank_and_world()[0], number))
+            moved = _moved(data, given, model)
+            batch = as_batch(moved, model.modalities, (rank_and_world()[0], number), task=task_of(model))
             yield batch
             done += len(batch["id"])
             if most is not None and done >= most:

@@ -18,6 +18,12 @@ def check_task(task: Any) -> Task:
     return task  # type: ignore[no-any-return]
 
 
+def task_of(model: Any) -> Task:
+    """What a model learns; one that does not say so tells classes apart."""
+    task: Task = getattr(model, "task", "classes")
+    return task
+
+
 def check_classes(model: Any, what: str) -> None:
     """Refuse a model of several labels per clip.
 
@@ -28,5 +34,5 @@ def check_classes(model: Any, what: str) -> None:
     Raises:
         UserError: Its task is `labels`.
     """
-    if getattr(model, "task", "classes") == "labels":
+    if task_of(model) == "labels":
         raise UserError(f"{what}: is not defined for several labels per clip (model.task=labels)")

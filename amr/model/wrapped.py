@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amr.attribution import undisturbed
 from amr.model.calls import Inputs, call_of, close, difference, require_ids, require_tensor, substituted
+from amr.model.task import Task, check_task
 from amr.utils.errors import UserError, listed
 from amr.utils.streams import note
 
@@ -30,6 +31,7 @@ def explained(
     penultimate: str | None = None,
     classify: Callable[[Tensor], Tensor] | None = None,
     batch_rows: int = 64,
+    task: Task = "classes",
 ) -> "ExplainedModule":
     """Makes a model that every analysis takes of any module, in one of three ways.
 
@@ -62,6 +64,8 @@ def explained(
             logits stand for the features.
         classify: Maps the features to logits. Needs `penultimate`.
         batch_rows: Rows that run at once; more only queue, so memory does not grow with their number.
+        task: `classes`: a clip has one of the C classes; `labels`: it has any of them, and batches hold (B, C) of 0
+            and 1.
 
     Returns:
         The model, an `amr.multiviz.Explained` and an `nn.Module`.
@@ -70,7 +74,18 @@ def explained(
         UserError: Options do not go together, or a name does not exist.
     """
     return ExplainedModule(
-        module, modalities, num_classes, forward, encode, head, embeddings, carry_ids, penultimate, classify, batch_rows
+        module,
+        modalities,
+        num_classes,
+        forward,
+        encode,
+        head,
+        embeddings,
+        carry_ids,
+        penultimate,
+        classify,
+        batch_rows,
+        task,
     )
 
 
@@ -82,6 +97,7 @@ class ExplainedModule(nn.Module):
         modalities: Names of the modalities, in the order of shares.
         num_classes: Number of classes C.
         batch_rows: Rows that run at once.
+        task: Whether a clip has one class or several labels.
     """
 
     def __init__(
@@ -97,6 +113,7 @@ class ExplainedModule(nn.Module):
         penultimate: str | None,
         classify: Callable[[Tensor], Tensor] | None,
         batch_rows: int,
+        task: Task,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -106,7 +123,7 @@ class ExplainedModule(nn.Module):
         for key, value in (("num_classes", num_classes), ("batch_rows", batch_rows)):
             if value < 1:
                 raise UserError(f"explained: {key}={value}: must be at least 1")
-        self.module = module
+        self.module, self.task = module, check_task(task)
         self.modalities = tuple(modalities)
         self.num_classes, self.batch_rows = num_classes, batch_rows
         self.embeddings, self.carried = dict(embeddings or {}), frozenset(carry_ids)

@@ -13,7 +13,7 @@ from amr.datamodules.listing import SPLITS, check_labels, stable_order
 from amr.datamodules.tensors.sources import Values
 from amr.utils.errors import UserError
 
-JOIN = ", "  # of a clip's several labels, as text
+JOIN, NO_LABEL = ", ", "none"  # of a clip's several labels, as text
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ def labels_of(values: Mapping[str, Values], given: Sequence[str] | None, ids: Se
     if isinstance(entries, list) and any(isinstance(e, list) or np.ndim(e) for e in entries if e is not None):
         return _listed(key, entries, given, ids)
     return _single(key, entries, given, ids)
+
+
+def names_of(label: Tensor, names: Sequence[str]) -> str:
+    """A class index (), or labels (C,) of 0 and 1, for people."""
+    if not label.ndim:
+        return names[int(label)]
+    return JOIN.join(name for name, on in zip(names, label.tolist(), strict=True) if on) or NO_LABEL
 
 
 def _single(key: str, entries: Values, given: Sequence[str] | None, ids: Sequence[str]) -> Labels:

@@ -15,13 +15,14 @@ from amr.attribution import modules_in, require_gradient, undisturbed
 from amr.datamodules import ListedClips
 from amr.datamodules.atoms import Atoms
 from amr.datamodules.listing import stable_order
+from amr.datamodules.tensors.labels import names_of
 from amr.evaluation.emap import emap
 from amr.load import data_section, load_model
 from amr.model import device_of, encoder_of, head_of
 from amr.model.encoded import Encoded, Split, encode
 from amr.model.loaders import Data, as_data
 from amr.model.protocol import Explained
-from amr.model.task import check_classes
+from amr.model.task import task_of
 from amr.multiviz import unimodal
 from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
@@ -49,7 +50,12 @@ class Analysis:
         fine: Atoms of each modality, of the split's clips in the dataset's order where they differ between clips.
         coarse: Larger ones.
         logits: Logits of the split, (N, C).
-        predicted: Their largest, (N,).
+        predicted: Their largest, (N,): of several labels per clip the likeliest one.
+        several: Whether a clip has several labels.
+        truth: True class of each clip, (N,); of several labels `predicted` if it is one of them, else the likeliest of
+            them, -1 of a clip without.
+        right: Whether `predicted` is true, (N,) bool.
+        probabilities: Probability of each class, or of each label by itself, (N, C) float64.
         features: Penultimate features, (N, D).
         place: Position in the split of each clip's id.
         index: Position in the split's dataset of each clip.
@@ -77,7 +83,14 @@ class Analysis:
         self.fine = {m: data.split_atoms(m, self.split) for m in model.modalities}
         self.coarse = {m: data.split_atoms(m, self.split, coarse=True) for m in model.modalities}
         self.logits, self.features = self.head(self.clips)
-        self.predicted = self.logits.argmax(1)
+        self.predicted, self.several = self.logits.argmax(1), task_of(model) == "labels"
+        self.probabilities = self.logits.double().sigmoid() if self.several else self.logits.double().softmax(1)
+        self.right = self.is_right(self.predicted)
+        self.truth = self.clips.labels
+        if self.several:
+            there = self.clips.labels > 0
+            likeliest = torch.where(there, self.logits, -torch.inf).argmax(1)
+            self.truth = torch.where(there.any(1), torch.where(self.right, self.predicted, likeliest), -1)
 
     @classmethod
     def open(cls, plan: Plan, model: Explained | None = None, source: Data | None = None) -> "Analysis":
@@ -117,7 +130,6 @@ class Analysis:
                 raise UserError(
                     f"--out={plan.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
                 )
-        check_classes(model, "analyze")
         lacking = [m for m in model.modalities if m not in data.modalities]
         if lacking:
             has = ", ".join(map(repr, data.modalities))
@@ -159,10 +171,34 @@ class Analysis:
         return {m: e[positions].to(self.device) for m, e in self.clips.encodings.items()}
 
     def classes(self, position: int) -> Tensor:
-        """The classes that a clip is explained for, (K,): predicted, true, and the likeliest others."""
-        first = [int(self.predicted[position]), int(self.clips.labels[position])]
+        """The classes, or labels, that a clip is explained for, (K,): predicted, true, and the likeliest others."""
+        first = [int(self.predicted[position]), *self.truths(position)]
         order = [*first, *self.logits[position].argsort(descending=True, stable=True).tolist()]
         return torch.tensor(list(dict.fromkeys(order))[: self.plan.classes], device=self.device)
+
+    def truths(self, position: int) -> list[int]:
+        """A clip's class, or all of its labels, the likeliest first."""
+        if not self.several:
+            return [int(self.truth[position])]
+        order = self.logits[position].argsort(descending=True, stable=True)
+        return [label for label in order.tolist() if self.clips.labels[position, label] > 0]
+
+    def label_of(self, position: int) -> str:
+        """A clip's class, or its labels, for people."""
+        return names_of(self.clips.labels[position], self.data.labels)
+
+    def is_right(self, answers: Tensor, positions: list[int] | None = None) -> Tensor:
+        """Whether answers (n,) of clips of the split are their class, or one of their labels, (n,) bool."""
+        labels = self.clips.labels if positions is None else self.clips.labels[positions]
+        if self.several:
+            return labels.gather(1, answers[:, None])[:, 0] > 0
+        return answers == labels
+
+    def undefined(self, about: str, what: str) -> bool:
+        """Whether a part has no meaning for several labels per clip, which is then said."""
+        if self.several and about not in self.notes:
+            self.note(about, f"{what}: not defined for several labels per clip (model.task=labels)")
+        return self.several
 
     def head(self, split: Encoded) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and penultimate features (N, D) of a split, on the CPU."""

@@ -29,7 +29,7 @@ def explain(analysis: Analysis, position: int) -> Arrays:
     n = analysis.chosen.index(position)
     arrays = {
         "id": np.array(analysis.clips.ids[position]),
-        "label": np.array(int(analysis.clips.labels[position])),
+        **_labels(analysis, position),
         "predicted": np.array(int(analysis.predicted[position])),
         "classes": classes.cpu().numpy(),
         "logits": analysis.logits[position].float().numpy(),
@@ -61,12 +61,18 @@ def explain(analysis: Analysis, position: int) -> Arrays:
     return arrays
 
 
+def _labels(analysis: Analysis, position: int) -> Arrays:
+    """A clip's class; of several labels all of them, too."""
+    every = {"labels": np.array(analysis.truths(position), dtype=np.int64)} if analysis.several else {}
+    return {"label": np.array(int(analysis.truth[position])), **every}
+
+
 def extreme(analysis: Analysis, position: int, units: list[int]) -> Arrays:
     """Maps of a clip for units that it activates most or least."""
     inputs = analysis.inputs([position])
     arrays = {
         "id": np.array(analysis.clips.ids[position]),
-        "label": np.array(int(analysis.clips.labels[position])),
+        **_labels(analysis, position),
         "units": np.array(units),
         "activations": analysis.features[position, units].float().numpy(),
         **_pictures(analysis, position, inputs),

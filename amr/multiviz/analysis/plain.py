@@ -15,12 +15,14 @@ from amr.datamodules.atoms import Atoms, Kind, as_kind, segment_atoms
 from amr.datamodules.atoms.words import Pieces
 from amr.datamodules.store.media import Clip
 from amr.datamodules.tensors import kind_atoms, tensor_atoms, tensor_picture
+from amr.datamodules.tensors.labels import names_of
 from amr.datamodules.transforms.picture import Picture
 from amr.model import complete_rows
 from amr.model.batches import Batch, as_batch
 from amr.model.encoded import Split
 from amr.model.loaders import loader_of
 from amr.model.protocol import Explained
+from amr.model.task import task_of
 from amr.utils.errors import UserError, listed
 
 
@@ -64,6 +66,7 @@ class PlainClips(pl.LightningDataModule):
     def __init__(self, data: pl.LightningDataModule, model: Explained, split: Split) -> None:
         super().__init__()
         self.source, self.modalities, self.num_classes = data, model.modalities, model.num_classes
+        self.task = task_of(model)
         self.name = str(getattr(data, "name", None) or type(data).__name__)
         labels = getattr(data, "labels", None)
         self.labels = [str(name) for name in labels] if labels is not None else list(map(str, range(self.num_classes)))
@@ -90,7 +93,8 @@ class PlainClips(pl.LightningDataModule):
         drawn: dict[str, list[Tensor]] = {}
         for number, given in enumerate(self._loader(self.split)):
             moved = self.source.transfer_batch_to_device(given, torch.device("cpu"), 0)
-            batch = as_batch(self.source.on_after_batch_transfer(moved, 0), self.modalities, (0, number))
+            moved = self.source.on_after_batch_transfer(moved, 0)
+            batch = as_batch(moved, self.modalities, (0, number), task=self.task)
             self._read.batches.append(batch)
             mask = complete_rows(self.modalities, batch.get("present"))
             rows = list(range(len(batch["label"]))) if mask is None else mask.nonzero().flatten().tolist()
@@ -101,8 +105,8 @@ class PlainClips(pl.LightningDataModule):
                 parts[name].append(batch["inputs"][name][rows])
             self._about(batch, rows, drawn)
             for row in rows:
-                label = int(batch["label"][row])
-                self._read.clips.append(Clip(batch["id"][row], self.labels[label], self.split, {}))
+                label = names_of(batch["label"][row], self.labels)
+                self._read.clips.append(Clip(batch["id"][row], label, self.split, {}))
         if not self._read.clips:
             raise UserError(f"data: its {self.split} loader has no clip with every modality")
         for name, tensors in parts.items():

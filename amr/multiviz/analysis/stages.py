@@ -45,6 +45,8 @@ def prediction(analysis: Analysis) -> None:
     """P: the path of sparse classifiers, fitted to training clips, and the sparsest good one."""
     if is_whole(analysis.out / "sparse.npz"):
         return
+    if analysis.undefined("prediction", "no sparse classifiers"):
+        return
     classes = analysis.data.num_classes
     try:
         train = analysis.train
@@ -83,16 +85,17 @@ def prediction(analysis: Analysis) -> None:
 
 def representation(analysis: Analysis) -> None:
     """R: the clips of the split that activate each penultimate unit most and least, and maps of some."""
-    table, labels = analysis.out / "representation.parquet", analysis.data.labels
+    table = analysis.out / "representation.parquet"
     if not is_whole(table):
-        found = extreme_features(analysis.features, analysis.clips.ids, analysis.clips.labels, k=EXTREMES)
+        places = torch.arange(len(analysis.clips.ids))
+        found = extreme_features(analysis.features, analysis.clips.ids, places, k=EXTREMES)
         rows = [
-            {"unit": unit, "end": end, "rank": rank, "id": id, "value": value, "label": labels[label]}
+            {"unit": unit, "end": end, "rank": rank, "id": id, "value": value, "label": analysis.label_of(place)}
             for end, clips in (("most", found.most), ("least", found.least))
-            for unit, ids, values, classes in zip(
+            for unit, ids, values, where in zip(
                 found.units, clips.ids, clips.values.tolist(), clips.labels.tolist(), strict=True
             )
-            for rank, (id, value, label) in enumerate(zip(ids, values, classes, strict=True))
+            for rank, (id, value, place) in enumerate(zip(ids, values, where, strict=True))
         ]
         write_table(table, rows)
     if analysis.sparse is None:
@@ -113,7 +116,7 @@ def representation(analysis: Analysis) -> None:
 def errors(analysis: Analysis) -> None:
     """Wrong predictions of the split, sorted by what repairs them, and the units that are active on them."""
     path, labels = analysis.out / "errors.parquet", analysis.data.labels
-    if is_whole(path):
+    if is_whole(path) or analysis.undefined("errors", "no causes of errors"):
         return
     everything = list(range(len(analysis.clips.ids)))
     truth = analysis.clips.labels

@@ -30,6 +30,8 @@ def simulation(analysis: Analysis) -> None:
     table = analysis.out / "simulation.parquet"
     if is_whole(table) or "simulation" in analysis.notes:
         return
+    if analysis.undefined("simulation", "no simulated user"):
+        return
     if analysis.sparse is None:
         analysis.note("simulation", "no simulated user: there is no sparse classifier to show")
         return
@@ -64,7 +66,7 @@ def simulation(analysis: Analysis) -> None:
 def selection(analysis: Analysis) -> None:
     """Which clips to label next: likely errors, uncertain ones or any."""
     table = analysis.out / "selection.parquet"
-    if is_whole(table) or "selection" in analysis.notes:
+    if is_whole(table) or "selection" in analysis.notes or analysis.undefined("selection", "no selection of clips"):
         return
     try:
         fitted = None if analysis.split == "train" else (analysis.head(analysis.train)[1], analysis.train.labels)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amr.attribution import attributed_rows, equal_by_construction
+from amr.attribution import Score, attributed_rows, equal_by_construction
 from amr.evaluation.metrics import attribution
 from amr.evaluation.runs import Run, read_folder
 from amr.evaluation.use import calibration
@@ -21,7 +21,7 @@ from amr.multiviz.analysis.plan import STAGES
 from amr.utils.arrays import Arrays, Row, is_whole, read_table, slug, write_table
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
-from amr.utils.metrics import split_metrics
+from amr.utils.metrics import label_metrics, split_metrics
 from amr.utils.readers import read_arrays
 
 VERSION = 1
@@ -52,7 +52,8 @@ def write(analysis: Analysis) -> None:
         for m in analysis.model.modalities
     }
     write_text(out / "atoms.json", json.dumps(atoms) + "\n")
-    shares = attribution(analysis.model, analysis.clips).float()  # zeros where nothing is attributed
+    score: Score = "logit" if analysis.several else "probability"
+    shares = attribution(analysis.model, analysis.clips, score=score).float()  # zeros where nothing is attributed
     predictions = _predictions(analysis, shares)
     write_table(out / "predictions.parquet", predictions)
     archives = [analysis.archive(position) for position in analysis.chosen]
@@ -68,8 +69,7 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
     import pyarrow as pa
 
     data, labels = analysis.data, analysis.data.labels
-    probabilities = analysis.logits.double().softmax(1)
-    top = probabilities.topk(min(TOP, data.num_classes), dim=1)
+    top = analysis.probabilities.topk(min(TOP, data.num_classes), dim=1)
     errors = {row["id"]: row for row in _errors(analysis)}
     listing = data.clips_of(analysis.split).clips
     attributed = attributed_rows(shares)
@@ -81,9 +81,10 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
         row: Row = {
             "id": id,
             "slug": slug(id),
-            "label": labels[int(analysis.clips.labels[i])],
+            "label": analysis.label_of(i),
+            **({"labels": [labels[c] for c in analysis.truths(i)]} if analysis.several else {}),
             "predicted": labels[int(analysis.predicted[i])],
-            "correct": bool(analysis.predicted[i] == analysis.clips.labels[i]),
+            "correct": bool(analysis.right[i]),
             "confidence": float(top.values[i, 0]),
             "top_classes": names,
             "top_probabilities": top.values[i].tolist(),
@@ -121,17 +122,21 @@ def _problem(root: Path | None, files: dict[str, Path | None]) -> str | None:
 
 
 def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bool) -> Row:
-    data, labels, truth = analysis.data, analysis.data.labels, analysis.clips.labels
+    data, labels, truth, several = analysis.data, analysis.data.labels, analysis.truth, analysis.several
     run = _run(analysis)
-    metrics = split_metrics(data.num_classes, "")
-    scores = metrics(analysis.logits, truth)
-    error, bins = calibration(analysis.logits.double().softmax(1), truth)
-    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(confusion, (truth.numpy(), analysis.predicted.numpy()), 1)
-    attributed, right = attributed_rows(shares), analysis.predicted == truth
+    if several:
+        scores = label_metrics(data.num_classes, "")(analysis.probabilities, analysis.clips.labels.long())
+    else:
+        scores = split_metrics(data.num_classes, "")(analysis.logits, truth)
+    error, bins = calibration(analysis.probabilities, truth)
+    confusion = None
+    if not analysis.undefined("confusion", "no confusion matrix"):
+        confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+        np.add.at(confusion, (truth.numpy(), analysis.predicted.numpy()), 1)
+    attributed, right = attributed_rows(shares), analysis.right
     by_class: Row = {}
     for c, label in enumerate(labels):
-        own = truth == c
+        own = analysis.predicted == c if several else truth == c  # a share is of the likeliest label
         if bool(own.any()):
             clips = {"clips": int(own.sum()), "accuracy": float(right[own].double().mean())}
             by_class[label] = {**clips, **_mean_shares(analysis, shares[own & attributed])}
@@ -140,6 +145,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         "version": VERSION,
         "title": run.title if run else analysis.checkpoint.stem,
         "method": run.method if run else None,
+        "task": "labels" if several else "classes",
         "dataset": data.name,
         "split": analysis.split,
         "modalities": list(analysis.model.modalities),
@@ -155,7 +161,7 @@ def _summary(analysis: Analysis, shares: Tensor, predictions: Any, explained: bo
         "calibration": bins,
         "dominance": _mean_shares(analysis, shares[attributed]),
         "dominance_by_class": by_class,
-        "confusion": confusion.tolist(),
+        "confusion": None if confusion is None else confusion.tolist(),
         "history": [{"epoch": epoch, **values} for epoch, values in run.epochs.items()] if run else [],
         "robust": {k: v for k, v in run.test.items() if k.startswith("test/robust/")} if run else {},
         "emap": _emap(analysis) if len(analysis.model.modalities) > 1 else None,
@@ -188,9 +194,10 @@ def _run(analysis: Analysis) -> Run | None:
 
 
 def _emap(analysis: Analysis) -> Row:
-    truth, said = analysis.clips.labels[analysis.chosen], analysis.predicted[analysis.chosen]
+    chosen, said = analysis.chosen, analysis.predicted[analysis.chosen]
     additive = analysis.projected.argmax(1)
-    means = {"accuracy": said == truth, "additive_accuracy": additive == truth, "agreement": said == additive}
+    means = {"accuracy": analysis.is_right(said, chosen), "additive_accuracy": analysis.is_right(additive, chosen)}
+    means["agreement"] = said == additive
     return {"clips": len(analysis.chosen), **{name: float(x.double().mean()) for name, x in means.items()}}
 
 
@@ -270,7 +277,7 @@ def _modality_row(analysis: Analysis, n: int, arrays: Arrays, id: str) -> Row:
     labels, names = analysis.data.labels, analysis.model.modalities
     return {
         "id": id,
-        "label": labels[int(arrays["label"])],
+        "label": analysis.label_of(analysis.chosen[n]),
         "predicted": labels[int(arrays["predicted"])],
         "emap_predicted": labels[int(analysis.projected[n].argmax())],
         "additive": float(arrays["additive"][0]),

@@ -24,6 +24,7 @@ KEPT = (  # of summary.json: what the page shows. Paths stay at home: a site is 
         "method",
         "dataset",
         "split",
+        "task",
         "modalities",
         "labels",
         "clips",
@@ -90,6 +91,7 @@ class Source:
         if self.root is None and isinstance(named, str) and Path(named).resolve().is_relative_to(here):
             self.root = Path(named)
         self._known = frozenset(self.labels)
+        self.several = summary.get("task") == "labels"  # per clip; an older analysis has one
         self.rows = {row["id"]: row for row in self.table("predictions")}
         for row in self.rows.values():
             self._check_row(row)
@@ -97,7 +99,8 @@ class Source:
     def _check_row(self, row: Mapping[str, Any]) -> None:
         if not isinstance(row["id"], str) or not re.fullmatch(r"[\w-]{1,200}", row["slug"]):
             raise bad(self.folder / "predictions.parquet", f"the slug {row['slug']!r} is no file name")
-        if not {row["label"], row["predicted"]} <= self._known:
+        truth = row["labels"] if self.several else [row["label"]]
+        if not {*truth, row["predicted"]} <= self._known:
             raise ValueError(f"clip {row['id']!r}: the label {row['label']!r} or {row['predicted']!r} is unknown")
         times = [row[key] for key in ("start", "end") if row[key] is not None]
         if not all(isinstance(time, float) and 0 <= time <= LATEST for time in times) or sorted(times) != times:
@@ -173,7 +176,7 @@ class Source:
         return {
             **{key: self.summary.get(key) for key in KEPT},
             "checkpoint": self.checkpoint,
-            "confusion": np.asarray(self.summary["confusion"], np.int32),
+            "confusion": None if self.several else np.asarray(self.summary["confusion"], np.int32),
             "kinds": self.kinds(),
             "atoms": self._json("atoms.json"),
             "trust": self.table("trust"),
@@ -236,6 +239,8 @@ class Source:
 
     def _clip(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {"id": str(arrays["id"]), "label": int(arrays["label"]), "modalities": {}}
+        if self.several:
+            found["labels"] = arrays["labels"].tolist()
         for modality in self.modalities:
             start, stop = arrays[f"window/{modality}"].tolist()
             found["modalities"][modality] = {

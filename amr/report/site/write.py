@@ -110,7 +110,8 @@ def _write(sources: Sequence[Source], out: Path) -> None:
     for source, media in zip(sources, places, strict=True):
         label = {name: i for i, name in enumerate(source.labels)}
         for id, row in source.rows.items():
-            one = clips.setdefault(id, {"slug": row["slug"], "label": label[row["label"]], "media": None})
+            truth = [label[name] for name in (row["labels"] if source.several else [row["label"]])]
+            one = clips.setdefault(id, {"slug": row["slug"], "truth": truth, "media": None})
             one["media"] = one["media"] or media.get(id)
             one["split"] = source.summary["split"]
     thumbs: set[str] = set()
@@ -121,7 +122,9 @@ def _write(sources: Sequence[Source], out: Path) -> None:
         "runs": [{**source.run(), "name": title} for source, title in zip(sources, titles, strict=True)],
         "clips": {
             "id": list(clips),
-            **{key: [one[key] for one in clips.values()] for key in ("slug", "label", "split", "media")},
+            **{key: [one[key] for one in clips.values()] for key in ("slug", "split", "media")},
+            "label": [one["truth"][0] if one["truth"] else -1 for one in clips.values()],
+            **({"labels": [one["truth"] for one in clips.values()]} if sources[0].several else {}),
             "thumb": np.array([one["slug"] in thumbs for one in clips.values()]),
             "runs": [source.columns(clips) for source in sources],
         },
@@ -130,7 +133,7 @@ def _write(sources: Sequence[Source], out: Path) -> None:
 
 
 def _check_pair(one: Source, other: Source) -> None:
-    for key in ("labels", "modalities"):
+    for key in ("labels", "modalities", "several"):
         if getattr(one, key) != getattr(other, key):
             raise UserError(f"{other.folder}: its {key} are not those of {one.folder}; only like can be compared")
     if not set(one.rows) & set(other.rows):

@@ -66,7 +66,7 @@
   AMR.load("index").then((site) => {
     AMR.site = site;
     const { clips, runs } = site;
-    AMR.texts = clips.id.map((id, i) => [id, runs[0].labels[clips.label[i]], ...clips.runs.map((column, r) => runs[r].labels[column.predicted[i]] || "")].join("\n").toLowerCase());
+    AMR.texts = clips.id.map((id, i) => [id, AMR.truly(i), ...clips.runs.map((column, r) => runs[r].labels[column.predicted[i]] || "")].join("\n").toLowerCase());
     bar();
     addEventListener("hashchange", () => route());
     return route(true);

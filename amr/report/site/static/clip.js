@@ -13,11 +13,11 @@
     const at = order.indexOf(i);
     const go = (n) => (order[n] === undefined || at < 0 ? null : AMR.address.make([view, clips.slug[order[n]]], query));
     const arrow = (name, text, href) => h("a.btn", href ? { href, "data-go": name } : { "aria-disabled": "true", role: "link" }, name === "previous" ? AMR.icon("left") : null, text, name === "next" ? AMR.icon("right") : null);
-    const right = column.predicted[i] === clips.label[i];
+    const right = AMR.isRight(r, i);
     return [h("p.crumb", h("a", { href: "#/clips" }, "Clips"), at >= 0 ? ` · ${at + 1} of ${order.length} explained` : ""),
       h("div.head", h("h1", clips.id[i]),
-        column.predicted[i] < 0 ? h("span.chip", "not in this analysis") : [h("span.chip", `true: ${run.labels[clips.label[i]]}`),
-          h(right ? "span.chip.good" : "span.chip.bad", AMR.icon(right ? "check" : "cross"), `predicted: ${run.labels[column.predicted[i]]}`),
+        column.predicted[i] < 0 ? h("span.chip", "not in this analysis") : [h("span.chip", `true: ${AMR.truly(i)}`),
+          h(right ? "span.chip.good" : "span.chip.bad", AMR.icon(right ? "check" : "cross"), `${AMR.said(run)}: ${run.labels[column.predicted[i]]}`),
           column.error[i] >= 0 ? h("span.chip.warned", `error: ${column.errors[column.error[i]]}`) : null],
         h("div.end", arrow("previous", "Previous", go(at - 1)), arrow("next", "Next", go(at + 1))))];
   };
@@ -57,7 +57,7 @@
     const named = data.classes.findIndex((c) => run.labels[c] === query.class);
     let k = Math.max(0, named), method = methods.some((one) => one.method === query.method) ? query.method : preferred(run, methods);
     let strength = query.strength === undefined ? 0.75 : Number(query.strength) / 100;
-    const player = AMR.player(i), odds = softmax(data.logits);
+    const player = AMR.player(i), truth = data.labels || [data.label], odds = probabilities(run, data.logits);
     const redraw = []; // what follows the class
     const note = () => AMR.address.note(state);
 
@@ -69,7 +69,7 @@
       redraw.forEach((one) => one());
       AMR.say(`Maps are of ${run.labels[data.classes[k]]}`);
     };
-    const classes = AMR.select("Maps explain the class", data.classes.map((c, n) => [n, `${run.labels[c]}${c === data.predicted ? " (predicted)" : c === data.label ? " (true)" : ""}`]), k, (v) => aim(Number(v)));
+    const classes = AMR.select("Maps explain the class", data.classes.map((c, n) => [n, `${run.labels[c]}${c === data.predicted ? ` (${AMR.said(run)})` : truth.includes(c) ? " (true)" : ""}`]), k, (v) => aim(Number(v)));
     const chooser = AMR.select("Method", methods.map((one) => [one.method, one.title]), method, (v) => { method = v; state.method = v; note(); redraw.forEach((one) => one()); });
     const slider = h("input", { type: "range", min: 0, max: 100, value: Math.round(100 * strength), id: AMR.id("o"), oninput: () => { strength = Number(slider.value) / 100; state.strength = slider.value; note(); redraw.forEach((one) => one()); } });
     main.append(h("div.tools", { role: "group", "aria-label": "What the maps show" }, runSelect, classes, chooser, h("div.field", h("label", { for: slider.id }, "Strength of the map"), slider)));
@@ -91,12 +91,12 @@
 
     // ---- decision
     const order = Array.from(data.logits.keys()).sort((a, b) => data.logits[b] - data.logits[a]).slice(0, 6);
-    for (const c of [data.label]) if (!order.includes(c)) order.push(c);
+    for (const c of truth) if (!order.includes(c)) order.push(c);
     const rows = order.map((c) => {
       const index = data.classes.indexOf(c);
       const fill = h("span.fill", { style: { width: `${100 * odds[c]}%`, display: "block" } });
       const button = h("button.aim", { type: "button", disabled: index < 0, title: index < 0 ? "no maps of this class" : `aim the maps at ${run.labels[c]}`, onclick: () => aim(index) },
-        h("span.name", run.labels[c], c === data.label ? h("span.quiet.small", " true") : null), h("span.track", fill), h("span.tab.small", AMR.percent(odds[c])));
+        h("span.name", run.labels[c], truth.includes(c) ? h("span.quiet.small", " true") : null), h("span.track", fill), h("span.tab.small", AMR.percent(odds[c])));
       redraw.push(() => button.setAttribute("aria-pressed", String(index === k)));
       return button;
     });
@@ -130,7 +130,8 @@
   }
   AMR.preferred = preferred;
 
-  function softmax(logits) {
+  function probabilities(run, logits) { // of each class, or of each label by itself
+    if (run.task === "labels") return Array.from(logits, (v) => 1 / (1 + Math.exp(-v)));
     const top = Math.max(...logits), e = Array.from(logits, (v) => Math.exp(v - top)), sum = e.reduce((a, b) => a + b, 0);
     return e.map((v) => v / sum);
   }

@@ -19,9 +19,9 @@
     for (let i = 0; i < clips.id.length; i++) {
       if (column.predicted[i] < 0) continue;
       if (words.length && !words.every((word) => AMR.texts[i].includes(word))) continue;
-      if (label >= 0 && clips.label[i] !== label) continue;
+      if (label >= 0 && !AMR.truth(i).includes(label)) continue;
       if (as >= 0 && column.predicted[i] !== as) continue;
-      const right = column.predicted[i] === clips.label[i];
+      const right = AMR.isRight(r, i);
       if (query.outcome === "right" ? !right : query.outcome === "wrong" && right) continue;
       if (query.error && column.error[i] !== error) continue;
       if (query.split && clips.split[i] !== query.split) continue;
@@ -29,7 +29,7 @@
       const share = column.shares[i * step];
       if ((low > 0 || high < 1) && !(share >= low && share <= high)) continue;
       if (query.versus) {
-        const other = clips.runs[1 - r].predicted[i] === clips.label[i];
+        const other = AMR.isRight(1 - r, i);
         if (query.versus === "only" ? !(right && !other) : query.versus === "other" ? !(other && !right) : clips.runs[1 - r].predicted[i] === column.predicted[i]) continue;
       }
       out.push(i);
@@ -108,9 +108,9 @@
     }
 
     function entry(n) {
-      const i = found[n], run = runs[r], column = clips.runs[r], right = column.predicted[i] === clips.label[i];
+      const i = found[n], run = runs[r], column = clips.runs[r], right = AMR.isRight(r, i);
       const step = run.modalities.length, shares = column.shares.subarray(i * step, (i + 1) * step);
-      const label = run.labels[clips.label[i]], predicted = run.labels[column.predicted[i]];
+      const label = AMR.truly(i), predicted = run.labels[column.predicted[i]];
       const picture = clips.thumb[i] ? h("img", { src: `thumbs/${encodeURIComponent(clips.slug[i])}.jpg`, alt: "", loading: "lazy", width: 84, height: 48 }) : h("span.blank", "no maps");
       const link = h("a.row", { href: AMR.explainedHref(i, { run: r || undefined }), "aria-label": `${clips.id[i]}: ${label}, ${right ? "predicted right" : `taken for ${predicted}`}, confidence ${AMR.percent(column.confidence[i], 0)}`,
         onkeydown: (event) => {

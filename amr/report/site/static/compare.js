@@ -9,7 +9,7 @@
     if (runs.length < 2) throw new Error("this site is of one model; amr site DIR DIR2 --out SITE compares two");
     if (!slug) return summary(main);
     const i = AMR.position(slug), both = runs.every((_, r) => clips.runs[r].explained[i]);
-    main.append(h("p.crumb", h("a", { href: "#/compare" }, "Compare")), h("div.head", h("h1", clips.id[i]), h("span.chip", `true: ${runs[0].labels[clips.label[i]]}`),
+    main.append(h("p.crumb", h("a", { href: "#/compare" }, "Compare")), h("div.head", h("h1", clips.id[i]), h("span.chip", `true: ${AMR.truly(i)}`),
       h("div.end", neighbour(i, -1, query), neighbour(i, 1, query))));
     if (!both) { main.append(h("p.note", "Only clips that both analyses explained can be laid side by side.")); return; }
     const data = await Promise.all(runs.map((_, r) => AMR.load(`${r}/clips/${slug}`)));
@@ -26,7 +26,7 @@
       AMR.select("Colours", [["own", "each map its own scale"], ["common", "one scale for both models"]], common ? "common" : "own", (v) => { common = v === "common"; state.scale = common ? v : undefined; note(); update(); })));
     const told = [];
     const columns = runs.map((run, r) => {
-      const column = clips.runs[r], right = column.predicted[i] === clips.label[i], step = run.modalities.length;
+      const column = clips.runs[r], right = AMR.isRight(r, i), step = run.modalities.length;
       const views = run.modalities.map((m) => ({ m, view: AMR.mapView({ run, modality: m, data: data[r], title: m, seek: player.seek, start: player.start, tall: 150 }), says: h("div") }));
       views.forEach(({ view }) => player.follow(view));
       redraw.push(() => views.forEach(({ m, view, says }) => {
@@ -36,7 +36,7 @@
         says.replaceChildren(values[r] ? AMR.says(run, { stage: values[r].stage, method, modality: m, of: `for ${run.labels[target]}`, top: common ? top : own }) : "");
       }));
       const swatch = h("i.swatch", { style: { background: `var(--r${r})` } });
-      told.push(h("b", swatch.cloneNode(), run.name), h("div", h("div.told", h(right ? "span.chip.good" : "span.chip.bad", AMR.icon(right ? "check" : "cross"), `predicted: ${run.labels[column.predicted[i]]}`), h("span.quiet.tab", `confidence ${AMR.percent(column.confidence[i])}`)),
+      told.push(h("b", swatch.cloneNode(), run.name), h("div", h("div.told", h(right ? "span.chip.good" : "span.chip.bad", AMR.icon(right ? "check" : "cross"), `${AMR.said(run)}: ${run.labels[column.predicted[i]]}`), h("span.quiet.tab", `confidence ${AMR.percent(column.confidence[i])}`)),
         run.modalities.length > 1 ? h("div", { style: { "margin-top": "8px" } }, AMR.shares(run.modalities, column.shares.subarray(i * step, (i + 1) * step))) : null));
       return h("section.card", h("div.head", h("h2", swatch, run.name)),
         views.map(({ view, says }) => h("div", view.element, says)), h("p.small", h("a", { href: AMR.address.make(["clip", slug], { run: r || undefined }) }, "This clip in this model")));
@@ -57,7 +57,7 @@
     const counts = { both: 0, a: 0, b: 0, none: 0 }, shift = [];
     for (let i = 0; i < clips.id.length; i++) {
       if (a.predicted[i] < 0 || b.predicted[i] < 0) continue;
-      const x = a.predicted[i] === clips.label[i], y = b.predicted[i] === clips.label[i];
+      const x = AMR.isRight(0, i), y = AMR.isRight(1, i);
       counts[x && y ? "both" : x ? "a" : y ? "b" : "none"]++;
       if (a.explained[i] && b.explained[i]) shift.push([i, b.shares[i * step] - a.shares[i * step]]);
     }
@@ -69,11 +69,11 @@
         [`only ${runs[1].name}`, counts.b / total, AMR.plural(counts.b, "clip"), "var(--r1)", AMR.address.make(["clips"], { versus: "other" })], ["neither", counts.none / total, AMR.plural(counts.none, "clip"), "var(--soft)"]])),
       AMR.card("w6", "Dominance", "Mean share of the attribution: gradient times encoding.", h("div.runs", runs.map((run, r) => h("div", h("h3", h("i.swatch", { style: { background: `var(--r${r})` } }), run.name), AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))))),
       AMR.card("w12", "Side by side", `By how far the share of ${runs[0].modalities[0]} moved.`, AMR.table("Clips of both", ["clip", "true", runs[0].name, runs[1].name, `share of ${runs[0].modalities[0]}`, "shift"],
-        shift.slice(0, 200).map(([i, d]) => [h("a", { href: AMR.address.make(["compare", clips.slug[i]]) }, clips.id[i]), runs[0].labels[clips.label[i]], verdict(0, i), verdict(1, i), `${AMR.percent(a.shares[i * step], 0)} → ${AMR.percent(b.shares[i * step], 0)}`, AMR.signed(100 * d, 0)]), { numeric: [4, 5], hidden: true }))));
+        shift.slice(0, 200).map(([i, d]) => [h("a", { href: AMR.address.make(["compare", clips.slug[i]]) }, clips.id[i]), AMR.truly(i), verdict(0, i), verdict(1, i), `${AMR.percent(a.shares[i * step], 0)} → ${AMR.percent(b.shares[i * step], 0)}`, AMR.signed(100 * d, 0)]), { numeric: [4, 5], hidden: true }))));
   }
 
   function verdict(r, i) {
-    const { runs, clips } = AMR.site, p = clips.runs[r].predicted[i], right = p === clips.label[i];
+    const { runs, clips } = AMR.site, p = clips.runs[r].predicted[i], right = AMR.isRight(r, i);
     return h(right ? "span.right" : "span.wrong", AMR.icon(right ? "check" : "cross"), " ", runs[r].labels[p]);
   }
 })();

@@ -198,6 +198,13 @@ AMR.address = {
 };
 addEventListener("pagehide", () => AMR.address.pending?.());
 
+// -------------------------------------------------------------------------------------------- what is true of a clip
+
+AMR.truth = (i) => (AMR.site.clips.labels ? AMR.site.clips.labels[i] : [AMR.site.clips.label[i]]); // classes, the likeliest first
+AMR.truly = (i) => AMR.truth(i).map((c) => AMR.site.runs[0].labels[c]).join(", ") || "none";
+AMR.isRight = (r, i) => AMR.truth(i).includes(AMR.site.clips.runs[r].predicted[i]);
+AMR.said = (run) => (run.task === "labels" ? "likeliest" : "predicted");
+
 // ------------------------------------------------------------------------------------------------- names given to units
 
 AMR.names = {

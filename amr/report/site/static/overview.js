@@ -9,7 +9,7 @@
     const several = runs.length > 1;
     main.append(
       h("div.head", h("h1", several ? runs.map((r) => r.name).join(" against ") : run.name)),
-      h("p.lead", `${run.dataset}, ${run.split} split: ${AMR.plural(run.clips, "clip")} that ${run.clips === 1 ? "has" : "have"} every modality (${run.modalities.join(", ")}), ${AMR.plural(run.labels.length, "class")}. `
+      h("p.lead", `${run.dataset}, ${run.split} split: ${AMR.plural(run.clips, "clip")} that ${run.clips === 1 ? "has" : "have"} every modality (${run.modalities.join(", ")}), ${AMR.plural(run.labels.length, run.task === "labels" ? "label" : "class")}. `
         + `${AMR.plural(run.explained, "clip")} ${run.explained === 1 ? "is" : "are"} explained by maps.`),
       h("div.grid",
         h("section.card.w12", h("h2.hidden", "Scores"), h("div.runs", runs.map((one) => tiles(one, several)))),
@@ -23,8 +23,8 @@
     const [low, high] = AMR.wilson(right, run.clips);
     const tile = (label, value, under) => h("div.tile", h("span.label", label), h("div.value", value), h("div.under", under));
     return h("div", several ? h("h3", h("i.swatch", { style: { background: `var(--r${AMR.site.runs.indexOf(run)})` } }), run.name) : null, h("div.tiles",
-      tile("Accuracy", AMR.percent(run.accuracy), `95 % interval ${AMR.percent(low)} to ${AMR.percent(high)}`),
-      tile("mAP", AMR.percent(run.mAP), "mean over classes"),
+      tile("Accuracy", AMR.percent(run.accuracy), run.task === "labels" ? "over all labels, at one half" : `95 % interval ${AMR.percent(low)} to ${AMR.percent(high)}`),
+      tile("mAP", AMR.percent(run.mAP), run.task === "labels" ? "mean over labels" : "mean over classes"),
       tile("Calibration error", AMR.percent(run.ECE), "ECE, 15 bins; 0 is calibrated"),
       run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), "mean share of the attribution")),
       run.emap && run.emap.clips >= 50 ? tile("Without interaction", AMR.percent(run.emap.additive_accuracy), `EMAP; with it ${AMR.percent(run.emap.accuracy)}, on ${AMR.plural(run.emap.clips, "clip")}`) : null));
@@ -87,7 +87,8 @@
         AMR.shares(run.modalities, run.modalities.map((one) => row[one]), { thin: true }),
         h("span.tab.small", AMR.percent(row[m], 0))])));
     };
-    return AMR.card("", "Dominance by class", `Classes by the share of ${runs[0].modalities[0]}, of which the number is.`, h("div.runs", each(runs, draw)));
+    const lead = runs[0].task === "labels" ? "A clip counts for its likeliest label. " : "";
+    return AMR.card("", "Dominance by class", `${lead}Classes by the share of ${runs[0].modalities[0]}, of which the number is.`, h("div.runs", each(runs, draw)));
   }
 
   function calibration(runs) {
@@ -101,6 +102,7 @@
   }
 
   function confusion(runs) {
+    if (!runs.every((run) => run.confusion)) return null; // of several labels per clip there is none
     const draw = (run, r) => {
       const n = run.labels.length, counts = run.confusion, canvas = h("canvas", { width: n, height: n });
       const context = canvas.getContext("2d"), image = context.createImageData(n, n);

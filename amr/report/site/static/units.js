@@ -106,7 +106,7 @@
 
   async function extreme(cell, run, r, unit, id, value) {
     const { clips } = AMR.site, i = clips.id.indexOf(id), slug = clips.slug[i], media = clips.media[i];
-    const title = h("div.small", h("b", named(run, r, id)), h("div.quiet", `${run.labels[clips.label[i]]} · activation ${AMR.number(value)}`));
+    const title = h("div.small", h("b", named(run, r, id)), h("div.quiet", `${AMR.truly(i)} · activation ${AMR.number(value)}`));
     const player = media?.file ? AMR.player(i) : null, data = await AMR.load(`${r}/extremes/${slug}`), u = data.units.indexOf(unit);
     if (player?.media) { player.media.controls = true; player.media.loop = false; player.media.preload = "metadata"; cell.append(player.media); } else if (!media?.none) cell.append(h("div.gone", h("b", "No media. "), (media && media.why) || ""));
     cell.append(title);
