@@ -55,6 +55,7 @@ def demo(
     from amr.cli.keys.check import with_files
     from amr.cli.runs.commands import run_prepare
     from amr.report import compare, read_run
+    from amr.report.card import write_card
     from amr.report.site import write_site
 
     out = Path(out)
@@ -70,7 +71,10 @@ def demo(
     table = compare([out / "runs"], out / "report.html", picture)
     if explained:
         analyses = [_analyze(out, name, explained) for name in METHODS]
-        write_site(analyses, out / "site", [out / "clips"])
+        write_site(analyses, out / "site", [out / "clips"], report=out / "report.html")
+        compare([out / "runs"], out / "report.html")  # with a link to the site
+        for name in METHODS:
+            write_card(out / "runs" / name)
     return table
 
 

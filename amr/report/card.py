@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amr.evaluation.runs import SHARES, Run, Source, read_folder
+from amr.report.parts.beside import around, link, report_near, sites_near
 from amr.utils.files import write_text
 from amr.utils.names.version import __version__
 from amr.utils.readers import printable, read_object, reading
@@ -102,8 +103,17 @@ def _details(run: Run, facts: Mapping[str, Any]) -> str:
     again = f"amr fit --config {config} --name {run.path.resolve().name}-again --ckpt_path null"
     return (
         f"{_table(('', ''), [row for row in rows if row[1]])}\n\nEvery setting: [config.yaml](config.yaml). To train "
-        f"it again, where it was trained:\n\n```sh\n{again}\n```"
+        f"it again, where it was trained:\n\n```sh\n{again}\n```{_beside(run.path)}"
     )
+
+
+def _beside(folder: Path) -> str:
+    """Links to the report that the run is in and to sites that explain it, as far as they lie near."""
+    report = report_near(around(folder))
+    files = [("Report", report)] if report else []
+    files += [("Site", page) for page in sites_near([folder, folder.resolve().parent.parent])]
+    links = [f"[{name}]({href})" for name, file in files if (href := link(file, folder))]
+    return f"\n\nBeside it: {', '.join(links)}." if links else ""
 
 
 def _use(run: Run) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from amr.evaluation.runs import BLANK, Run
 from amr.report.figures import plot_curves
+from amr.report.parts.beside import CARD, link, sites_near
 from amr.report.parts.single import CAPTION, HEAD, single_cells
 from amr.report.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
 from amr.report.style import Plot, image, is_crowded
@@ -39,6 +40,7 @@ from amr.utils.files import write_text
 from amr.utils.html import document
 from amr.utils.readers import printable
 
+NEAR = 10  # runs around which sites are looked for, and links that are not folded
 Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
 
 
@@ -67,10 +69,11 @@ def write_report(
     if command is None:
         command = shlex.join(["amr", "compare", *(str(run.path) for run in runs), "--out", str(out)])
     check_target(out, ".html")
-    write_text(out, _page(runs, printable(command), summarise(runs) if rows is None else rows, tables))
+    rows = summarise(runs) if rows is None else rows
+    write_text(out, _page(runs, printable(command), rows, tables, _beside(runs, out.parent)))
 
 
-def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequence[Section]) -> str:
+def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequence[Section], beside: str) -> str:
     shown_rows, further = leading(rows)
     datasets = sorted({run.dataset for run in runs})
     methods = len({row.method for row in rows})
@@ -120,6 +123,7 @@ def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequen
         *_run_table(rows),
         _definitions(rows[0].baseline if rows else "naive"),
     ]
+    parts.append(beside)
     parts.append(f'<h2>Make this page again</h2><pre tabindex="0"><code>{escape(command)}</code></pre>')
     return document(title, "\n".join(parts), script=SCRIPT)
 
@@ -135,6 +139,23 @@ def _downloads(rows: Sequence[Row], shown: Sequence[Row]) -> str:
         data = base64.b64encode(text.encode()).decode()
         links.append(f'<a class="save" download="{file}" href="data:{kind};charset=utf-8;base64,{data}">{name}</a>')
     return f"<p>Save the table: {' '.join(links)}</p>"
+
+
+def _beside(runs: Sequence[Run], folder: Path) -> str:
+    """Links to sites and model cards that lie near the page."""
+    cards = {run.where: run.path / CARD for run in runs if (run.path / CARD).is_file()}
+    sites = {str(page.parent): page for page in sites_near([folder, *(run.path for run in runs[:NEAR])])}
+    parts = []
+    for title, files in (("Sites", sites), ("Model cards", cards)):
+        links = [
+            f'<li><a href="{escape(href)}">{escape(printable(Path(name).name if name in cards else href))}</a></li>'
+            for name, file in files.items()
+            if (href := link(file, folder))
+        ]
+        if links:
+            shown = f"<details><summary>{len(links)} of the runs</summary><ul>{''.join(links)}</ul></details>"
+            parts.append(f"<h3>{title}</h3>{shown if len(links) > NEAR else f'<ul>{chr(10).join(links)}</ul>'}")
+    return f"<h2>Beside this page</h2>{''.join(parts)}" if parts else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,7 +14,7 @@ from amr.model import HasModel, bare_model
 from amr.model.encoded import Split
 from amr.model.loaders import Data
 from amr.model.protocol import Explained
-from amr.multiviz.analysis import cost, summary
+from amr.multiviz.analysis import cost, summary, thumbs
 from amr.multiviz.analysis import stages as work
 from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.plan import STAGES, Plan
@@ -93,5 +93,6 @@ def analyze(
         for stage in STAGES:
             if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):
                 getattr(work, stage)(analysis)
+        thumbs.write(analysis)
         summary.write(analysis)
     return plan.out

@@ -169,6 +169,17 @@ class Source:
         return None
 
     @checked
+    def thumbs(self) -> dict[str, tuple[bytes | None, str]]:
+        """A JPEG, or None, and a text of each clip, by id; nothing where the analysis was made without."""
+        found = {}
+        for row in self.table("thumbs"):
+            jpeg, text = row["jpeg"], row["text"]
+            if not isinstance(row["id"], str) or not isinstance(jpeg, bytes | None) or not isinstance(text, str | None):
+                raise TypeError(f"thumbs.parquet: the row of {row['id']!r}")
+            found[row["id"]] = (jpeg if jpeg and jpeg.startswith(b"\xff\xd8") else None, text or "")
+        return found
+
+    @checked
     def run(self) -> dict[str, Any]:
         """What the overview shows."""
         simulation = {row["stage"]: row for row in self.table("simulation")}

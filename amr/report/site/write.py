@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amr.datamodules.store.cut import cut, probe
+from amr.report.parts.beside import CARD, around, link, report_near
 from amr.report.site.pack import script
 from amr.report.site.source import Source
 from amr.utils.errors import UserError
@@ -62,7 +63,12 @@ class Made:
 
 
 def write_site(
-    analyses: Sequence[str | Path], out: str | Path, roots: Sequence[Path] = (), *, follow_links: bool = False
+    analyses: Sequence[str | Path],
+    out: str | Path,
+    roots: Sequence[Path] = (),
+    *,
+    follow_links: bool = False,
+    report: str | Path | None = None,
 ) -> list[Source]:
     """Writes a site of one analysis, or of two, whose clips are then shown side by side.
 
@@ -75,6 +81,7 @@ def write_site(
         roots: Folder of the clips' files of each analysis, or one of all. What an analysis says of it is not trusted:
             without a root, only media that lie within the analysis itself are shown.
         follow_links: Whether links below a root that lead out of it are followed.
+        report: The page of `amr compare` that the site links to. None: a `report.html` beside the site or the runs.
 
     Returns:
         The analyses as they were read.
@@ -97,11 +104,11 @@ def write_site(
     _check_place(out)
     with locked(out, "name another folder"):
         sweep(out)
-        _write(sources, out)
+        _write(sources, out, None if report is None else Path(report))
     return sources
 
 
-def _write(sources: Sequence[Source], out: Path) -> None:
+def _write(sources: Sequence[Source], out: Path, report: Path | None) -> None:
     _begin(sources, out)
     made = Made(out)
     titles = _titles(sources)
@@ -117,19 +124,46 @@ def _write(sources: Sequence[Source], out: Path) -> None:
     thumbs: set[str] = set()
     for number, source in enumerate(sources):
         thumbs |= _clips(source, number, out, made)
+    snippets: dict[str, str] = {}
+    for source in sources:
+        for id, (jpeg, text) in source.thumbs().items():
+            if id not in clips:
+                continue
+            snippets.setdefault(id, text)
+            if jpeg is not None and clips[id]["slug"] not in thumbs:
+                _replace(out / "thumbs" / f"{clips[id]['slug']}.jpg", jpeg)
+                thumbs.add(clips[id]["slug"])
+    cards = [link(file, out) if (file := _card(source)) else None for source in sources]
+    report = report or report_near([out.parent, *(place for source in sources for place in around(_folder(source)))])
     index = {
         "format": FORMAT,
-        "runs": [{**source.run(), "name": title} for source, title in zip(sources, titles, strict=True)],
+        "runs": [
+            {**source.run(), "name": title, "card": card}
+            for source, title, card in zip(sources, titles, cards, strict=True)
+        ],
+        "report": None if report is None else link(report, out),
         "clips": {
             "id": list(clips),
             **{key: [one[key] for one in clips.values()] for key in ("slug", "split", "media")},
             "label": [one["truth"][0] if one["truth"] else -1 for one in clips.values()],
             **({"labels": [one["truth"] for one in clips.values()]} if sources[0].several else {}),
+            "snippet": [snippets.get(id, "") for id in clips],
             "thumb": np.array([one["slug"] in thumbs for one in clips.values()]),
             "runs": [source.columns(clips) for source in sources],
         },
     }
     _replace(out / "data" / "index.js", script("index", index))
+
+
+def _folder(source: Source) -> Path:
+    """The run's folder, if the checkpoint lies in one."""
+    return Path(str(source.summary.get("checkpoint", ""))).parent.parent
+
+
+def _card(source: Source) -> Path | None:
+    """The run's model card, if there is one."""
+    folder = _folder(source)
+    return folder / CARD if (folder / "run.json").is_file() and (folder / CARD).is_file() else None
 
 
 def _check_pair(one: Source, other: Source) -> None:

@@ -4,6 +4,7 @@ For tests and benchmarks of the site, which need thousands of clips and awkward 
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from amr.datamodules.synthetic.synthesis import write_mp4
 
@@ -95,6 +97,11 @@ def write_analysis(
         for i, name in enumerate(names)
     ]
     _table(folder / "predictions.parquet", rows)
+    # One in three is without, as an analysis of before has none.
+    pictures = [
+        {"id": name, "jpeg": _jpeg(i) if i % 3 else None, "text": f"words of {i}"} for i, name in enumerate(names)
+    ]
+    _table(folder / "thumbs.parquet", pictures)
     write = _Clips(folder, rng, labels, units)
     mapped = range(min(explained, clips))
     for i in mapped:
@@ -182,6 +189,13 @@ def write_analysis(
     (folder / "plan.json").write_text(json.dumps({"checkpoint": f"{seed:064x}", "clips": explained, "title": title}))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
+
+
+def _jpeg(i: int) -> bytes:
+    """A grey picture."""
+    buffer = io.BytesIO()
+    Image.new("L", (WIDTH, HEIGHT), 40 + i % 200).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def _slug(id: str) -> str:

@@ -11,8 +11,9 @@
     const input = data.modalities[modality], kind = run.kinds[modality];
     const colour = AMR.modalityColour(run.modalities.indexOf(modality));
     const readout = h("span.readout", { "aria-hidden": "true" }), body = h(`div.cells.${kind}${tall === 84 ? ".tight" : ""}`);
-    const element = h("div.map", title === null ? null : h("h3", h("i", { style: { background: colour } }), title || modality, kind === "series" ? h("span.quiet.small", "each channel on its own scale") : null, readout), body);
-    let cells = [], built = null, shown = { values: null, unit: "" };
+    const save = AMR.savePicture(`map over ${modality}, ${data.id}`, () => AMR.fileName(data.id, modality, shown.named), () => AMR.drawn(body));
+    const element = h("div.map", title === null ? null : h("h3", h("i", { style: { background: colour } }), title || modality, kind === "series" ? h("span.quiet.small", "each channel on its own scale") : null, readout), body, h("div.saves", save));
+    let cells = [], built = null, shown = { values: null, unit: "", named: "" };
 
     const told = (atom) => {
       const { values, errors, unit } = shown;
@@ -63,8 +64,8 @@
 
     return {
       element, kind, window: null,
-      show({ values, errors = null, atoms: which = "fine", top = null, strength = 0.7, unit = "", picked = null }) {
-        shown = { values, errors, atoms: which, unit };
+      show({ values, errors = null, atoms: which = "fine", top = null, strength = 0.7, unit = "", picked = null, named = "" }) {
+        shown = { values, errors, atoms: which, unit, named };
         if (built !== which) {
           cells = [];
           build[kind](which);

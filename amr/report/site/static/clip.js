@@ -82,7 +82,7 @@
       player.follow(view);
       redraw.push(() => {
         const one = AMR.valuesOf(run, data, m, method, k);
-        if (one) view.show({ ...one, strength }); else view.show({ values: null });
+        if (one) view.show({ ...one, strength, named: `${method} ${run.labels[data.classes[k]]}` }); else view.show({ values: null });
         says.replaceChildren(one ? AMR.says(run, { stage: one.stage, method, modality: m, of: `for ${run.labels[data.classes[k]]}`, top: AMR.top(one.values) }) : h("p.note", "This method has no map of this modality."), one ? AMR.strongest(run, m, one, data) : "");
       });
       return h("div", view.element, says);
@@ -145,8 +145,8 @@
   AMR.strongest = (run, modality, { values, errors, sure, atoms, unit }, data) => {
     const order = Array.from(values.keys()).filter((a) => there(data, modality, atoms, a)).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 8);
     const most = Math.abs(values[order[0]]) * 1.5 || 1;
-    const spread = (a) => (sure ? AMR.interval(values[a], values[a] - errors[a], values[a] + errors[a], -most, most) : AMR.number(errors[a], 3));
-    const value = (a) => AMR.signed(values[a], 3) + (sure ? ` ± ${AMR.number(errors[a], 3)}` : "");
+    const spread = (a) => (sure ? AMR.interval(values[a], values[a] - errors[a], values[a] + errors[a], -most, most) : AMR.value(errors[a], AMR.number(errors[a], 3)));
+    const value = (a) => AMR.value(values[a], AMR.signed(values[a], 3) + (sure ? ` ± ${AMR.number(errors[a], 3)}` : ""));
     return h("details", h("summary", "Strongest pieces"), AMR.table(`Strongest pieces, ${modality}`, ["where", unit, ...(errors ? [sure ? "95 %" : "± error"] : [])],
       order.map((a) => [AMR.where(run, modality, atoms, a, data), value(a), ...(errors ? [spread(a)] : [])]), { numeric: [1, 2], hidden: true }),
     sure ? h("p.note", "The interval covers what the method drew at random: where infinitely many draws would end. It does not say how well the method fits the model.") : null);

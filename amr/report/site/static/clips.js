@@ -48,6 +48,7 @@
     const modality = runs[0].modalities[0];
     const count = h("p.quiet", { role: "status" });
     const space = h("div.space", { role: "list", "aria-label": "Clips" });
+    const heads = h("div.rowheads", { "aria-hidden": "true" }), saving = h("span");
     const list = h("div.list", { tabindex: "0", role: "region", "aria-label": "List of clips; arrows move, Enter opens", onscroll: () => draw() }, space);
     let found = [], drawn = new Map();
 
@@ -78,6 +79,15 @@
     };
     const reset = h("button.btn.bare", { type: "button", onclick: () => { for (const key of Object.keys(state)) delete state[key]; search.value = ""; r = 0; fill(); update(); } }, "Show all");
     const predictedAs = h("span");
+
+    // The list as it is filtered and sorted.
+    const saved = () => {
+      const run = runs[r], column = clips.runs[r], step = run.modalities.length;
+      const rows = found.map((i) => [clips.id[i], AMR.truly(i), run.labels[column.predicted[i]], Number(AMR.isRight(r, i)), column.confidence[i],
+        ...column.shares.subarray(i * step, (i + 1) * step), column.error[i] >= 0 ? column.errors[column.error[i]] : "", clips.split[i], Number(column.explained[i])]);
+      AMR.save("clips.csv", new Blob([AMR.csv(["id", "class", "predicted", "right", "confidence", ...run.modalities.map((m) => `share of ${m}`), "error", "split", "explained"], rows)], { type: "text/csv" }));
+    };
+    saving.append(AMR.saver("CSV", "clips of this list", saved));
 
     function change(part) {
       Object.assign(state, part);
@@ -111,7 +121,7 @@
       const i = found[n], run = runs[r], column = clips.runs[r], right = AMR.isRight(r, i);
       const step = run.modalities.length, shares = column.shares.subarray(i * step, (i + 1) * step);
       const label = AMR.truly(i), predicted = run.labels[column.predicted[i]];
-      const picture = clips.thumb[i] ? h("img", { src: `thumbs/${encodeURIComponent(clips.slug[i])}.jpg`, alt: "", loading: "lazy", width: 84, height: 48 }) : h("span.blank", "no maps");
+      const picture = clips.thumb[i] ? h("img", { src: `thumbs/${encodeURIComponent(clips.slug[i])}.jpg`, alt: "", loading: "lazy", width: 84, height: 48 }) : clips.snippet[i] ? h("span.blank.words", { title: clips.snippet[i] }, clips.snippet[i]) : h("span.blank", "no picture");
       const link = h("a.row", { href: AMR.explainedHref(i, { run: r || undefined }), "aria-label": `${clips.id[i]}: ${label}, ${right ? "predicted right" : `taken for ${predicted}`}, confidence ${AMR.percent(column.confidence[i], 0)}`,
         onkeydown: (event) => {
           const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -136,9 +146,10 @@
     }
     list.addEventListener("keydown", (event) => { if (event.target === list && event.key === "ArrowDown") { event.preventDefault(); focus(Math.floor(list.scrollTop / HEIGHT)); } });
 
+    heads.append(...["", "Clip", "Class → prediction", "Confidence", runs[0].modalities.length > 1 ? "Shares" : "", "Error"].map((text) => h("span", text)));
     fill();
     main.append(h("div.head", h("h1", "Clips")), h("div.grid", h("div.w12", form)),
-      h("div.count", count, predictedAs, reset, h("span.key.end", AMR.key(runs[0].modalities.map((m, i) => [m, `--m${i}`])))), list);
+      h("div.count", count, predictedAs, reset, saving, h("span.key.end", AMR.key(runs[0].modalities.map((m, i) => [m, `--m${i}`])))), heads, list);
     update();
     requestAnimationFrame(draw);
     AMR.live.add(draw);

@@ -32,7 +32,7 @@
       redraw.push(() => views.forEach(({ m, view, says }) => {
         const values = runs.map((one, n) => shared.length ? AMR.valuesOf(one, data[n], m, method, data[n].classes.indexOf(target)) : null);
         const top = Math.max(...values.map((one) => (one ? AMR.top(one.values) : 0))), own = values[r] ? AMR.top(values[r].values) : 1;
-        if (values[r]) view.show({ ...values[r], strength, top: (common ? top : own) || 1 }); else view.show({ values: null });
+        if (values[r]) view.show({ ...values[r], strength, top: (common ? top : own) || 1, named: `${method} ${run.labels[target]} ${run.name}` }); else view.show({ values: null });
         says.replaceChildren(values[r] ? AMR.says(run, { stage: values[r].stage, method, modality: m, of: `for ${run.labels[target]}`, top: common ? top : own }) : "");
       }));
       const swatch = h("i.swatch", { style: { background: `var(--r${r})` } });
@@ -69,7 +69,9 @@
         [`only ${runs[1].name}`, counts.b / total, AMR.plural(counts.b, "clip"), "var(--r1)", AMR.address.make(["clips"], { versus: "other" })], ["neither", counts.none / total, AMR.plural(counts.none, "clip"), "var(--soft)"]])),
       AMR.card("w6", "Dominance", "Mean share of the attribution: gradient times encoding.", h("div.runs", runs.map((run, r) => h("div", h("h3", h("i.swatch", { style: { background: `var(--r${r})` } }), run.name), AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))))),
       AMR.card("w12", "Side by side", `By how far the share of ${runs[0].modalities[0]} moved.`, AMR.table("Clips of both", ["clip", "true", runs[0].name, runs[1].name, `share of ${runs[0].modalities[0]}`, "shift"],
-        shift.slice(0, 200).map(([i, d]) => [h("a", { href: AMR.address.make(["compare", clips.slug[i]]) }, clips.id[i]), AMR.truly(i), verdict(0, i), verdict(1, i), `${AMR.percent(a.shares[i * step], 0)} → ${AMR.percent(b.shares[i * step], 0)}`, AMR.signed(100 * d, 0)]), { numeric: [4, 5], hidden: true }))));
+        shift.slice(0, 200).map(([i, d]) => [h("a", { href: AMR.address.make(["compare", clips.slug[i]]) }, clips.id[i]), AMR.truly(i), verdict(0, i), verdict(1, i), `${AMR.percent(a.shares[i * step], 0)} → ${AMR.percent(b.shares[i * step], 0)}`, AMR.signed(100 * d, 0)]), { numeric: [4, 5], hidden: true,
+          saved: [["clip", "true", ...runs.map((run) => `predicted by ${run.name}`), ...runs.map((run) => `share of ${run.modalities[0]}, ${run.name}`), "shift"],
+            () => shift.map(([i, d]) => [clips.id[i], AMR.truly(i), ...[a, b].map((one, r) => runs[r].labels[one.predicted[i]]), a.shares[i * step], b.shares[i * step], d])] }))));
   }
 
   function verdict(r, i) {

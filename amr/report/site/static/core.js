@@ -125,14 +125,16 @@ const AMR = (window.AMR = {});
 
   AMR.say = (text) => { document.getElementById("live").textContent = text; };
 
-  // A table from plain values; numbers to the right.
-  AMR.table = (caption, head, rows, { numeric = [], hidden = false } = {}) => {
+  // A table from plain values, with a button that saves it; numbers to the right. saved: [head, rows()] of the file, where
+  // it has more than is shown.
+  AMR.table = (caption, head, rows, { numeric = [], hidden = false, saved = null } = {}) => {
     const { h } = AMR;
-    return h("div.scroll", { tabindex: "0", role: "region", "aria-label": caption }, h("table",
+    return h("div.tabled", h("div.scroll", { tabindex: "0", role: "region", "aria-label": caption }, h("table",
       h(hidden ? "caption.hidden" : "caption", caption),
       h("thead", h("tr", head.map((text, i) => h(numeric.includes(i) ? "th.num" : "th", { scope: "col" }, text)))),
       h("tbody", rows.map((row) => h("tr", row.map((cell, i) =>
-        i ? h(numeric.includes(i) ? "td.num" : "td", cell) : h("th", { scope: "row" }, cell)))))));
+        i ? h(numeric.includes(i) ? "td.num" : "td", cell) : h("th", { scope: "row" }, cell))))))),
+    h("div.saves", AMR.saveTable(caption, ...(saved || [head, rows]))));
   };
 
   let ids = 0;

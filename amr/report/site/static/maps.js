@@ -46,7 +46,7 @@
     });
     const labels = (view, which) => (view.labels[which] ??= cut(input[which], 1, width, view.part * w, w, height));
     const readout = h("span.readout", { "aria-hidden": "true" });
-    let shown = { values: null, atoms, top: 1, strength: 0.7, unit: "" }, cursor = null;
+    let shown = { values: null, atoms, top: 1, strength: 0.7, unit: "", named: "" }, cursor = null;
 
     for (const view of views) {
       const events = {
@@ -92,8 +92,9 @@
         seek(Math.max(window[0], Math.min(window[1], to)));
       });
     }
+    const save = AMR.savePicture(`map over ${modality}, ${data.id}`, () => AMR.fileName(data.id, modality, shown.named), () => AMR.joined(views.map((view) => view.canvas)));
     const element = h("div.map", title === null ? null : h("h3", h("i", { style: { background: colour } }), title || modality, h("span.quiet.small", input.unit), readout),
-      body, kind === "spectrogram" || kind === "wave" ? timeAxis(seconds) : null);
+      body, kind === "spectrogram" || kind === "wave" ? timeAxis(seconds) : null, h("div.saves", save)); // below: a readout may not move the map under a pointer
 
     let buttons = [];
     function picker() { // every atom a button, over the part of each canvas that it covers
@@ -132,9 +133,10 @@
     return {
       element, window, kind,
       // values: of each atom, or null for the plain input
-      show({ values, errors = null, atoms: which = "fine", top = null, strength = 0.7, unit = "", picked = null }) {
+      // named: what the map is of, for the name of its file
+      show({ values, errors = null, atoms: which = "fine", top = null, strength = 0.7, unit = "", picked = null, named = "" }) {
         const anew = pick && (which !== shown.atoms || !buttons.length);
-        shown = { values, errors, atoms: which, top: top ?? (values ? AMR.top(values) || 1 : 1), strength, unit };
+        shown = { values, errors, atoms: which, top: top ?? (values ? AMR.top(values) || 1 : 1), strength, unit, named };
         for (const view of views) {
           if (values && strength > 0) AMR.paint(view.canvas, view.grey, labels(view, which), values, { width: w, height, top: shown.top, strength });
           else AMR.paintPlain(view.canvas, view.plain, w, height);

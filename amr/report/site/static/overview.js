@@ -11,12 +11,19 @@
       h("div.head", h("h1", several ? runs.map((r) => r.name).join(" against ") : run.name)),
       h("p.lead", `${run.dataset}, ${run.split} split: ${AMR.plural(run.clips, "clip")} that ${run.clips === 1 ? "has" : "have"} every modality (${run.modalities.join(", ")}), ${AMR.plural(run.labels.length, run.task === "labels" ? "label" : "class")}. `
         + `${AMR.plural(run.explained, "clip")} ${run.explained === 1 ? "is" : "are"} explained by maps.`),
+      beside(runs),
       h("div.grid",
         h("section.card.w12", h("h2.hidden", "Scores"), h("div.runs", runs.map((one) => tiles(one, several)))),
         h("div.column.w6", dominance(runs), histogram(runs), confusion(runs), errors(runs), decides(runs), robust(runs)),
         h("div.column.w6", epochs(runs), byClass(runs), calibration(runs), sparse(runs), selection(runs)),
         faithfulness(runs), simulation(runs), notes(runs)));
   };
+
+  // The report and the models' cards, where they lie beside the site.
+  function beside(runs) {
+    const links = [AMR.site.report && ["Report of all runs", AMR.site.report], ...runs.map((run) => run.card && [runs.length > 1 ? `Card of ${run.name}` : "Model card", run.card])].filter(Boolean);
+    return links.length ? h("p.small.beside", links.map(([text, href], i) => [i ? " · " : "", h("a", { href }, text)])) : null;
+  }
 
   function tiles(run, several) {
     const right = Math.round(run.accuracy * run.clips);
@@ -82,10 +89,11 @@
       const rows = run.labels.filter((label) => run.dominance_by_class[label]?.clips).map((label) => ({ label, ...run.dominance_by_class[label] }));
       const m = run.modalities[0];
       rows.sort((a, b) => b[m] - a[m]);
-      return h("div.tall", { tabindex: "0", role: "region", "aria-label": "Dominance by class" }, h("div.bars", rows.map((row) => [
+      const saved = AMR.saveTable(`Dominance by class ${run.name}`, ["class", "clips", "accuracy", ...run.modalities], rows.map((row) => [row.label, row.clips, row.accuracy ?? "", ...run.modalities.map((one) => row[one])]));
+      return h("div", h("div.tall", { tabindex: "0", role: "region", "aria-label": "Dominance by class" }, h("div.bars", rows.map((row) => [
         h("span.name", { title: row.label }, h("a", { href: AMR.address.make(["clips"], { class: row.label, run: r || null }) }, row.label)),
         AMR.shares(run.modalities, run.modalities.map((one) => row[one]), { thin: true }),
-        h("span.tab.small", AMR.percent(row[m], 0))])));
+        h("span.tab.small", AMR.percent(row[m], 0))]))), h("div.saves", saved));
     };
     const lead = runs[0].task === "labels" ? "A clip counts for its likeliest label. " : "";
     return AMR.card("", "Dominance by class", `${lead}Classes by the share of ${runs[0].modalities[0]}, of which the number is.`, h("div.runs", each(runs, draw)));
@@ -138,7 +146,8 @@
       const names = (where) => (named ? h(`ol.${where}`, { "aria-hidden": "true" }, run.labels.map(mark)) : null);
       return h("div", h("div.matrix", named ? [names("down"), pad, names(short ? "across.flat" : "across")] : pad), told, h("p.small.quiet", "Rows: true class; columns: predicted. Brightness: share of the row, from dark blue 0 % to yellow 100 %."),
         pairs.length ? h("details", h("summary", "Most frequent confusions"), AMR.table("Most frequent confusions", ["true", "taken for", "clips", "of"],
-          pairs.slice(0, 12).map(([count, i, j]) => [run.labels[i], run.labels[j], count, totals[i]]), { numeric: [2, 3], hidden: true })) : null);
+          pairs.slice(0, 12).map(([count, i, j]) => [run.labels[i], run.labels[j], count, totals[i]]), { numeric: [2, 3], hidden: true, saved: [["true", "taken for", "clips", "of"], () => pairs.map(([count, i, j]) => [run.labels[i], run.labels[j], count, totals[i]])] })) : null,
+        h("div.saves", AMR.saveTable(`Confusion matrix ${run.name}`, ["true / predicted", ...run.labels], () => run.labels.map((label, i) => [label, ...AMR.row(counts, i)]))));
     };
     return AMR.card("", "Confusion", null, h("div.runs", each(runs, draw)));
   }
@@ -182,8 +191,8 @@
       const found = known.map((run) => run.trust.find((row) => key(row) === name));
       const warned = Math.max(...found.map((row) => row?.warnings.length || 0));
       return [title(one), AMR.TEXT.stages[one.stage] || one.stage, where(one),
-        ...found.flatMap((row) => (row ? [AMR.number(row.score), AMR.interval(row.score, row.low, row.high, -1, 1)] : ["–", ""])),
-        ...(single ? [AMR.number(one.insertion_gain ?? NaN), AMR.number(one.stability ?? NaN)] : []),
+        ...found.flatMap((row) => (row ? [AMR.value(row.score), AMR.interval(row.score, row.low, row.high, -1, 1)] : ["–", ""])),
+        ...(single ? [AMR.value(one.insertion_gain ?? NaN), AMR.value(one.stability ?? NaN)] : []),
         warned ? h("span.chip.warned", AMR.plural(warned, "warning")) : ""];
     });
     const head = ["method", "of", "modality", ...known.flatMap((run) => [single ? "score" : run.name, "95 % interval, −1 to 1"]), ...(single ? ["insertion gain", "stability"] : []), "warnings"];
@@ -204,10 +213,10 @@
     if (!all.size) return null;
     const most = Math.max(...known.flatMap((run) => measured(run).flatMap((row) => [row.synergy, row.synergy_low ?? 0, row.synergy_high ?? 0].map(Math.abs)))) || 1;
     const rows = [...all].map(([name, one]) => [title(one), AMR.TEXT.stages[one.stage] || one.stage, where(one),
-      ...(single ? [AMR.signed(one.synergy_top), AMR.signed(one.synergy_random)] : []),
+      ...(single ? [AMR.value(one.synergy_top, AMR.signed(one.synergy_top)), AMR.value(one.synergy_random, AMR.signed(one.synergy_random))] : []),
       ...known.flatMap((run) => {
         const row = measured(run).find((found) => key(found) === name);
-        return row ? [AMR.signed(row.synergy), AMR.interval(row.synergy, row.synergy_low ?? NaN, row.synergy_high ?? NaN, -most, most)] : ["–", ""];
+        return row ? [AMR.value(row.synergy, AMR.signed(row.synergy)), AMR.interval(row.synergy, row.synergy_low ?? NaN, row.synergy_high ?? NaN, -most, most)] : ["–", ""];
       })]);
     const bar = `95 % interval, ±${AMR.number(most)}`;
     const head = ["method", "of", "modalities", ...(single ? ["top blocks", "random blocks", "difference", bar] : known.flatMap((run) => [run.name, bar]))];
@@ -221,8 +230,8 @@
   function simulation(runs) {
     if (!runs.some((run) => (run.simulation || []).length)) return null;
     const draw = (run) => AMR.table("Simulated user", ["sees", "accuracy", "95 % interval, 0 to 1", "gain over shuffled", "interval of the gain", "alpha"],
-      run.simulation.map((row) => [AMR.TEXT.simulation[row.stage] || row.stage, AMR.percent(row.mean), AMR.interval(row.mean, row.low, row.high, 0, 1),
-        AMR.signed(100 * row.gain, 1), AMR.interval(row.gain, row.gain_low, row.gain_high, -1, 1), AMR.number(row.alpha ?? NaN)]), { numeric: [1, 3, 5], hidden: true });
+      run.simulation.map((row) => [AMR.TEXT.simulation[row.stage] || row.stage, AMR.value(row.mean, AMR.percent(row.mean)), AMR.interval(row.mean, row.low, row.high, 0, 1),
+        AMR.value(row.gain, AMR.signed(100 * row.gain, 1)), AMR.interval(row.gain, row.gain_low, row.gain_high, -1, 1), AMR.value(row.alpha ?? NaN)]), { numeric: [1, 3, 5], hidden: true });
     const row = runs.find((run) => (run.simulation || []).length).simulation[0];
     return AMR.card("w12", "Simulated user", `A student that sees only these explanations learns to name the model's output on other clips (${AMR.plural(row.clips, "clip")}, ${row.classes} outputs). It gains where it beats one whose explanations were dealt to other clips. No person took part.`, h("div.runs", each(runs.filter((run) => (run.simulation || []).length), draw)));
   }
@@ -239,9 +248,9 @@
     const all = (run) => run.modalities.join(", ");
     const draw = (run) => h("div.column",
       Number.isFinite(of(run, "conflict_neither")) ? AMR.table("A modality of one clip, the rest of a clip of another class: whose class is the output?", ["modality", "its class", "the rest's", "neither"],
-        run.modalities.map((m) => [m, ...["conflict", "conflict_rest", "conflict_neither"].map((kind) => AMR.percent(of(run, `${kind}/${m}`)))]), { numeric: [1, 2, 3] }) : null,
-      cells(run).length ? AMR.table("Clips by which modality is right alone", ["alone", "together", "", "clips"],
-        cells(run).map(([kind, which, part]) => [which.replaceAll("+", ", ") || (kind === "redundant" ? all(run) : "none"), AMR.TEXT.outcomes[kind] || "", kind, AMR.percent(part)]), { numeric: [3] }) : null);
+        run.modalities.map((m) => [m, ...["conflict", "conflict_rest", "conflict_neither"].map((kind) => AMR.value(of(run, `${kind}/${m}`), AMR.percent(of(run, `${kind}/${m}`))))]), { numeric: [1, 2, 3] }) : null,
+      cells(run).length ? AMR.table("Clips by which modality is right alone", ["alone", "together", "outcome", "clips"],
+        cells(run).map(([kind, which, part]) => [which.replaceAll("+", ", ") || (kind === "redundant" ? all(run) : "none"), AMR.TEXT.outcomes[kind] || "", kind, AMR.value(part, AMR.percent(part))]), { numeric: [3] }) : null);
     return AMR.card("", "Who decides", "What the run's test says of conflicts between modalities, and of what each can do alone.", h("div.runs", each(runs, draw)));
   }
 
@@ -250,7 +259,7 @@
     if (!keys.length) return null;
     return AMR.card("", "Use of the modalities", "What the run measured on its test split: accuracy without a modality, under corruption, and how both are used.",
       h("div.tall", { tabindex: "0", role: "region", "aria-label": "Use of the modalities" }, AMR.table("Use of the modalities", ["measure", ...runs.map((run) => run.name)],
-        keys.map((key) => [key.replace(/^test\/(robust\/)?/, "").replaceAll("_", " ").replaceAll("/", " · "), ...runs.map((run) => AMR.number(run.robust?.[key] ?? NaN, 3))]), { numeric: runs.map((_, i) => i + 1), hidden: true })));
+        keys.map((key) => [key.replace(/^test\/(robust\/)?/, "").replaceAll("_", " ").replaceAll("/", " · "), ...runs.map((run) => AMR.value(run.robust?.[key] ?? NaN, AMR.number(run.robust?.[key] ?? NaN, 3)))]), { numeric: runs.map((_, i) => i + 1), hidden: true })));
   }
 
   function selection(runs) {
@@ -260,7 +269,7 @@
       for (const row of run.selection) { const key = `${row.by}|${row.budget}`; if (!by.has(key)) by.set(key, []); by.get(key).push(row); }
       const mean = (rows, key) => { const known = rows.map((row) => row[key]).filter((v) => v !== null && Number.isFinite(v)); return known.length ? known.reduce((a, b) => a + b, 0) / known.length : NaN; };
       return AMR.table("Selection of clips", ["new clips chosen by", "budget", "accuracy after", "errors among them", "seeds"], [...by.values()].map((rows) =>
-        [rows[0].by, rows[0].budget, AMR.percent(mean(rows, "accuracy")), AMR.percent(mean(rows, "errors_found")), rows.length]), { numeric: [1, 2, 3, 4], hidden: true });
+        [rows[0].by, rows[0].budget, ...["accuracy", "errors_found"].map((key) => AMR.value(mean(rows, key), AMR.percent(mean(rows, key)))), rows.length]), { numeric: [1, 2, 3, 4], hidden: true });
     };
     return AMR.card("", "What to label next", "Accuracy after the head is refitted with more clips, chosen in different ways; means over seeds.", h("div.runs", each(runs, draw)));
   }

@@ -53,7 +53,7 @@
     AMR.live.add(size);
     requestAnimationFrame(size);
     const head = [xLabel, ...series.map((one) => one.name)];
-    const rows = x.map((v, i) => [xFormat(v), ...series.map((one) => (one.values[i] === null ? "–" : format(one.values[i])))]);
+    const rows = x.map((v, i) => [AMR.value(v, xFormat(v)), ...series.map((one) => (one.values[i] === null || one.values[i] === undefined ? "–" : AMR.value(one.values[i], format(one.values[i]))))]);
     return h("figure", series.length > 1 ? AMR.key(series.map((one) => [one.name, one.colour, !one.bars, one.dash])) : null, box, readout,
       h("details", h("summary", "Numbers"), AMR.table(title, head, rows, { numeric: head.map((_, i) => i).slice(1) })));
   };
@@ -81,7 +81,8 @@
   // A value with its interval on a scale.
   AMR.interval = (value, low, high, from = -1, to = 1) => {
     const at = (v) => 6 + 138 * ((Math.max(from, Math.min(to, v)) - from) / (to - from));
-    return h("svg.interval", { viewBox: "0 0 150 16", role: "img", "aria-label": `${AMR.number(value)}, interval ${AMR.number(low)} to ${AMR.number(high)}` },
+    const end = (v) => (Number.isFinite(v) ? String(v) : "");
+    return h("svg.interval", { "data-low": end(low), "data-high": end(high), viewBox: "0 0 150 16", role: "img", "aria-label": `${AMR.number(value)}, interval ${AMR.number(low)} to ${AMR.number(high)}` },
       h("line", { x1: 6, x2: 144, y1: 8, y2: 8 }),
       from < 0 && to > 0 ? h("line.zero", { x1: at(0), x2: at(0), y1: 1, y2: 15 }) : null,
       Number.isFinite(low) && Number.isFinite(high) ? h("line.span", { x1: at(low), x2: at(high), y1: 8, y2: 8 }) : null,

@@ -84,7 +84,7 @@
     const draw = () => views.forEach(({ m, view, says }) => {
       const map = data.R[m]?.[method], known = methods.find((one) => one.method === method);
       const values = map ? AMR.row(map.v, u) : null;
-      view.show({ values, atoms: known.atoms || "fine", unit: known.unit });
+      view.show({ values, atoms: known.atoms || "fine", unit: known.unit, named: `unit ${unit} ${method}` });
       says.replaceChildren(map ? AMR.says(run, { stage: "R", method, modality: m, of: `for unit ${unit}`, top: AMR.top(values) }) : h("p.note", "No map of this modality."));
     });
     views.forEach(({ view }) => player.follow(view));
@@ -113,7 +113,7 @@
     const method = localMethod(run);
     for (const m of run.modalities) {
       const map = method && u >= 0 ? data.R[m]?.[method.method] : null, view = AMR.mapView({ run, modality: m, data, tall: 84, start: player ? player.start : 0 });
-      view.show({ values: map ? AMR.row(map.v, u) : null, atoms: method?.atoms || "fine", unit: method?.unit || "" });
+      view.show({ values: map ? AMR.row(map.v, u) : null, atoms: method?.atoms || "fine", unit: method?.unit || "", named: `unit ${unit}` });
       if (player) player.follow(view);
       cell.append(view.element);
     }
