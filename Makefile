@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: demo test lint docs bench compat lock clean
+.PHONY: demo test lint docs notebooks bench compat lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "amr needs python3 >= 3.11; set PYTHON=..."; exit 2; }
@@ -27,6 +27,9 @@ lint: $(READY)
 
 docs: $(READY)  ## site/, which opens from disk
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(READY)  ## executes examples/*.ipynb and stores their outputs
+	$(BIN)/python -m examples.notebooks
 
 BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path site step growth
 

@@ -19,7 +19,7 @@ def test_search_from_disk(page: Page, tmp_path: Path) -> None:
     (docs / "assets").symlink_to(REPOSITORY / "docs/assets")
     (docs / "index.md").write_text("# Home\n\n| a | b |\n|---|---|\n" + f"| {'wide ' * 9}| {'table ' * 99}|\n")
     (docs / "other.md").write_text("# Agreement\n\nKrippendorff's alpha, of raters.\n")
-    changes = {"docs_dir": str(docs), "site_dir": str(tmp_path / "site"), "nav": None}
+    changes = {"docs_dir": str(docs), "site_dir": str(tmp_path / "site"), "nav": None, "hooks": []}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump({**config, **changes}))
     build(load_config(str(tmp_path / "mkdocs.yml")))
 
