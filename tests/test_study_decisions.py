@@ -4,10 +4,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from scipy import stats
 
 from amr.evaluation.statistics import Difference
 from amr.utils.errors import UserError
@@ -126,6 +128,11 @@ def test_validation_chooses_the_forms(pick: ModuleType, tmp_path: Path, monkeypa
     dial = pick.dial(control)["methods"]
     assert list(dial) == ["multi_loss", *(f"r{target}" for target in pick.TARGETS)]
     assert dial["r0.3"][-1] == "--model.amr.ratio={audio: 0.3, video: 0.7}"
+    changed = pick.ablation(control)["methods"]
+    assert list(changed) == ["multi_loss", "form", *pick.CHANGES]
+    form = changed["form"]
+    assert form == dial["r0.5"][:-1]
+    assert all(changed[name] == [*form, *(f"--model.amr.{o}" for o in pick.CHANGES[name])] for name in pick.CHANGES)
     monkeypatch.setattr(pick, "LETTERS", tmp_path)
     with pytest.raises(UserError, match="run docs/results/grid-letters/run.sh tuning first"):
         pick.controls(tmp_path)
@@ -140,3 +147,18 @@ def test_the_forms_are_options_of_amr(pick: ModuleType) -> None:
         options = dict(word.removeprefix("--model.amr.").split("=") for word in entry[1:])
         AMR(**{key: yaml.safe_load(value) for key, value in options.items()})
         assert entry[0] == "configs/methods/amr.yaml", name
+    for change in pick.CHANGES.values():
+        options = {key: yaml.safe_load(value) for key, value in (option.split("=") for option in change)}
+        AMR(**{"attribution": "output", "gradient": "encoder", **options})
+
+
+def test_the_form_with_an_option_changed_is_compared_with_it(report: ModuleType, tmp_path: Path) -> None:
+    lines = []
+    for seed in range(5):
+        lines += measured("form", seed, 0.8, 0.85, "ablation")
+        lines += measured("weak", seed, 0.7 - 0.01 * seed, 0.86 + 0.001 * seed, "ablation")
+    table = report.ablation_table(results_of(report, tmp_path / "results", lines), "letters")
+    change = stats.t.interval(0.95, 4, -12, np.std([0, -1, -2, -3, -4], ddof=1) / 5**0.5)
+    (row,) = (row for row in table.splitlines() if row.startswith("| only the modality"))
+    assert f"**-12.0 [{change[0]:+.1f}, {change[1]:+.1f}]**" in row
+    assert report.ABLATED["head"] not in table

@@ -29,9 +29,6 @@ from amr.utils.files import write_text  # noqa: E402
 
 DATASET = "letters"
 FIRST = ("naive", "multi_loss", "late_tuned", "umt", "dgl", "tcmax", "mcr", "g2d", "mla")
-LATER = (  # methods that came after the table; no row of them has been trained
-    *("opm", "arl", "pdmp", "cml", "mbsd", "amco", "aug", "reconboost", "greedy", "cggm", "lfm", "synib", "midas"),
-)
 RATES = (0.05, 0.1, 0.2)  # of AMR's optimizer
 SEEDS = 1  # of a trial, as run.sh has them
 AMR = ("configs/methods/amr.yaml", "--model.amr.guard=false")  # the guard would weaken what is compared
@@ -58,8 +55,12 @@ def rows(grid: Grid, half: str) -> list[str]:
 
     Args:
         grid: The grid.
-        half: `first`, with the unimodal rows and the ensembles, or `rest`.
+        half: `first`, with the unimodal rows and the ensembles, `rest`, or `plain`, which is all rows without AMR but
+            that of naive fusion.
     """
+    if half == "plain":
+        methods = [name for name in grid["methods"] if name == "naive-amr" or not name.endswith("-amr")]
+        return [*grid["unimodal"], *grid["ensembles"], *methods]
     methods = [name for name in grid["methods"] if (method_of(name) in (*UNIMODAL, *FIRST)) == (half == "first")]
     return [*grid.get("unimodal", {}), *grid.get("ensembles", {}), *methods] if half == "first" else methods
 
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("rows", help="names of a grid's rows")
     listed.add_argument("grid", choices=("rates", *GRIDS))
-    listed.add_argument("half", choices=("first", "rest"))
+    listed.add_argument("half", choices=("first", "rest", "plain"))
     for name in GRIDS:
         commands.add_parser(name, help=f"write {name}.yaml")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the grids and of results/")

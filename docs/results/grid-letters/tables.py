@@ -29,7 +29,9 @@ from amr.utils.files import write_text  # noqa: E402
 
 PAGE = FOLDER.with_suffix(".md")
 FIGURE = "accuracy.png"
-AT = ("letters", "main")  # data set and grid
+At = tuple[str, str]  # data set and grid
+AT, PLANTED = ("letters", "main"), ("planted", "main")
+LISTED = 5  # rows that a sentence names; more are counted
 TITLES = {
     "audio": "Audio alone",
     "video": "Video alone",
@@ -58,6 +60,19 @@ TITLES = {
     "data_remixing": "Data Remixing",
     "smv": "SMV",
     "relearning": "Re-learning",
+    "opm": "OPM",
+    "arl": "ARL",
+    "pdmp": "PDMP",
+    "cml": "CML",
+    "mbsd": "MBSD",
+    "amco": "AMCo",
+    "aug": "AUG",
+    "reconboost": "ReconBoost",
+    "greedy": "Greedy",
+    "cggm": "CGGM",
+    "lfm": "LFM",
+    "synib": "SynIB",
+    "midas": "MIDAS",
 }
 PLUS = "-amr"
 DRAW = ("letters", "draw")
@@ -74,13 +89,16 @@ CPU = Measure("CPU seconds", "cpu_seconds")
 ACCURACY, PRECISION = Measure("accuracy", "acc"), Measure("mAP", "test/mAP")
 SHARE = Measure("audio's share", "share", "audio")
 DECISION = Measure("audio's decision share", "shapley_share_odds", "audio")
+WITHOUT_AUDIO, WITHOUT_VIDEO = (
+    Measure(f"accuracy without {modality}", "acc_missing_mean", modality) for modality in ALONE
+)
 MEASURES = (
     ACCURACY,
     PRECISION,
     SHARE,
     DECISION,
-    Measure("accuracy without audio", "acc_missing_mean", "audio"),
-    Measure("accuracy without video", "acc_missing_mean", "video"),
+    WITHOUT_AUDIO,
+    WITHOUT_VIDEO,
     Measure("ECE", "ece"),
 )
 
@@ -91,26 +109,26 @@ def title(name: str) -> str:
     return TITLES.get(plain, plain) + (" w/ AMR" if name != plain else "")
 
 
-def rows_of(results: Results) -> list[str]:
+def rows_of(results: Results, at: At = AT) -> list[str]:
     """Rows that have been trained, in the order of `TITLES`, each method plain and with AMR."""
-    there = set(results.rows(*AT))
+    there = set(results.rows(*at))
     return [name for method in TITLES for name in (method, method + PLUS) if name in there]
 
 
-def of(results: Results, name: str, measure: Measure) -> dict[int, float]:
+def of(results: Results, name: str, measure: Measure, at: At = AT) -> dict[int, float]:
     """A number of each seed."""
-    return results.of(*AT, name, measure)
+    return results.of(*at, name, measure)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def main_table(results: Results) -> str:
+def main_table(results: Results, at: At = AT) -> str:
     """Every row's measures."""
     body = []
-    for name in rows_of(results):
-        cells = [spread(of(results, name, measure).values()) for measure in MEASURES]
-        body.append([title(name), *cells, str(len(of(results, name, ACCURACY)))])
+    for name in rows_of(results, at):
+        cells = [spread(of(results, name, measure, at).values()) for measure in MEASURES]
+        body.append([title(name), *cells, str(len(of(results, name, ACCURACY, at)))])
     return markdown(["", *(measure.title for measure in MEASURES), "seeds"], body)
 
 
@@ -205,23 +223,27 @@ def time_table(results: Results) -> str:
 # ----------------------------------------------------------------------------------------------------------- sentences
 
 
-def differences(results: Results, name: str, other: str) -> list[float]:
-    """Accuracy minus another row's, of each seed that both have."""
-    ours, theirs = of(results, name, ACCURACY), of(results, other, ACCURACY)
+def differences(results: Results, name: str, other: str, measure: Measure = ACCURACY, at: At = AT) -> list[float]:
+    """A measure minus another row's, for each seed that both have."""
+    ours, theirs = of(results, name, measure, at), of(results, other, measure, at)
     return [value - theirs[number] for number, value in ours.items() if number in theirs]
 
 
-def compared(results: Results, names: Sequence[str], other: str) -> dict[str, tuple[Difference, bool]]:
-    """Rows' accuracy minus another row's, and whether each stands with the false discovery rate of all held at 5 %.
+def compared(
+    results: Results, names: Sequence[str], other: str, measure: Measure = ACCURACY, at: At = AT
+) -> dict[str, tuple[Difference, bool]]:
+    """Rows' measure minus another row's, and whether each stands with the false discovery rate of all held at 5 %.
 
     Args:
         results: What was measured.
         names: Rows to compare.
         other: Row that they are compared with.
+        measure: What is compared.
+        at: Data set and grid.
     """
     intervals, tests = dict[str, Difference](), dict[str, float]()
     for name in names:
-        values = differences(results, name, other)
+        values = differences(results, name, other, measure, at)
         interval = Difference.of(values)
         if name != other and interval is not None:
             intervals[name] = interval
@@ -237,21 +259,37 @@ def listed(names: Sequence[str]) -> str:
 
 
 def counted(names: Sequence[str], where: str) -> str:
-    """How many are above or below, and which."""
+    """How many are above or below, and which if they are few."""
     if not names:
         return f"none is {where}"
-    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {where} ({listed(names)})"
+    which = f" ({listed(names)})" if len(names) <= LISTED else ""
+    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {where}{which}"
 
 
 def verdict(intervals: Mapping[str, tuple[Difference, bool]]) -> str:
     """Which rows are above and below, and which of them stand."""
     above = [name for name, (interval, _) in intervals.items() if interval.low > 0]
     below = [name for name, (interval, _) in intervals.items() if interval.high < 0]
-    stand = [name for name in (*above, *below) if intervals[name][1]]
     text = f"of {len(intervals)} rows, by their intervals, {counted(above, 'above')} and {counted(below, 'below')}"
     if not above and not below:
         return text
-    return f"{text}; with the false discovery rate at 5 %, {listed(stand)} {'stands' if len(stand) < 2 else 'stand'}"
+    high, low = ([name for name in names if intervals[name][1]] for names in (above, below))
+    return f"{text}; with the false discovery rate at 5 %, {counted(high, 'above')} and {counted(low, 'below')}"
+
+
+def planted_sentences(results: Results) -> str:
+    """What the methods change where both modalities tell the class: by rule."""
+    names = [name for name in rows_of(results, PLANTED) if name not in (*ALONE, *CONTROLS)]
+    if not names:
+        return "No runs."
+    said = []
+    for measure in (ACCURACY, DECISION, WITHOUT_AUDIO, WITHOUT_VIDEO):
+        against = [
+            f"against {title(other).lower()}, {verdict(compared(results, names, other, measure, PLANTED))}"
+            for other in CONTROLS[:2]
+        ]
+        said.append(f"{measure.title[:1].upper()}{measure.title[1:]}: {'; '.join(against)}.")
+    return "\n".join(f"{number}. {text}" for number, text in enumerate(said, 1))
 
 
 def sentences(results: Results) -> str:
@@ -359,6 +397,7 @@ def pieces(results: Results) -> dict[str, str]:
         "figure": f"![Accuracy minus the controls' with intervals, and audio's shares]({FOLDER.name}/{FIGURE})",
         "amr": amr_table(results),
         "draw": f"{draw_sentence(results)}\n\n{draw_table(results)}",
+        "planted": f"{planted_sentences(results)}\n\n{main_table(results, PLANTED)}",
         "tuning": tuning_table(results),
         "time": time_table(results),
     }

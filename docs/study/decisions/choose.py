@@ -4,6 +4,7 @@
     python docs/study/decisions/choose.py onto     the three best forms on multi-loss and on DGL, three strengths each
     python docs/study/decisions/choose.py main     the methods, and each form at its best strength
     python docs/study/decisions/choose.py dial     multi-loss, and the form that the dial turns, at targets 0.1 to 0.9
+    python docs/study/decisions/choose.py ablation that form at equal targets, with one option changed at a time
 
 The rule is that of docs/results/grid-letters/pick.py: the highest validation accuracy of the best epoch, as a mean over
 the seeds; equal ones are told apart by mAP at that epoch, then by their order.
@@ -44,8 +45,18 @@ STRENGTH = (
 )
 GUARDED = ("amr", "amr_weak")  # forms that are trained with the guard, too
 OFF = "--model.amr.guard=false"
-TARGETS = (0.1, 0.3, 0.5, 0.7, 0.9)
-GRIDS = ("trials", "onto", "main", "dial")
+TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CHANGES = {  # rows of the ablation: options of the dial's form
+    "head": ("gradient=head",),
+    "all": ("gradient=all",),
+    "weak": ("push=weak",),
+    "mean": ("replacement=mean",),
+    "zeros": ("gradient=head", "replacement=zeros"),
+    "different": ("different_label=true",),
+    "k1": ("permutations=1",),
+    "k16": ("permutations=16",),
+}
+GRIDS = ("trials", "onto", "main", "dial", "ablation")
 
 Grid = dict[str, Any]
 
@@ -119,11 +130,25 @@ def main_grid(results: Results, control: Grid) -> Grid:
     return grid(methods, {row: row.partition(".")[0] for row in methods}, control)
 
 
+def dial_form(control: Grid) -> tuple[list[str], list[str]]:
+    """Entries of multi-loss, and of the form that the dial turns."""
+    entry = next(entry for name, entry in forms().items() if letters.method_of(name) == DIAL)
+    return control["methods"]["multi_loss"], [*entry[:-1], STRENGTH]
+
+
+def ablation(control: Grid) -> Grid:
+    """Multi-loss, the dial's form on it at equal targets, and that with one option changed."""
+    plain, entry = dial_form(control)
+    methods = {"multi_loss": plain, "form": [*plain, *entry]}
+    methods |= {
+        name: [*plain, *entry, *(f"--model.amr.{option}" for option in options)] for name, options in CHANGES.items()
+    }
+    return grid(methods, dict.fromkeys(methods, "multi_loss"), control)
+
+
 def dial(control: Grid) -> Grid:
     """Multi-loss, and the form on it at each target."""
-    entry = next(entry for name, entry in forms().items() if letters.method_of(name) == DIAL)
-    entry = [*entry[:-1], STRENGTH]
-    plain = control["methods"]["multi_loss"]
+    plain, entry = dial_form(control)
     methods = {"multi_loss": plain}
     for target in TARGETS:
         ratio = f"--model.amr.ratio={{audio: {target}, video: {round(1 - target, 1)}}}"
@@ -137,6 +162,8 @@ def next_grid(name: str, results: Results, control: Grid) -> Grid:
         return trials(control)
     if name == "dial":
         return dial(control)
+    if name == "ablation":
+        return ablation(control)
     return onto(results, control) if name == "onto" else main_grid(results, control)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
-#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, draw, noise, dial-noise, colours, digits,
+#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, draw, noise, dial-noise, colours, digits,
 #                                          knob, planted, report
 # RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw` trains the rows of the answer again
 # with other seeds.
@@ -33,6 +33,9 @@ part() {
     dial)
       python $here/choose.py dial
       grid letters dial $letters all "${five[@]}" ;;
+    ablation)
+      python $here/choose.py ablation
+      grid letters ablation $letters clean "${five[@]}" ;;
     dial-noise)
       python $here/choose.py dial
       grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
@@ -55,5 +58,5 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters dial draw noise dial-noise colours digits knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial ablation draw noise dial-noise colours digits knob planted report
 for name in "$@"; do part "$name"; done

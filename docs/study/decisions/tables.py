@@ -57,6 +57,18 @@ TITLES = {
     "amr_weak": "AMR (output, encoder, weak)",
     "amr_weak_guard": "AMR (output, encoder, weak), guarded",
 }
+ABLATED = {
+    "multi_loss": "Multi-loss",
+    "form": "+ the form of the dial: gradient into head and encoder, both pushed, 4 other clips",
+    "head": "gradient into the head alone",
+    "zeros": "gradient into the head alone, replaced by zeros",
+    "all": "gradient into everything",
+    "weak": "only the modality below its target is pushed",
+    "mean": "replaced by the batch's mean",
+    "different": "other clips of another class only",
+    "k1": "1 other clip",
+    "k16": "16 other clips",
+}
 FORMS = tuple(name for name in TITLES if name.startswith("amr") and not name.endswith("_guard"))
 RIVALS = ("multi_loss", "umt")  # that a claim of robustness must beat
 ACCURACY = Measure("accuracy", "acc")
@@ -204,6 +216,31 @@ def dial_table(results: Results, dataset: str) -> str:
     return markdown(["target of audio", *(measure.title for measure in MEASURES)], body)
 
 
+def ablation_table(results: Results, dataset: str) -> str:
+    """The dial's form at equal targets, and that with one option changed at a time."""
+    at = (dataset, "ablation")
+    shown = (ACCURACY, SHARE, DECISION, WITHOUT_AUDIO, WITHOUT_VIDEO, ECE)
+    body = []
+    for name in (name for name in ABLATED if name in results.rows(*at)):
+        cells = [spread(results.of(*at, name, measure).values()) for measure in shown]
+        for measure in (DECISION, ACCURACY):
+            same = name == "form"
+            cells.append("–" if same else paired(results.of(*at, name, measure), results.of(*at, "form", measure)))
+        body.append([ABLATED[name], *cells])
+    versus = [f"{measure.title} minus the form's" for measure in (DECISION, ACCURACY)]
+    return markdown(["", *(measure.title for measure in shown), *versus], body)
+
+
+def sentences(results: Results, dataset: str) -> str:
+    """What the answer says of the letters, for another data set."""
+    said = [moved_sentence(results, dataset), robust_sentence(results, dataset), control_sentence(results, dataset)]
+    if dataset == "colours":
+        said.insert(0, guard_sentence(results, dataset))
+    start = f"{DATASETS[dataset]}"
+    texts = [text.removeprefix(start).lstrip(":, ") for text in said if text is not None]
+    return "\n".join(f"- {text[:1].upper()}{text[1:]}" for text in texts)
+
+
 def targets(results: Results, dataset: str) -> list[str]:
     """Rows of the dial, by target."""
     return sorted((name for name in results.rows(dataset, "dial") if name.startswith("r0")), key=target_of)
@@ -218,7 +255,7 @@ def time_table(results: Results) -> str:
     """CPU seconds per run on one thread, test included."""
     body = []
     for dataset in DATASETS:
-        for grid in ("trials", "onto", "main", "dial", "draw"):
+        for grid in ("trials", "onto", "main", "dial", "ablation", "draw"):
             seconds = [
                 value
                 for name in results.rows(dataset, grid)
@@ -482,8 +519,11 @@ def pieces(results: Results) -> dict[str, str]:
             parts[f"decisions change {dataset}"] = change_table(results, dataset)
             parts[f"decisions control {dataset}"] = control_table(results, dataset)
             parts[f"decisions rivals {dataset}"] = rival_table(results, dataset)
+            parts[f"decisions sentences {dataset}"] = sentences(results, dataset)
         if results.rows(dataset, "draw"):
             parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
+        if results.rows(dataset, "ablation"):
+            parts[f"decisions ablation {dataset}"] = ablation_table(results, dataset)
         if targets(results, dataset):
             parts[f"decisions dial {dataset}"] = dial_table(results, dataset)
     return parts
