@@ -233,7 +233,8 @@ def ablation_table(results: Results, dataset: str) -> str:
 
 def sentences(results: Results, dataset: str) -> str:
     """What the answer says of the letters, for another data set."""
-    said = [moved_sentence(results, dataset), robust_sentence(results, dataset), control_sentence(results, dataset)]
+    makers = (moved_sentence, robust_sentence, control_sentence, draw_sentence)
+    said = [make(results, dataset) for make in makers]
     if dataset == "colours":
         said.insert(0, guard_sentence(results, dataset))
     start = f"{DATASETS[dataset]}"
