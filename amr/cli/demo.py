@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from amr.utils.errors import UserError
+from amr.utils.readers import read_object
 from amr.utils.streams import status
 
 # Harder than `synthetic`'s own clips, so that naive fusion is not right at once; and a head with a layer between the
@@ -71,7 +72,9 @@ def demo(
     table = compare([out / "runs"], out / "report.html", picture)
     if explained:
         analyses = [_analyze(out, name, explained) for name in METHODS]
-        write_site(analyses, out / "site", [out / "clips"], report=out / "report.html")
+        # The folder of the clips: each analysis, which was made here, names it.
+        roots = [Path(read_object(analysis / "summary.json")["root"]) for analysis in analyses]
+        write_site(analyses, out / "site", roots, report=out / "report.html")
         compare([out / "runs"], out / "report.html")  # with a link to the site
         for name in METHODS:
             write_card(out / "runs" / name)

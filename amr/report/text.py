@@ -83,7 +83,9 @@ def _ranking(rows: Sequence[Row]) -> str:
     )
     if best is None:
         return ""
-    highest = f"{names[id(best)]} has the highest accuracy, {best.accuracy} %"
+    level = [names[id(row)] for row in rows if str(row.accuracy) == str(best.accuracy)]
+    who = f"{', '.join(level[:-1])} and {level[-1]} have" if 1 < len(level) <= 3 else f"{names[id(best)]} has"
+    highest = f"{who} the highest accuracy, {best.accuracy} %"
     found = [(row, gain) for row in rows if (gain := gains(row, rows)["acc"])]
     if base is None or not found:
         lacking = "no baseline to compare with" if base is None else "too few common seeds for an interval"

@@ -44,4 +44,4 @@ def test_the_printed_lines_train_the_same_model_again(
     assert first.keys() == again.keys()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(".hidden." in key for key in first)  # stage C explains this layer's units
-    assert json.loads((runs / "amr/run.json").read_text())["labels"][:2] == ["300 Hz, 0 deg", "424 Hz, 30 deg"]
+    assert json.loads((runs / "amr/run.json").read_text())["labels"][:2] == ["300 Hz, 0°", "424 Hz, 30°"]

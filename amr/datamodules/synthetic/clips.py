@@ -54,7 +54,7 @@ class Synthetic(ClipDataModule):
         audio_snr_db: Power of the tone to that of the white noise over it, dB. A task is easy from 0 on.
         video_noise: Standard deviation of the noise over the frames, of 255.
         names: Names of the classes. `numbers`: class0, class1, ...; `cues`: the tone's pitch and the angle from upright
-            of the bar, such as `300 Hz, 0 deg`, of clips without a task.
+            of the bar, such as `300 Hz, 0°`, of clips without a task.
         kwargs: See `ClipDataModule`.
     """
 
@@ -101,7 +101,7 @@ class Synthetic(ClipDataModule):
         classes = range(self.recipe.classes)
         if self._names == "cues":
             cues = [cue_of(k / self.recipe.classes) for k in classes]
-            labels = [f"{pitch:.0f} Hz, {math.degrees(angle):.0f} deg" for pitch, _, angle in cues]
+            labels = [f"{pitch:.0f} Hz, {math.degrees(angle):.0f}°" for pitch, _, angle in cues]
         else:
             labels = [f"class{k}" for k in classes]
         by_label = defaultdict(list)

@@ -34,7 +34,7 @@ def test_split_is_stratified(tmp_path: Path) -> None:
 
 def test_names_tell_what_shows_a_class(tmp_path: Path) -> None:
     named = make(tmp_path, names="cues")
-    assert named.labels == ["300 Hz, 0 deg", "600 Hz, 60 deg", "1200 Hz, 120 deg"]  # an octave and 60 degrees apart
+    assert named.labels == ["300 Hz, 0°", "600 Hz, 60°", "1200 Hz, 120°"]  # an octave and 60 degrees apart
     plain = make(tmp_path)
     assert named.root != plain.root  # whose clips.csv has the other names
     renamed = dict(zip(plain.labels, named.labels, strict=True))
