@@ -56,7 +56,8 @@ class FusionClassifier(pl.LightningModule):
             the run's length, or one of torch's; None for a constant rate.
         scheduler_interval: Whether the schedule counts epochs or steps.
         label_smoothing: Label smoothing of the main cross-entropy, in [0, 1).
-        task: One class per clip, `classes`, or several `labels`: binary cross-entropy, the mean over labels.
+        task: One class per clip, `classes`; several `labels`: binary cross-entropy, the mean over labels; or a number,
+            `regression`, of one output: mean squared error.
         class_weights: Weight of each class's clips, or of each label, in the main loss; see `Objective`.
         metrics: Further metrics: `f1` and `uar`, unweighted means over classes, and top-k accuracy.
         compile_encoders: Whether, or in which mode, to compile the encoders; checkpoints are those of any other run.
@@ -325,7 +326,7 @@ class FusionClassifier(pl.LightningModule):
         metrics, mean_loss = self.metrics[f"{split}/"], self.losses[f"{split}/"]
         assert isinstance(metrics, MetricCollection)
         assert isinstance(mean_loss, WeightedMean)
-        metrics.update(self.objective.scores(output["logits"].detach()), output["label"].long())
+        metrics.update(self.objective.scores(output["logits"].detach()), self.objective.target(output["label"]))
         mean_loss.update(output["loss"].detach(), len(output["logits"]))
         self._log_once(f"{split}/loss", mean_loss, prog_bar=split != "test")
         for name, metric in metrics.items(copy_state=False):

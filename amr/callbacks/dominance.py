@@ -304,6 +304,8 @@ class Dominance(pl.Callback):
         assert isinstance(module, FusionClassifier)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if module.model.task == "regression":  # which has no classes
+            return
         names = getattr(trainer.datamodule, "labels", None) or [str(c) for c in range(module.model.num_classes)]  # type: ignore[attr-defined]
         columns = ["split", "class", "clips", "acc", *(f"dominance/{name}" for name in module.model.modalities)]
         rows: list[list[Any]] = []

@@ -147,12 +147,16 @@ def _numbers(metrics: Mapping[str, float], modalities: tuple[str, ...], train: b
     parts = [f"loss {metrics['train/loss']:.3g}"] if train and "train/loss" in metrics else []
     for key, name in (("val/acc", "val acc"), ("val/mAP", "mAP")):
         parts += [f"{name} {100 * metrics[key]:.1f}"] if key in metrics else []
+    for key, name in (("val/mae", "val MAE"), ("val/pearson", "correlation")):
+        parts += [f"{name} {metrics[key]:.3g}"] if key in metrics else []
     shares = shares_of(metrics, modalities)
     return parts + [" ".join(entry) for entry in (shares[:1] if len(modalities) == 2 else shares)]
 
 
 def _classes(data: ListedClips) -> str:
     """Number of classes, and the smallest one's clips in train; warns of classes without any."""
+    if getattr(data, "regression", False):
+        return f"the number {data.labels[0]!r}"
     if getattr(data, "multilabel", False):
         return f"{len(data.labels)} labels"
     counts = Counter(clip.label for clip in data.usable("train"))

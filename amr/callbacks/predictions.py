@@ -54,11 +54,14 @@ class PredictionWriter(pl.Callback):
         assert isinstance(pl_module, FusionClassifier)
         names = trainer.datamodule.labels  # type: ignore[attr-defined]
         logits = outputs["logits"].float().cpu()
-        several = pl_module.model.task == "labels"
+        task = pl_module.model.task
+        number = task == "regression"
         columns: dict[str, Any] = {
             "id": outputs["id"],
-            "label": _named(names, outputs["label"]),
-            "prediction": _named(names, logits > 0 if several else logits.argmax(1)),
+            "label": outputs["label"][:, 0].tolist() if number else _named(names, outputs["label"]),
+            "prediction": logits[:, 0].tolist()
+            if number
+            else _named(names, logits > 0 if task == "labels" else logits.argmax(1)),
             "logits": logits.tolist(),
         }
         modalities, shares = pl_module.model.modalities, outputs["shares"].float()

@@ -56,7 +56,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def check_monitors(
-    callbacks: Sequence[Callback], scheduler: str | None, modalities: Iterable[str], extra: Sequence[str] = ()
+    callbacks: Sequence[Callback], scheduler: str | None, modalities: Iterable[str], logged: Sequence[str]
 ) -> None:
     """Refuses callbacks that this model cannot serve: what they watch is not measured, or they set what it has not.
 
@@ -64,12 +64,12 @@ def check_monitors(
         callbacks: The user's. Where one is of the user's own making, any metric may be logged by it.
         scheduler: The metric that the learning rate's schedule watches, if it watches one.
         modalities: The model's.
-        extra: Metrics that it logs on request.
+        logged: Metrics that it logs, without split.
 
     Raises:
         UserError: A metric is never logged.
     """
-    names = ("loss", "acc", "mAP", *extra, *(f"{kind}/{name}" for kind in SHARES for name in modalities))
+    names = ("loss", *logged, *(f"{kind}/{name}" for kind in SHARES for name in modalities))
     allowed = [f"{split}/{name}" for split in ("val", "train") for name in names]
     watched = [("trainer.callbacks", type(each).__name__, getattr(each, "monitor", None)) for each in callbacks]
     for key, watcher, metric in [*watched, ("model.lr_scheduler", "the schedule", scheduler)]:

@@ -281,19 +281,23 @@ class AmrCLI(LightningCLI):
             if lacking:
                 has = ", ".join(map(repr, self.datamodule.modalities))
                 raise UserError(f"model.encoders: no input for the modality {lacking[0]!r}; data.modalities has {has}")
-        several, extra = getattr(self.datamodule, "multilabel", None), self.model.objective.extra
-        if several is not None and several != (self.model.model.task == "labels"):
-            wanted, what = ("labels", "several labels") if several else ("classes", "one class")
-            raise UserError(f"model.task={self.model.model.task}: must be {wanted}, for data.label has {what} per clip")
+        several, logged = getattr(self.datamodule, "multilabel", None), self.model.objective.logged
+        if several is not None:
+            number = getattr(self.datamodule, "regression", False)
+            wanted = "regression" if number else "labels" if several else "classes"
+            what = {"regression": "a number", "labels": "several labels", "classes": "one class"}[wanted]
+            if wanted != self.model.model.task:
+                raise UserError(
+                    f"model.task={self.model.model.task}: must be {wanted}, for data.label has {what} per clip"
+                )
         monitors = [
-            f"val/{name}"
-            for name in ("acc", "mAP", "loss", *extra, *(f"{kind}/{name}" for kind in SHARES for name in modalities))
+            f"val/{name}" for name in ("loss", *logged, *(f"{kind}/{name}" for kind in SHARES for name in modalities))
         ]
         if options.best.monitor not in monitors:
             raise UserError(f"best.monitor={options.best.monitor}: must be one of {', '.join(monitors)}")
         init: Namespace = self.config_init[self.config.subcommand]
         schedule = (options.model.lr_scheduler or {}).get("init_args") or {}
-        check_monitors(_listed(init.trainer.callbacks), schedule.get("monitor"), modalities, extra)
+        check_monitors(_listed(init.trainer.callbacks), schedule.get("monitor"), modalities, logged)
         return {
             "method": self.model.method,
             "title": self.model.title,

@@ -84,6 +84,8 @@ class Run:
         """Why there is nothing to compare yet; None if there is."""
         if self.best_epoch is not None or "test/acc" in self.test:
             return None
+        if any("val/mae" in values for values in self.epochs.values()) or "test/mae" in self.test:
+            return "it is of regression (model.task=regression), which has no accuracy to compare"
         return "no validated epoch yet" if self.has_metrics else "no metrics file yet"
 
     def numbers(self, source: Source) -> dict[str, float]:

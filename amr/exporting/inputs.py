@@ -34,6 +34,7 @@ def model_and_inputs(
     from amr.datamodules.preprocessing import preprocessing
     from amr.load import data_section, load_model
     from amr.model import fusion_model
+    from amr.model.task import check_classes
 
     named = data is None or isinstance(data, str | Path)
     if isinstance(checkpoint, Path):
@@ -47,6 +48,8 @@ def model_and_inputs(
         raise UserError("data: must be a data module or loaders, with a model that no run's folder tells of")
     else:
         model, found = fusion_model(checkpoint), {}
+    if model.task == "regression":
+        check_classes(model, "export")
     labels = None
     if data is not None and not isinstance(data, str | Path):
         found, labels = _shown(data, model), getattr(data, "labels", None)
@@ -68,7 +71,7 @@ def _shown(data: "Data", model: "FusionModel") -> Described:
     module.setup("test" if splits[0] == "test" else "fit")
     loader = getattr(module, f"{splits[0]}_dataloader")()
     batch = module.transfer_batch_to_device(next(iter(loader)), torch.device("cpu"), 0)
-    inputs = as_batch(module.on_after_batch_transfer(batch, 0), model.modalities)["inputs"]
+    inputs = as_batch(module.on_after_batch_transfer(batch, 0), model.modalities, task=model.task)["inputs"]
     described = {}
     for name in model.modalities:
         x = inputs[name]

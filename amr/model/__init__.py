@@ -27,7 +27,7 @@ class FusionModel(nn.Module):
         head: Fusion and classifier over those encodings.
 
     Attributes:
-        task: Whether a clip has one class or several labels.
+        task: Whether a clip has one class, several labels or a number.
         section: How the model is built, as a configuration's `model` section; see `model_section`.
 
     Raises:
@@ -103,8 +103,8 @@ class FusionModel(nn.Module):
         return self.head.additive_logits(encodings)
 
     def score_of(self, score: Score) -> Score:
-        """The score that attributions take: of several labels, the log-odds of one is its logit."""
-        return "logit" if self.task == "labels" else score
+        """The score that attributions take: a label's log-odds are its logit, and of a number it is the output."""
+        return score if self.task == "classes" else "logit"
 
     def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits, (B, C)."""

@@ -93,7 +93,7 @@ def as_batch(
         modalities: The model's.
         place: Rank and number of the batch in its epoch, by which clips without `id` are named.
         num_classes: Labels are below it, which is checked on the CPU only: a GPU would have to wait. None: any.
-        task: `classes`, or `labels`: `label` holds 0 and 1, (B, C).
+        task: `classes`; `labels`: `label` holds 0 and 1, (B, C); `regression`: numbers, (B,) or (B, 1).
 
     Raises:
         UserError: It is none of these, or could be two of them.
@@ -105,7 +105,10 @@ def as_batch(
     else:
         inputs, label = _pair(batch, modalities)
         rest = {}
-    label = _label(label, num_classes) if task == "classes" else _labels(label, num_classes)
+    if task == "regression":
+        label = _numbers(label)
+    else:
+        label = _label(label, num_classes) if task == "classes" else _labels(label, num_classes)
     inputs = _inputs(inputs, modalities, label)
     return {**rest, "inputs": inputs, "label": label, "id": _names(rest, label, place), **_present(rest, label)}  # type: ignore[typeddict-item]
 
@@ -142,6 +145,8 @@ def _task(batch: Any) -> Task:
     label = (
         batch["label"] if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, Sequence) and batch else None
     )
+    if isinstance(label, Tensor) and label.is_floating_point() and label.shape[1:] in ((), (1,)):
+        return "regression"
     return "labels" if isinstance(label, Tensor) and label.ndim == 2 else "classes"
 
 
@@ -211,6 +216,15 @@ def _labels(label: Any, num_labels: int | None) -> Tensor:
     if given.device.type == "cpu" and not bool(((given == 0) | (given == 1)).all()):
         raise UserError("batch: label has other values than 0 and 1; must be 0 and 1, for model.task=labels")
     return given.float()
+
+
+def _numbers(label: Any) -> Tensor:
+    given = label if isinstance(label, Tensor) else torch.empty(0)
+    if not len(given) or given.shape[1:] not in ((), (1,)) or given.is_complex():
+        raise UserError(f"batch: label is {_kind(label)}; must be numbers, (B,), for model.task=regression")
+    if given.device.type == "cpu" and not bool(given.isfinite().all()):
+        raise UserError("batch: label has a number that is not finite; must be finite, for model.task=regression")
+    return given.reshape(-1, 1).float()
 
 
 def _is_label(x: Tensor) -> bool:

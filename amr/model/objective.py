@@ -1,4 +1,4 @@
-"""What a classifier learns: one class per clip or several labels, the loss, the scores and their metrics."""
+"""What a classifier learns: a class, several labels or a number per clip, the loss, the scores and their metrics."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -12,7 +12,7 @@ from amr.model.task import Task as Task
 from amr.model.task import check_task
 from amr.utils.errors import UserError
 from amr.utils.metrics import Extra as Extra
-from amr.utils.metrics import label_metrics, split_metrics
+from amr.utils.metrics import label_metrics, regression_metrics, split_metrics
 
 
 class Objective(nn.Module):
@@ -50,6 +50,12 @@ class Objective(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing}: must be a value in [0, 1)")
         check_task(task)
+        if task == "regression":
+            given = {"label_smoothing": label_smoothing, "class_weights": class_weights, "metrics": [*metrics]}
+            if num_classes != 1:
+                raise UserError(f"model.num_classes={num_classes}: must be 1 with model.task=regression")
+            if wrong := [key for key, value in given.items() if value]:
+                raise UserError(f"model.{wrong[0]}={given[wrong[0]]}: must be left out with model.task=regression")
         for name in metrics:
             if name not in get_args(Extra) or (name.startswith("top") and int(name[3:]) >= num_classes):
                 fitting = [n for n in get_args(Extra) if not n.startswith("top") or int(n[3:]) < num_classes]
@@ -70,12 +76,14 @@ class Objective(nn.Module):
 
         Args:
             logits: Logits.
-            label: Class indices (B,), or labels (B, C).
+            label: Class indices (B,), labels (B, C), or numbers (B, 1).
             reduction: `mean` for a scalar, or `none` for one value per clip, (B,).
             smooth: Whether labels are smoothed and weighted, as in training.
         """
         smoothing, weights = (self.label_smoothing, self.weights) if smooth else (0.0, None)
-        if self.task == "classes":
+        if self.task == "regression":
+            each = (logits.float() - label).square().mean(1)
+        elif self.task == "classes":
             if weights is None:
                 return F.cross_entropy(logits, label, label_smoothing=smoothing, reduction=reduction)
             each = F.cross_entropy(logits, label, label_smoothing=smoothing, reduction="none") * weights[label]
@@ -86,10 +94,23 @@ class Objective(nn.Module):
         return each.mean() if reduction == "mean" else each
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, C), of at least single precision."""
+        """Probabilities (B, C), or the numbers of a regression (B, 1), of at least single precision."""
+        if self.task == "regression":
+            return logits.float()
         return logits.float().softmax(1) if self.task == "classes" else logits.float().sigmoid()
 
     def metrics(self, prefix: str) -> MetricCollection:
         """The metrics of a split, updated with `scores` and labels; the training split's mAP is of rounded scores."""
+        if self.task == "regression":
+            return regression_metrics(prefix)
         make = split_metrics if self.task == "classes" else label_metrics
         return make(self.num_classes, prefix, self.extra, exact=prefix != "train/")
+
+    def target(self, label: Tensor) -> Tensor:
+        """Labels as the metrics take them."""
+        return label if self.task == "regression" else label.long()
+
+    @property
+    def logged(self) -> list[str]:
+        """Names of the metrics, without split."""
+        return ["mae", "pearson"] if self.task == "regression" else ["acc", "mAP", *self.extra]

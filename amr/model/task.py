@@ -1,10 +1,11 @@
-"""What a model tells of a clip: one class, or several labels."""
+"""What a model tells of a clip: one class, several labels, or a number."""
 
 from typing import Any, Literal, get_args
 
 from amr.utils.errors import UserError
 
-Task = Literal["classes", "labels"]
+Task = Literal["classes", "labels", "regression"]
+WHAT = {"labels": "several labels per clip", "regression": "regression"}
 
 
 def check_task(task: Any) -> Task:
@@ -25,14 +26,14 @@ def task_of(model: Any) -> Task:
 
 
 def check_classes(model: Any, what: str) -> None:
-    """Refuse a model of several labels per clip.
+    """Refuse a model of several labels per clip, or of a number.
 
     Args:
         model: The model.
         what: What is not defined for it.
 
     Raises:
-        UserError: Its task is `labels`.
+        UserError: Its task is not `classes`.
     """
-    if task_of(model) == "labels":
-        raise UserError(f"{what}: is not defined for several labels per clip (model.task=labels)")
+    if (task := task_of(model)) != "classes":
+        raise UserError(f"{what}: is not defined for {WHAT[task]} (model.task={task})")

@@ -16,6 +16,7 @@ from amr.attribution import undisturbed
 from amr.fusion.base import pool_tokens
 from amr.model import head_of, rows_at_once
 from amr.model.protocol import Explained
+from amr.model.task import check_classes
 from amr.multiviz.prediction import SparsePath, sparse_path
 from amr.utils.errors import UserError
 
@@ -101,6 +102,7 @@ def classify_errors(
     Raises:
         UserError: Shapes do not fit, or an option is out of its range.
     """
+    check_classes(model, "classify_errors")
     own, batch = {m: encodings[m].detach() for m in model.modalities}, rows_at_once(model, batch)
     labels = labels.detach().cpu().long()
     count, device = len(labels), next(iter(own.values())).device

@@ -204,7 +204,7 @@ class Regularizer(Recorded, nn.Module):
     min_modalities: ClassVar[int] = 1
     """Fewest modalities with which the method is defined."""
     several_labels: ClassVar[bool] = False
-    """Whether the method is defined for several labels per clip: it asks for losses by `Step.cross_entropy` alone."""
+    """Whether it is defined for several labels per clip and regression: its losses are `Step.cross_entropy` alone."""
     scales_gradients: ClassVar[bool] = False
     """Whether its effect is the size of gradients, which Adam and its like cancel."""
     signal: ClassVar[str] = ""

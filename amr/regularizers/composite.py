@@ -11,7 +11,7 @@ from amr.datamodules.selected import Copies, copies_of
 from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.model.passes import Scores
-from amr.model.task import Task
+from amr.model.task import WHAT, Task
 from amr.regularizers.base import EpochState, Regularizer, Step
 from amr.regularizers.shared import EpochMeans, trained
 from amr.utils.distributed import all_reduce_sum, rank_and_world
@@ -98,16 +98,15 @@ class Composite(nn.Module):
         """Refuses, by name, the methods that do not go with the main loss.
 
         Args:
-            task: Whether a clip has one class or several labels.
+            task: Whether a clip has one class, several labels or a number.
             weighted: Whether classes have weights, which a main loss of a method's own would leave out.
         """
         for method in self:
             if method.several_labels:
                 continue
-            if task == "labels":
+            if task != "classes":
                 raise UserError(
-                    f"model.{method.name}: is not defined for several labels per clip (model.task=labels); "
-                    "set it to null"
+                    f"model.{method.name}: is not defined for {WHAT[task]} (model.task={task}); set it to null"
                 )
             if weighted and method.overrides("main_loss"):
                 raise UserError(

@@ -238,7 +238,7 @@ def _check_fields(content: Mapping[str, Any]) -> None:
     for name in modalities:
         if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
             raise ValueError(f"its `amr.modalities`: {str(name)[:100]!r} cannot name a modality")
-    if type(classes) is not int or not 2 <= classes < 2**31:
+    if type(classes) is not int or not 1 <= classes < 2**31:
         raise ValueError("its `amr.num_classes` is no number of classes")
     for field, value, allowed in (
         ("amr.model", facts.get("model"), Mapping | None),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAveragePrecision,
@@ -22,6 +22,28 @@ from torchmetrics.utilities.data import dim_zero_cat
 Extra = Literal["f1", "uar", "top3", "top5", "top10"]
 """Metrics that are logged on request: F1 and recall as unweighted means over classes, and top-k accuracy."""
 BIN, BINS = 1 / 32, 1024  # of a score's log-odds: from -16, below which a score is less than 1.2e-7, to 16
+
+
+class Correlation(Metric):
+    """Pearson's correlation of outputs and true numbers; synchronized over ranks. NaN where one of them is constant."""
+
+    sums: Tensor
+    """Σ 1, x, y, x², y² and xy, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        """Adds clips, (B, 1) each."""
+        x, y = outputs.double().flatten(), target.double().flatten()
+        self.sums += torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(1)
+
+    def compute(self) -> Tensor:
+        """The correlation, in [-1, 1]."""
+        n, x, y, xx, yy, xy = self.sums
+        found: Tensor = ((n * xy - x * y) / ((n * xx - x * x) * (n * yy - y * y)).clamp_min(0).sqrt()).float()
+        return found
 
 
 class WeightedMean(Metric):
@@ -156,3 +178,9 @@ def label_metrics(num_labels: int, prefix: str, extra: Sequence[Extra] = (), *, 
     if "f1" in extra:
         metrics["f1"] = MultilabelF1Score(num_labels, average="macro", validate_args=False)
     return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)
+
+
+def regression_metrics(prefix: str) -> MetricCollection:
+    """Mean absolute error, in the label's unit, and Pearson's correlation; updates take outputs and labels, (B, 1)."""
+    found: dict[str, Metric] = {"mae": MeanAbsoluteError(), "pearson": Correlation()}
+    return MetricCollection(dict(found), prefix=prefix, compute_groups=False)

@@ -66,6 +66,24 @@ def names_of(label: Tensor, names: Sequence[str]) -> str:
     return JOIN.join(name for name, on in zip(names, label.tolist(), strict=True) if on) or NO_LABEL
 
 
+def numbers_of(values: Mapping[str, Values], ids: Sequence[str]) -> Labels:
+    """The numbers that a regression learns, (N, 1) float32, from their column.
+
+    Raises:
+        UserError: There are several columns, or an entry is no finite number; it names the clip.
+    """
+    if len(values) > 1:
+        raise UserError(f"data.label={list(values)}: must be one column with data.regression=true")
+    ((key, entries),) = values.items()
+    numbers = []
+    for i, entry in enumerate(entries):
+        value = np.asarray(np.nan if entry is None else entry)
+        if value.dtype.kind not in "biuf" or value.size != 1 or not np.isfinite(value).all():
+            raise _bad(i, ids, f"column {key!r} has {str(entry)[:40]!r}", "a finite number, with data.regression=true")
+        numbers.append(float(value.reshape(())))
+    return Labels([key], torch.tensor(numbers, dtype=torch.float32)[:, None], [f"{number:g}" for number in numbers])
+
+
 def _single(key: str, entries: Values, given: Sequence[str] | None, ids: Sequence[str]) -> Labels:
     plain = [_plain(key, i, entry, ids) for i, entry in enumerate(entries)]
     numbers = all(isinstance(value, int) for value in plain)

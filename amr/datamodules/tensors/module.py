@@ -20,7 +20,16 @@ from amr.datamodules.listing import read_lines
 from amr.datamodules.store.media import Clip
 from amr.datamodules.tensors.clips import CorruptedTensors, TensorDataset
 from amr.datamodules.tensors.columns import Column, as_column
-from amr.datamodules.tensors.labels import Labels, check_fractions, drawn, ids_of, labels_of, splits_of, strata
+from amr.datamodules.tensors.labels import (
+    Labels,
+    check_fractions,
+    drawn,
+    ids_of,
+    labels_of,
+    numbers_of,
+    splits_of,
+    strata,
+)
 from amr.datamodules.tensors.shapes import kind_atoms, tensor_picture
 from amr.datamodules.tensors.sources import Values, read_columns
 from amr.datamodules.tensors.spoil import corruptions_of
@@ -66,6 +75,7 @@ class Tensors(ListedClips):
             the folder `root` made.
         balance: Whether each training epoch draws as many clips with replacement, every class alike; of several labels
             per clip, by the clip's rarest one.
+        regression: Whether the label is a number to predict; the model's `task` is then `regression`.
 
     Raises:
         UserError: Anything wrong with the arguments, a file or a column.
@@ -91,6 +101,7 @@ class Tensors(ListedClips):
         predict_split: Literal["train", "val", "test"] = "test",
         follow_links: bool | None = None,
         balance: bool = False,
+        regression: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(modalities, Mapping) or not modalities:
@@ -103,7 +114,10 @@ class Tensors(ListedClips):
         self.label, self.split, self.id = label, split, id
         self.batch_size, self.num_workers, self.seed, self.drop_last = batch_size, num_workers, seed, drop_last
         self.predict_split, self.missing, self.split_seed, self.stratify = predict_split, missing, split_seed, stratify
-        self.root, self.balance = None, balance
+        self.root, self.balance, self.regression = None, balance, regression
+        if regression and (balance or labels is not None):
+            key = "balance" if balance else "labels"
+            raise UserError(f"data.{key}: must be left out with data.regression=true, which has no classes")
         self._folder = None if root is None else check_folder(Path(root), "data.root")
         self._inside = None if self._folder is None else RootFolder(self._folder, follow_links)
         self._given, self._labels_given = source, self._names(labels, "data.labels")
@@ -128,7 +142,8 @@ class Tensors(ListedClips):
         if not count:
             raise UserError(f"data.source={self.name}: it has no rows; must have some")
         ids = ids_of(columns[self.id]) if self.id else [f"{i:06d}" for i in range(count)]
-        target = labels_of({name: columns[name] for name in label}, self._labels_given, ids)
+        given_labels = {name: columns[name] for name in label}
+        target = numbers_of(given_labels, ids) if self.regression else labels_of(given_labels, self._labels_given, ids)
         splits = self._splits(columns, given, ids, target)
         train = np.array([split in ("train", "all") for split in splits])
         if not train.any():
@@ -212,7 +227,7 @@ class Tensors(ListedClips):
             raise UserError(f"data.split={self.split}: must not name {twice[0]!r}, which data.source has")
         places = [i for i in range(len(ids)) if given is None or given[i] == "train"]
         target = labels.target[places]
-        chosen = drawn(fractions, [ids[i] for i in places], target, self.split_seed, stratify=self.stratify)
+        chosen = drawn(fractions, [ids[i] for i in places], target, self.split_seed, stratify=self._stratified)
         splits = list(given) if given is not None else ["train"] * len(ids)
         for i, split in zip(places, chosen, strict=True):
             splits[i] = split
@@ -223,7 +238,7 @@ class Tensors(ListedClips):
     @property
     def multilabel(self) -> bool:
         """Whether a clip has several labels; the model's `task` is then `labels`."""
-        return self._target.ndim > 1
+        return self._target.ndim > 1 and not self.regression
 
     @property
     def split_kind(self) -> str:
@@ -231,7 +246,11 @@ class Tensors(ListedClips):
         if not isinstance(self.split, Mapping):
             return "as listed"
         parts = ", ".join(f"{name} {part:g}" for name, part in self.split.items())
-        return f"{parts}{' of each class' if self.stratify else ''}, seed {self.split_seed}"
+        return f"{parts}{' of each class' if self._stratified else ''}, seed {self.split_seed}"
+
+    @property
+    def _stratified(self) -> bool:
+        return self.stratify and not self.regression
 
     def vocabulary(self, modality: str) -> list[str]:
         """Text of each token id of a modality; empty where there is none."""

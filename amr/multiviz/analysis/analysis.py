@@ -22,7 +22,7 @@ from amr.model import device_of, encoder_of, head_of
 from amr.model.encoded import Encoded, Split, encode
 from amr.model.loaders import Data, as_data
 from amr.model.protocol import Explained
-from amr.model.task import task_of
+from amr.model.task import check_classes, task_of
 from amr.multiviz import unimodal
 from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
@@ -130,6 +130,8 @@ class Analysis:
                 raise UserError(
                     f"--out={plan.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
                 )
+        if task_of(model) == "regression":
+            check_classes(model, "analyze")
         lacking = [m for m in model.modalities if m not in data.modalities]
         if lacking:
             has = ", ".join(map(repr, data.modalities))
