@@ -42,7 +42,9 @@ class Logger(WandbLogger):
     def experiment(self) -> Any:
         return self.run
 
-    def log_table(self, key: str, columns: Any = None, data: Any = None, **kwargs: Any) -> None:
+    def log_table(  # type: ignore[override]  # what the callback gives
+        self, key: str, columns: Any = None, data: Any = None, **kwargs: Any
+    ) -> None:
         self.tables[key] = (columns, data)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -23,7 +24,7 @@ def site(folder: Path) -> Path:
 def test_a_report_and_a_card_lead_to_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amr.report.page.plot_curves", lambda *_: [])
     place = tmp_path / "my work #1"
-    facts = {"settings": {}, "listed": 4, "split": "given", "clips": {"train": 2, "val": 1, "test": 1}}
+    facts: dict[str, Any] = {"settings": {}, "listed": 4, "split": "given", "clips": {"train": 2, "val": 1, "test": 1}}
     paths = [
         write_run(place / f"runs/{name}", epoch(0, 0.5), results(0.5), method=name, **facts)
         for name in ("naive", "amr")

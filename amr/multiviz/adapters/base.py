@@ -51,7 +51,7 @@ class Adapter(ExplainedModule):
         embeddings = {"text": words} if "text" in modalities else None
         super().__init__(
             *(model, modalities, num_classes, None, self._encode, self._head),
-            *(embeddings, (), penultimate, None, batch_rows),
+            *(embeddings, (), penultimate, None, batch_rows, "classes"),
         )
         self.processor = processor
         vocabulary = model.get_submodule(words)

@@ -1,6 +1,7 @@
 """The documents' site opens and searches from disk, and asks nothing of the network."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from mkdocs.commands.build import build
@@ -19,7 +20,7 @@ def test_search_from_disk(page: Page, tmp_path: Path) -> None:
     (docs / "assets").symlink_to(REPOSITORY / "docs/assets")
     (docs / "index.md").write_text("# Home\n\n| a | b |\n|---|---|\n" + f"| {'wide ' * 9}| {'table ' * 99}|\n")
     (docs / "other.md").write_text("# Agreement\n\nKrippendorff's alpha, of raters.\n")
-    changes = {"docs_dir": str(docs), "site_dir": str(tmp_path / "site"), "nav": None, "hooks": []}
+    changes: dict[str, Any] = {"docs_dir": str(docs), "site_dir": str(tmp_path / "site"), "nav": None, "hooks": []}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump({**config, **changes}))
     build(load_config(str(tmp_path / "mkdocs.yml")))
 
