@@ -51,7 +51,7 @@ class RootFolder:
         """Why a relative path may not be read; empty if it may, or is not there."""
         leaves = f"which leaves the root folder {self.root}"
         if path.is_absolute() or ".." in path.parts:
-            return leaves
+            return f"{leaves}; must be relative to data.root: set that to a folder above all files"
         if len(str(path)) > _LONGEST:
             return ""
         reason = self._folder(path.parent) or self._refusal_of_link(path)
