@@ -38,7 +38,7 @@ class Task:
         steps: Steps of training.
         rate: Largest rate of learning.
         hole: The group of samples that the debugging round's training data lack.
-        loss: Of a batch.
+        loss: Loss of a batch.
         batch: Samples of a batch.
         masks: Probability that a word is masked in training; 0 where another word stands in for one taken away.
     """

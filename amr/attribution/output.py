@@ -166,7 +166,7 @@ def recombined_logits(
         Logits, (N, C); N is B if no indices are given.
 
     Raises:
-        ValueError: If a name is no modality, or if the numbers of places differ.
+        ValueError: If a name is not a modality, or if the numbers of places differ.
     """
     detached = set(detach)
     if unknown := (picks.keys() | detached) - encodings.keys():

@@ -50,7 +50,7 @@ def attribution_shares(
     runs in eval mode and is put back. So nothing upstream of the encodings, no running statistic and no random state is
     touched, also under `torch.inference_mode`.
 
-    A head that is linear in each encoding by itself (two towers whose score is a dot product) has
+    A head that is linear in each encoding separately (two towers whose score is a dot product) has
     e^a · ∂f/∂e^a = e^b · ∂f/∂e^b, dimension by dimension: every share is exactly 1/M, whatever the model has learned.
     `equal_by_construction` detects this. Read `shapley_shares` of such a head.
 

@@ -44,7 +44,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: after every epoch and its validation and, if asked, within epochs.
 
-    None is written between a batch and the validation that follows it: a run that went on from there would skip that.
+    No checkpoint is written between a batch and the validation that follows it: a run that resumed there would skip
+    the validation.
 
     Args:
         dirpath: The run's `checkpoints` folder.

@@ -49,7 +49,7 @@ class WandbContent(pl.Callback):
         self._told: list[tuple[str, int, int]] = []  # id, label and prediction of the clips to draw
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew.
+        """Starts again.
 
         Raises:
             UserError: Clips are to be drawn, and the data module or the model has no pictures.

@@ -57,7 +57,7 @@ class Guard(pl.Callback):
         """Takes the signals over, from Lightning too.
 
         On SIGTERM, Lightning would broadcast within the handler, which can deadlock, and leave without saving; under
-        SLURM, it would write a checkpoint of its own and requeue the job by itself. nohup has SIGHUP ignored, and so it
+        SLURM, it would write a checkpoint of its own and requeue the job. nohup has SIGHUP ignored, and so it
         stays.
         """
         connector: Any = trainer._signal_connector

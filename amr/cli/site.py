@@ -58,7 +58,7 @@ def run_agreement(options: argparse.Namespace) -> int:
         Exit status.
 
     Raises:
-        UserError: A file is no export, they are of different checkpoints, or nothing can be compared.
+        UserError: A file is not an export, they are of different checkpoints, or nothing can be compared.
     """
     from amr.report.site.agreement import agreement
 

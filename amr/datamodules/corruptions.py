@@ -214,7 +214,7 @@ def contrast(frames: Tensor, kept: float, _: Context) -> Tensor:
 
 
 def jpeg(frames: Tensor, quality: float, _: Context) -> Tensor:
-    """Each frame is compressed by JPEG at that quality."""
+    """Compresses each frame by JPEG at that quality."""
     mode = ImageReadMode.GRAY if frames.shape[1] == 1 else ImageReadMode.RGB
     files: Any = encode_jpeg(list(frames.cpu()), quality=int(quality))
     decoded: Any = [decode_jpeg(file, mode) for file in files]

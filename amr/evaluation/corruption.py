@@ -74,7 +74,7 @@ def corruption_rows(
     Args:
         model: The model.
         data: A `Corruptible` data module.
-        split: Whose clips.
+        split: Split whose clips are used, such as `test`.
         clean: Them, encoded as they are.
         train: Training clips, for the mean encoding that the dial's parts are measured from; None: that of `clean`.
         resamples: Number of resamples of the bootstrap.

@@ -112,7 +112,7 @@ def coalition_outputs(
     function: Callable[[dict[str, Tensor]], Tensor] | None = None,
     batch: int = 4096,
 ) -> Tensor:
-    """What the head says with every set of modalities: 2^M · N head rows.
+    """The head's output for every set of modalities: 2^M · N head rows.
 
     Args:
         model: The model.

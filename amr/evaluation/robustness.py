@@ -58,7 +58,7 @@ def measure(
         model: As `amr.load_model` gives it, or a classifier of one.
         data: The data module, prepared, or the loaders of `split` and of train, by name. Corruptions need one of amr's,
             or another `Corruptible`.
-        split: Whose clips.
+        split: Split whose clips are used, such as `test`.
         clean: The split's clips, where they are encoded already.
         train: Training clips that give the mean encoding and the probes' examples; None: encoded here, from the data
             module's `clips_of`, or its training loader if it is not one of amr's.

@@ -17,7 +17,7 @@ class Fusion(Recorded, nn.Module):
     """The head: fuses the encodings and classifies what comes out.
 
     A subclass implements `combine` (or, where logits are formed per modality, `fuse` and `classify`). Everything
-    cross-modal lives here, so encodings can be cached and the head re-run alone. A head treats every clip by itself (no
+    cross-modal lives here, so encodings can be cached and the head re-run alone. A head treats each clip separately (no
     batch norm) and can be differentiated twice: attributions are gradients, and their penalty is trained through.
 
     Args:
@@ -85,7 +85,7 @@ class Fusion(Recorded, nn.Module):
         return None
 
     def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each modality says by itself, (B, C).
+        """What each modality predicts alone, (B, C).
 
         W_m e^m + b/M where the head is linear in the encodings, else the logits with every other encoding zeroed.
         """
@@ -98,7 +98,7 @@ class Fusion(Recorded, nn.Module):
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Parts of the logits, (B, C) per modality, each of that modality's encoding alone; their sum is the logits.
 
-        None where the head is no such sum.
+        None where the head is not such a sum.
         """
         return None if self.modality_weights() is None else self.unimodal_logits(encodings)
 

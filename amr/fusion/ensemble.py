@@ -92,7 +92,7 @@ class Ensemble(Fusion):
         return self._classify_each(self.fuse(encodings))
 
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Each modality's logits or log-probabilities, (B, C); None for `probabilities`, which are no such sum."""
+        """Each modality's logits or log-probabilities, (B, C); None for `probabilities`, which are not such a sum."""
         parts = self.unimodal_logits(encodings)
         if self.combination == "logits":
             return parts

@@ -9,7 +9,7 @@ from amr.fusion.base import ClassifierInit, Fusion, linear_classifier, pool_all
 
 
 class Late(Fusion):
-    """Averages the logits of one classifier a modality: f = (1/M) Σ_m (W_m h_m + b_m).
+    """Averages the logits of one classifier per modality: f = (1/M) Σ_m (W_m h_m + b_m).
 
     The mean rule of Kittler et al. 1998, "On Combining Classifiers", section 2, on logits in place of posteriors. h_m
     is the encoding or, with `hidden`, a ReLU layer of it; the penultimate features are [h_1; ...; h_M]. The modalities'

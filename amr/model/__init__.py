@@ -66,7 +66,7 @@ class FusionModel(nn.Module):
         return self.head.num_classes
 
     def encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Encodes every modality by itself.
+        """Encodes each modality separately.
 
         Args:
             inputs: Input of each modality, (B, ...); further keys are ignored.
@@ -99,7 +99,7 @@ class FusionModel(nn.Module):
         return self.head.classify(features)
 
     def additive_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Parts of the logits, (B, C) per modality, whose sum is the logits; None where the head is no such sum."""
+        """Parts of the logits, (B, C) per modality, whose sum is the logits; None where the head is not such a sum."""
         return self.head.additive_logits(encodings)
 
     def score_of(self, score: Score) -> Score:
@@ -124,7 +124,7 @@ class FusionModel(nn.Module):
             modality or has no attribution.
 
         Raises:
-            UserError: It is no batch of this model.
+            UserError: It is not a batch of this model.
         """
         inputs, present = inputs_of(batch, self.modalities)
         inputs, present = move_data_to_device((inputs, present), next(self.parameters()).device)

@@ -26,7 +26,7 @@ class Ids:
     """The clips' names in a step's output, as in a list, which it is equal to.
 
     Lightning walks through every sequence in a step's output to detach what is in it: name by name, a quarter of the
-    time of a step of a tiny model. It leaves an object that is no sequence alone.
+    time of a step of a tiny model. It leaves an object that is not a sequence alone.
 
     Args:
         names: Names of the clips.

@@ -159,7 +159,7 @@ def encode(
     Args:
         model: The model.
         data: The data module.
-        split: Whose clips.
+        split: Split whose clips are used, such as `test`.
         most: At most so many, chosen by a hash of their ids.
         seed: Seed of the choice.
         context: What the encoders run in.

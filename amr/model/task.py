@@ -1,4 +1,4 @@
-"""What a model tells of a clip: one class, several labels, or a number."""
+"""What a model predicts for a clip: one class, several labels, or a number."""
 
 from typing import Any, Literal, get_args
 

@@ -46,7 +46,7 @@ def explained(
 
     Args:
         module: Maps inputs to logits (B, C), or to an object with `.logits`, or to a tuple that begins with them. It
-            treats every clip by itself.
+            treats each clip separately.
         modalities: Names of the modalities, in the order of shares; or the argument of `module.forward` by name, such
             as `{"text": "input_ids", "image": "pixel_values"}`. With names alone, inputs are passed by keyword if
             `forward` has these names, as one mapping if it takes one argument, and in order if it takes as many.
@@ -162,8 +162,8 @@ class ExplainedModule(nn.Module):
         """Encoding of each modality in `inputs`, (B, ...): the input, its embedding, or what the user's encode says.
 
         Raises:
-            UserError: An input is no tensor, the clips differ in number, an id does not exist, or, the first time, the
-                head does not repeat the module's logits.
+            UserError: An input is not a tensor, the clips differ in number, an id does not exist, or, the first time,
+                the head does not repeat the module's logits.
         """
         given = {name: inputs[name] for name in self.modalities if name in inputs}
         for name, x in given.items():

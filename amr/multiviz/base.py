@@ -76,7 +76,7 @@ def fixed_target(model: Explained, encodings: Mapping[str, Tensor], target: Targ
 
 
 def fixed_targets(model: Explained, encodings: Mapping[str, Tensor], target: Target | Several) -> Fixed:
-    """`fixed_target`, and several scores a clip as they are, checked."""
+    """`fixed_target`, and several scores per clip as they are, checked."""
     if not isinstance(target, Several):
         return fixed_target(model, encodings, target)
     device, count = next(iter(encodings.values())).device, len(next(iter(encodings.values())))

@@ -188,7 +188,7 @@ class Regularizer(Recorded, nn.Module):
     declared with `class Base(Regularizer, abstract=True)`.
 
     Raises:
-        UserError: When a subclass is declared without `name`, or with an `on_...` method that is no hook.
+        UserError: When a subclass is declared without `name`, or with an `on_...` method that is not a hook.
     """
 
     name: ClassVar[str]

@@ -137,7 +137,7 @@ class Composite(nn.Module):
         """The clips of an epoch; None for every clip once.
 
         Raises:
-            UserError: If what the method chose is no choice of these clips.
+            UserError: If what the method chose is not a choice of these clips.
         """
         for method in self.overriding("select"):
             chosen = method.select(epoch, scores)

@@ -163,6 +163,6 @@ def recombined(
         Logits, (N, C); N is B if no indices are given.
 
     Raises:
-        ValueError: If a name is no modality, or if the numbers of places differ.
+        ValueError: If a name is not a modality, or if the numbers of places differ.
     """
     return recombined_logits(model.head, encodings, picks, detach)

@@ -100,7 +100,7 @@ def methods_of(slots: Mapping[str, Any]) -> dict[str, Regularizer]:
 
     Raises:
         TypeError: If a slot is unknown, as for any other function.
-        UserError: If a value is no method.
+        UserError: If a value is not a method.
     """
     for name, value in slots.items():
         if name not in method_slots():

@@ -40,7 +40,7 @@ SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a run's numbers."""
+    """Versions of the packages that decide a run's numbers."""
     packages = ("torch", "pytorch-lightning", "torchvision", "torchaudio", "av")
     return {"amr": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 

@@ -84,7 +84,7 @@ def robustness_cells(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[st
 
 
 def _number(values: Sequence[float], runs: int) -> str:
-    """A cell of what is no fraction: mean and standard deviation as they are, and how many runs have it if not all."""
+    """A cell of a number that is not a fraction: mean and deviation as they are, and the number of runs if not all."""
     if not values:
         return BLANK
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""

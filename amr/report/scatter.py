@@ -57,7 +57,7 @@ def plot_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None
 
 
 def plot_numbered_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
-    """The same for many rows: the means only, a number a method, thin lines from each to the same with AMR."""
+    """The same for many rows: the means only, one number per method, thin lines from each to the same with AMR."""
     means = {i: (statistics.fmean(x), statistics.fmean(y)) for i, (x, y) in enumerate(_points(rows, modality)) if x}
     groups = [kept for group in row_groups(rows) if (kept := [i for i in group if i in means])]
     if not groups:

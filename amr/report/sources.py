@@ -52,7 +52,7 @@ def read_run(path: str | Path, beside: Beside | None = None) -> Run:
         beside: What is known of folders that hold W&B's runs; added to.
 
     Raises:
-        UserError: It is no run, or one of its files cannot be read; the message names the file.
+        UserError: It is not a run, or one of its files cannot be read; the message names the file.
     """
     path = Path(path)
     if (path / "run.json").is_file():

@@ -55,7 +55,7 @@ def read_record(file: Path) -> Record:
     """Read a run-<id>.wandb as far as it goes: a killed run's ends within a message.
 
     Raises:
-        UserError: The file cannot be read, is no such file, or is damaged before its end.
+        UserError: The file cannot be read, is not such a file, or is damaged before its end.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2

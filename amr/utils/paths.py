@@ -49,7 +49,7 @@ def made_absolute(config: Mapping[str, Any], data: type) -> dict[str, Any]:
 
 
 def found_again(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A run's configuration as it serves now: what has moved together with the run, and the store that it used.
+    """A run's configuration with paths that are valid now: those that moved with the run, and its store.
 
     Args:
         config: Contents of config.yaml.

@@ -60,7 +60,7 @@ def wandb_stages_in(folder: Path) -> Iterator[None]:
 
 
 def finish_wandb() -> None:
-    """Ends the W&B run, which would otherwise take in the process's next one, and says how to upload it."""
+    """Ends the W&B run, which otherwise would continue as the process's next run, and says how to upload it."""
     if "wandb" not in sys.modules:
         return
     import wandb

@@ -91,11 +91,11 @@ def token_atoms(texts: Sequence[Pieces], length: int, *, most: int | None = None
 
 
 def segment_atoms(segments: torch.Tensor, shape: Sequence[int], names: Sequence[Sequence[str]] = ()) -> ClipAtoms:
-    """Segments of images that somebody has drawn, such as an object each; channels go together.
+    """Segments of images that a person has drawn, such as one per object; channels go together.
 
     Args:
         segments: Each pixel's segment, (N, H, W) integers: 0 to A - 1, and -1 for pixels in none. One map, (1, H, W),
-            is of every clip.
+            serves all clips.
         shape: One input's, (C, H, W) or (frames, C, H, W).
         names: What each segment of each clip is called. Empty: they are numbered.
 

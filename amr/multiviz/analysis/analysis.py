@@ -55,7 +55,7 @@ class Analysis:
         truth: True class of each clip, (N,); of several labels `predicted` if it is one of them, else the likeliest of
             them, -1 of a clip without.
         right: Whether `predicted` is true, (N,) bool.
-        probabilities: Probability of each class, or of each label by itself, (N, C) float64.
+        probabilities: Probability of each class, or of each label separately, (N, C) float64.
         features: Penultimate features, (N, D).
         place: Position in the split of each clip's id.
         index: Position in the split's dataset of each clip.

@@ -26,7 +26,7 @@ class Plan:
         checkpoint: A checkpoint of a run.
         out: Folder for the results.
         data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data.
-        split: Whose clips.
+        split: Split whose clips are used, such as `test`.
         clips: Clips that are explained, at least 2, for EMAP pairs them.
         classes: Classes that each clip is explained for, at least 1.
         units: Penultimate units that each clip is explained for, 0 or more.

@@ -49,7 +49,7 @@ def analyze(
         data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data. Or a
             data module; the loaders of `split` and of train by name, with `labels` and `kinds` of the data or without;
             batches of `split` alone; or the name of one of these, `my_module:data`, or of a function that makes it.
-        split: Whose clips.
+        split: Split whose clips are used, such as `test`.
         clips: Clips that are explained, at least 2.
         classes: Classes that each clip is explained for, at least 1.
         units: Penultimate units that each clip is explained for, 0 or more.

@@ -1,4 +1,4 @@
-"""Cross-modal interactions (C): what a score owes to modalities together, beyond what each brings by itself.
+"""Cross-modal interactions (C): what a score owes to modalities together, beyond what each brings alone.
 
 An interaction can only come from the head, so encoders run once an atom and the head does the rest. EMAP is in
 `amr.evaluation.emap`, for evaluation needs it too; it can be imported here like all other names.

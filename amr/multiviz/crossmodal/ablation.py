@@ -1,4 +1,4 @@
-"""4-point ablation: what two atoms bring together beyond what each brings by itself."""
+"""4-point ablation: the joint effect of two atoms beyond what each brings alone."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ def ablation(
     batch: int = 4096,
     encoder_batch: int = 64,
 ) -> Tensor:
-    """4-point ablation: what two atoms bring together beyond what each brings by itself.
+    """4-point ablation: the joint effect of two atoms beyond what each brings alone.
 
         map[n, i, j] = f(x) − f(x−i) − f(x−j) + f(x−ij)
 

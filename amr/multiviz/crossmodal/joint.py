@@ -64,7 +64,7 @@ def joint_lime(
 
     The first mask of a repeat keeps all atoms, the others keep each with probability ½. A mask has the weight that
     `lime_kernel` gives to A1 + A2 atoms. The surrogate has the 1 + A1 + A2 + A1·A2 coefficients of `JointExplanation`.
-    S·repeats rows a clip of each of the two encoders and of the head, and one more of each encoder.
+    S·repeats rows per clip of each of the two encoders and of the head, and one more of each encoder.
 
     Args:
         model: The model.
@@ -125,7 +125,7 @@ def joint_shap(
 
     Where `samples` reaches the 2^n − 2 masks that there are, each is taken once, and the errors are 0. Otherwise every
     repeat has the masks of one atom and of all but one, and the others are drawn by the kernel, each with its
-    complement. 3 + 2n + repeats·(S − 2n) rows a clip of each of the two encoders, or 2^n + 1; one fewer of the head.
+    complement. 3 + 2n + repeats·(S − 2n) rows per clip of each of the two encoders, or 2^n + 1; one fewer of the head.
 
     Args and errors are those of `joint_lime`.
     """

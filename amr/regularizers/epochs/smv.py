@@ -71,7 +71,7 @@ class SMV(Regularizer):
 
     Each epoch a pass over the training clips predicts each from every set of modalities, the others' encodings zeroed
     before the fused head. Sample level: next to every clip once stand `repeats` copies of it by each modality. Modality
-    level: `weakest`, measured on a random part of the clips, is trained by itself on further clips, N · rate · gap of
+    level: `weakest`, measured on a random part of the clips, is trained alone on further clips, N · rate · gap of
     them, drawn at random. In a copy the other modalities count as missing.
 
     Args:

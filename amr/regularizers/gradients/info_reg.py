@@ -127,7 +127,7 @@ class InfoReg(Regularizer):
 
     @torch.no_grad()
     def on_gradients(self, steps: Sequence[Step]) -> None:
-        """Holds the encoder of a modality that leads, and notes the gradients' squares."""
+        """Holds the encoder of a leading modality still, and records the gradients' squares."""
         model = steps[0].model
         scores, count = mean_over_ranks(torch.cat([self._right(step) for step in steps]))
         if self.which == "sum":

@@ -25,7 +25,7 @@ def min_norm_weights(multi: Tensor, uni: Tensor) -> Tensor:
     """Weights (w, 1 − w), w in [0, 1], that make w·multi + (1 − w)·uni shortest (Sener and Koltun 2018).
 
     The shortest point is the foot of the perpendicular on the line through both, or an end of the segment: with
-    d = multi − uni, w : (1 − w) = −⟨uni, d⟩ : ⟨multi, d⟩, negative parts cut off. Each is computed by itself, since
+    d = multi − uni, w : (1 − w) = −⟨uni, d⟩ : ⟨multi, d⟩, negative parts cut off. Each is computed separately, since
     1 − w would lose the digits of a weight near 0, which goes with the longer vector.
 
     Args:

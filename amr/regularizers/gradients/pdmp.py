@@ -1,4 +1,4 @@
-"""PDMP: the encoder of the modality that is best by itself takes the largest steps."""
+"""PDMP: the encoder of the modality that is best alone takes the largest steps."""
 
 from collections.abc import Sequence
 from typing import ClassVar

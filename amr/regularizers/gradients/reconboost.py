@@ -56,7 +56,7 @@ class ReconBoost(Regularizer):
         agreement: α, >= 0. The released code's term has no gradient, which is α = 0.
 
     Raises:
-        UserError: If an argument is out of its range, or the fusion is no sum.
+        UserError: If an argument is out of its range, or the fusion is not a sum.
     """
 
     name = "reconboost"
@@ -85,7 +85,7 @@ class ReconBoost(Regularizer):
         self.reconcile, self.agreement = reconcile, agreement
 
     def setup(self, model: FusionModel) -> None:
-        """Refuses, by name, a head that is no sum of the modalities'."""
+        """Refuses, by name, a head that is not a sum of the modalities'."""
         self.modalities = model.modalities
         if not model.head.additive:
             raise UserError(

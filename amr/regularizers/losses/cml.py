@@ -42,7 +42,7 @@ class CML(Regularizer):
     Args:
         weight: λ, >= 0.
         part_weight: w, >= 0.
-        hinge: `clip`: the rise of each clip's confidence counts by itself; `batch`: falls make up for rises within the
+        hinge: `clip`: the rise of each clip's confidence counts separately; `batch`: falls make up for rises within the
             batch, as in BalanceBenchmark's code.
         start_epoch: First epoch in which it acts; before, it is naive fusion.
         end_epoch: First epoch in which it no longer acts; None if it acts until the end.

@@ -1,4 +1,4 @@
-"""DGL: the fused loss trains the head alone, and each encoder learns by what its modality says by itself."""
+"""DGL: the fused loss trains the head alone, and each encoder learns by what its modality predicts alone."""
 
 from collections.abc import Mapping
 from typing import ClassVar, cast

@@ -1,4 +1,4 @@
-"""Gradient-Blending: one loss a modality and the fused one, weighted by how well each generalizes."""
+"""Gradient-Blending: one loss per modality and the fused one, weighted by how well each generalizes."""
 
 import hashlib
 import warnings

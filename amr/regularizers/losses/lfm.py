@@ -34,7 +34,7 @@ def moved_weight(alpha: Tensor, labels: Tensor, before: Tensor, rate: float) -> 
         alpha: α, a scalar.
         labels: ∇CE now, (P,).
         before: ∇CE − ∇KL of the step before, (P,).
-        rate: >= 0.
+        rate: Step size of α, >= 0.
     """
     return (alpha - rate * torch.dot(labels, before)).clamp(1 - MOST, MOST)
 
@@ -42,7 +42,7 @@ def moved_weight(alpha: Tensor, labels: Tensor, before: Tensor, rate: float) -> 
 class LFM(Regularizer):
     """Learning to fit labels by the modality gap (Yang et al. 2024, LFM): 2 [(1 − α) CE + α Σ_m KL(p̄ ‖ p_m) / M].
 
-    p_m is what modality m says by itself (`Fusion.unimodal_logits`), and CE the main loss, also one of another method.
+    p_m is what modality m predicts alone (`Fusion.unimodal_logits`), and CE the main loss, also one of another method.
     α starts at `weight`. With `schedule` it goes to `end_weight` by equal steps from one epoch to the next. With
     `learned`, each step looks back: had α been larger in the step before, would the cross-entropy of this batch, which
     that step had not seen, be lower (`moved_weight`)? The gradients are by the head's parameters, over all

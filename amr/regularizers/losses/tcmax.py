@@ -62,7 +62,7 @@ class TCMax(Regularizer):
     lack a modality are not re-paired and keep the cross-entropy.
 
     Args:
-        samples: Most tuples per batch of a head that is no sum, >= 1; all of them where they are no more.
+        samples: Most tuples per batch of a head that is not a sum, >= 1; all of them where they are no more.
         start_epoch: First epoch in which it acts; before, it is naive fusion.
         end_epoch: First epoch in which it no longer acts; None if it acts until the end.
 

@@ -1,4 +1,4 @@
-"""Unimodal teachers: every encoder is drawn to what its modality teaches by itself."""
+"""Unimodal teachers: every encoder is drawn to what its modality teaches alone."""
 
 import copy
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ def agreement(first: Path, second: Path) -> str:
         Lines to print.
 
     Raises:
-        UserError: A file is no export, they are of different checkpoints, or nothing can be compared.
+        UserError: A file is not an export, they are of different checkpoints, or nothing can be compared.
     """
     from amr.multiviz.simulation import krippendorff_alpha
 

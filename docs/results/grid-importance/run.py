@@ -2,7 +2,7 @@
 
     python docs/results/grid-importance/run.py
 
-A quarter of an hour on one idle core. Interrupted, it goes on where it stopped: a run, and 20 clips of a model, are its
+A quarter of an hour on one idle core. After an interruption it resumes: a run, and 20 clips of a model, are its
 units of work.
 """
 

@@ -2,7 +2,7 @@
 
     python docs/results/pointing/run.py
 
-About ten minutes on one idle core. Interrupted, it goes on where it stopped: a run, and a method on a model, are its
+About ten minutes on one idle core. After an interruption it resumes: a run, and a method on a model, are its
 units of work.
 """
 

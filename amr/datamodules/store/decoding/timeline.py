@@ -73,10 +73,10 @@ class Track:
 
 
 class Listener(Protocol):
-    """What decodes sound while the times of a file's packets are noted, so that it is read once less."""
+    """Decodes sound while the times of a file's packets are noted, which saves one pass over the file."""
 
     def begin(self, track: Track) -> None:
-        """Reading starts, or starts again."""
+        """Called when reading starts, or starts again."""
 
     def hear(self, packet: Any, time: float, span: float) -> None:
         """The next packet of sound, its own time corrected, that time and its length in seconds."""
@@ -89,7 +89,7 @@ class Timeline:
         source: The file, at its beginning.
         start: Window's first second.
         end: Window's last second; infinite: to the file's end.
-        listener: Is given each packet of sound.
+        listener: Object that gets each packet of sound.
 
     Attributes:
         audio: The packets of sound; None: the file has none.
