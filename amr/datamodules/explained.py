@@ -57,6 +57,11 @@ class ExplainedClips(ListedClips):
             return self.audio.atoms(self.decode.sample_rate, *given)
         return self.video.atoms(*given)
 
+    @property
+    def filed(self) -> tuple[str, ...]:
+        """The modalities that come from media files: all but a text."""
+        return tuple(name for name in self.modalities if name != TEXT)
+
     def split_atoms(self, modality: str, split: str, *, coarse: bool = False) -> Atoms:
         """The atoms of a split's clips, in the listing's order: of texts their words, else those of `atoms`."""
         if modality != TEXT or self.texts is None:

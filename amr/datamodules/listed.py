@@ -68,6 +68,11 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
         """A modality's input (of one clip) to look at."""
 
+    @property
+    def filed(self) -> tuple[str, ...]:
+        """The modalities that come from media files."""
+        return self.modalities
+
     def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
         """First and last second of the clip's media file that its input shows; None where that is not known."""
         return None

@@ -13,11 +13,13 @@ from amr.classifier import FusionClassifier
 from amr.datamodules import Clips
 from amr.datamodules.atoms import ClipAtoms
 from amr.datamodules.preprocessing import preprocessing
+from amr.datamodules.store.cut import probe
 from amr.datamodules.texts import TextColumn
 from amr.datamodules.transforms import AudioTransform, VideoTransform
 from amr.encoders import MLPEncoder, TextEncoder
 from amr.fusion import Concat
 from amr.multiviz.analysis.whole import analyze
+from amr.report.site import write_site
 from amr.report.site.source import Source
 from amr.utils.errors import UserError
 from tests.datamodules.conftest import write_csv
@@ -169,3 +171,7 @@ def test_training_and_the_analysis_show_the_words(folder: Path, tmp_path: Path) 
     shown = {path.stem: source.clip(path)["modalities"]["text"]["text_fine"] for path in (out / "clips").iterdir()}
     assert shown == {"c6": ["a", "dog"], "c7": ["a", ""]}
     assert source.kinds()["text"] == "text"
+    write_site([out], tmp_path / "site", [folder])
+    for slug in ("c6", "c7"):  # the png or jpg as a film; the text needs no file
+        assert probe(tmp_path / f"site/media/{slug}.mp4")["picture"]
+    assert {row["problem"] for row in source.rows.values()} == {None}

@@ -67,6 +67,7 @@ class PlainClips(pl.LightningDataModule):
         super().__init__()
         self.source, self.modalities, self.num_classes = data, model.modalities, model.num_classes
         self.task = task_of(model)
+        self.filed = model.modalities
         self.name = str(getattr(data, "name", None) or type(data).__name__)
         labels = getattr(data, "labels", None)
         self.labels = [str(name) for name in labels] if labels is not None else list(map(str, range(self.num_classes)))

@@ -95,7 +95,11 @@ def _predictions(analysis: Analysis, shares: Tensor) -> Any:
         row["explained"] = analysis.archive(i).is_file()
         files = {m: clip.files.get(m) for m in analysis.model.modalities}
         row |= {f"file_{m}": None if file is None else str(file) for m, file in files.items()}
-        row |= {"start": clip.start, "end": clip.end, "problem": _problem(data.root, files)}
+        row |= {
+            "start": clip.start,
+            "end": clip.end,
+            "problem": _problem(data.root, {m: f for m, f in files.items() if m in data.filed}),
+        }
         rows.append(row)
     table = pa.Table.from_pylist(rows)
     texts = {"error_kind", "error_modality", "problem", *(f"file_{m}" for m in analysis.model.modalities)}
