@@ -28,6 +28,7 @@ from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
+from amr.utils.checkpoints import read_checkpoint
 from amr.utils.errors import UserError
 from amr.utils.files import write_bytes, write_text
 from amr.utils.readers import read_arrays, read_object
@@ -138,6 +139,9 @@ class Analysis:
             raise UserError(f"--data: the model has the modality {lacking[0]!r}, data.modalities has {has}")
         data.prepare_data()
         data.setup()
+        if given is None and source is None:  # means and vocabularies that the model was trained with
+            if fitted := read_checkpoint(plan.checkpoint, verify=False).get(type(data).__qualname__):
+                data.load_state_dict(fitted)
         write_text(path, json.dumps(wanted, indent=1) + "\n")
         return cls(plan, model, data)
 

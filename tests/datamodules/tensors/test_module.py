@@ -15,6 +15,8 @@ from amr.datamodules import Tensors
 from amr.datamodules.loader import ClipLoader, ClipSampler
 from amr.encoders import MLPEncoder
 from amr.evaluation.robustness import measure
+from amr.multiviz.analysis.analysis import Analysis
+from amr.multiviz.analysis.plan import Plan
 from amr.regularizers import SMV
 from amr.utils.errors import UserError
 from tests.datamodules.tensors.columns import columns, options, write_npz, write_parquet
@@ -317,6 +319,13 @@ def test_a_run_from_a_yaml_and_from_arguments(
     analyze = ["analyze", "--ckpt", str(tmp_path / "runs/one"), "--out", str(tmp_path / "maps"), "--clips", "2"]
     assert main([*analyze, "--samples", "160"]) == 0
     assert (tmp_path / "maps/site/index.html").is_file()
+    other = columns()
+    other["b"] = 10 * other["b"] + 5
+    write_npz(tmp_path / "other.npz", other)
+    (tmp_path / "other.yaml").write_text(RUN.replace("x.npz", str(tmp_path / "other.npz")))
+    plan = Plan(tmp_path / "runs/one/checkpoints/best.ckpt", tmp_path / "others", tmp_path / "other.yaml", clips=2)
+    scaled, plain = (data.state_dict()["b"] for data in (Analysis.open(plan).data, Tensors(columns(), **options())))
+    assert scaled == plain  # other clips are scaled as those that the model was trained with
 
 
 def test_robustness_of_tensors() -> None:
