@@ -296,7 +296,7 @@ class Tensors(ListedClips):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Uses a checkpoint's means, deviations, lengths and vocabularies: those that its model was trained with."""
-        if state_dict != self.state_dict():
+        if state_dict and state_dict != self.state_dict():
             self._read(state_dict)
 
     # ---------------------------------------------------------------------------------------------------- analyses

@@ -139,9 +139,8 @@ class Analysis:
             raise UserError(f"--data: the model has the modality {lacking[0]!r}, data.modalities has {has}")
         data.prepare_data()
         data.setup()
-        if given is None and source is None:  # means and vocabularies that the model was trained with
-            if fitted := read_checkpoint(plan.checkpoint, verify=False).get(type(data).__qualname__):
-                data.load_state_dict(fitted)
+        if given is None and source is None:  # means and vocabularies are those that the model was trained with
+            data.load_state_dict(read_checkpoint(plan.checkpoint, verify=False).get(type(data).__qualname__, {}))
         write_text(path, json.dumps(wanted, indent=1) + "\n")
         return cls(plan, model, data)
 
