@@ -28,12 +28,14 @@
   function tiles(run, several) {
     const right = Math.round(run.accuracy * run.clips);
     const [low, high] = AMR.wilson(right, run.clips);
+    // The first epoch with the highest accuracy, of which best.ckpt is unless another metric chose it.
+    const best = (run.history || []).reduce((first, row) => ((row["val/acc"] ?? -1) > (first?.["val/acc"] ?? -1) ? row : first), null);
     const tile = (label, value, under) => h("div.tile", h("span.label", label), h("div.value", value), h("div.under", under));
     return h("div", several ? h("h3", h("i.swatch", { style: { background: `var(--r${AMR.site.runs.indexOf(run)})` } }), run.name) : null, h("div.tiles",
       tile("Accuracy", AMR.percent(run.accuracy), run.task === "labels" ? "over all labels, at one half" : `95 % interval ${AMR.percent(low)} to ${AMR.percent(high)}`),
       tile("mAP", AMR.percent(run.mAP), run.task === "labels" ? "mean over labels" : "mean over classes"),
       tile("Calibration error", AMR.percent(run.ECE), "ECE, 15 bins; 0 is calibrated"),
-      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), "mean share of the attribution")),
+      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), Number.isFinite(best?.[`val/decision_share/${m}`]) ? `of the attribution; of the decisions ${AMR.percent(best[`val/decision_share/${m}`])} (validation)` : "mean share of the attribution")),
       run.emap && run.emap.clips >= 50 ? tile("Without interaction", AMR.percent(run.emap.additive_accuracy), `EMAP; with it ${AMR.percent(run.emap.accuracy)}, on ${AMR.plural(run.emap.clips, "clip")}`) : null));
   }
 
