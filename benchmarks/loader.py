@@ -5,6 +5,8 @@
   file is read, resampled and transformed with librosa. The files are made beforehand and lie in the page cache.
 - stored rate, where the recipe resamples (CREMA-D): the store's waveform is resampled beforehand, into int16. That is
   not the recipe's input (its rounding shows above 8 kHz); it says what resampling at each access costs.
+- raw, and raw + spectrogram where nothing random precedes it: the store converted with `decode.frames: raw` and
+  `decode.spectrogram: true`. Its frames are those of the JPEG files.
 
 All three augment alike and make the same shapes (OGM-GE's spectrogram is never a mel one). They take turns on parts of
 the clips, with one thread, for a loader process has no more. It is CPU time, of which other processes take none; no
@@ -36,6 +38,7 @@ from torchvision.transforms import v2
 
 from amr.datamodules import Clips
 from amr.datamodules.spectra import resampled
+from amr.datamodules.spectrograms import kept_options
 from amr.datamodules.store.media import Clip, decode
 from amr.datamodules.transforms import VideoTransform
 from benchmarks.common import Data, clips, machine, quiet, report, spread
@@ -175,6 +178,16 @@ def at_stored_rate(module: Clips, dataset: Any) -> Any:
     return other
 
 
+def converted(module: Clips, folder: Path, **decode: Any) -> Any:
+    """The training items of the store, converted to other `decode` options."""
+    other = copy.copy(module)
+    other.decode, other.store, other._usable = replace(module.decode, **decode), folder, None
+    other._kept = kept_options(other.decode, other.audio)
+    other.prepare(convert=module.store)
+    other.setup()
+    return other.train_dataloader().dataset
+
+
 def measure(data: Data, count: int, blocks: int) -> dict[str, Any]:
     """Times the variants on one data set."""
     with tempfile.TemporaryDirectory() as name:
@@ -189,6 +202,11 @@ def measure(data: Data, count: int, blocks: int) -> dict[str, Any]:
         if module.audio.sample_rate is not None:
             ready = at_stored_rate(module, dataset)
             variants["stored_rate"] = lambda clip: ready[index[clip.id]]
+        raw = converted(module, Path(name) / "raw", frames="raw")
+        variants["raw"] = lambda clip: raw[(0, index[clip.id])]
+        if module.audio.crop == "first" and not module.audio.time_shift_ms:
+            both = converted(module, Path(name) / "both", frames="raw", spectrogram=True)
+            variants["raw_spectrogram"] = lambda clip: both[(0, index[clip.id])]
         for read in variants.values():  # the first call of each builds filters, windows and caches
             read(module.clips[0])
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
@@ -205,6 +223,11 @@ def measure(data: Data, count: int, blocks: int) -> dict[str, Any]:
     for other in ("media", "ogm_ge"):
         ratios = [b / a for a, b in zip(seconds["store"], seconds[other], strict=True)]
         result |= spread(f"{other}_over_store", ratios, 2)
+    for kind in ("raw", "raw_spectrogram"):
+        if kind in seconds:
+            for other in ("store", "ogm_ge"):
+                ratios = [b / a for a, b in zip(seconds[kind], seconds[other], strict=True)]
+                result |= spread(f"{other}_over_{kind}", ratios, 2)
     if "stored_rate" in seconds:
         ratios = [a / b for a, b in zip(seconds["store"], seconds["stored_rate"], strict=True)]
         result |= spread("store_over_stored_rate", ratios, 2)

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,11 @@ from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
 from amr.datamodules.listed import check_batches
 from amr.datamodules.listing import check_listing
 from amr.datamodules.loader import ClipDataset, MemoryDataset, finish_video
+from amr.datamodules.spectrograms import kept_options
 from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
-from amr.datamodules.store.shards import ClipStore, shard_files
+from amr.datamodules.store.shards import ClipStore, settings_text, shard_files
 from amr.datamodules.texts import NO_TEXT, TEXT, ClipTexts, as_it_is, batch_as_it_is
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
 from amr.utils.errors import UserError
@@ -102,6 +102,7 @@ class ClipDataModule(ExplainedClips):
         self.root = Path(root)
         self.modalities = tuple(modalities)
         self.decode, self.audio, self.video = decode, audio, video
+        self._kept = kept_options(decode, audio)
         self.batch_size, self.num_workers, self.seed, self.missing = batch_size, num_workers, seed, missing
         self.still, self.drop_last, self.predict_split, self.decode_on = still, drop_last, predict_split, decode_on
         self.in_memory, self.follow_links, self.balance = in_memory, follow_links, balance
@@ -136,13 +137,20 @@ class ClipDataModule(ExplainedClips):
         """The clip with its files, for a listing that leaves them out; called before it is decoded."""
         return clip
 
-    def prepare(self, executor: Executor | None = None) -> PrepareReport:
+    def prepare(self, executor: Executor | None = None, convert: str | Path | None = None) -> PrepareReport:
         """Decode what is not in the store yet, and clips with files that were missing and are there now.
 
         Args:
             executor: Where to run; None: `prepare_workers` processes on this machine.
+            convert: Another store of the same clips, from which this one is filled in place of the media; `decode` may
+                differ in `frames` and `spectrogram` alone.
+
+        Raises:
+            UserError: The store cannot be filled; see `amr.datamodules.store.prepare.prepare`.
         """
-        return self._prepare(executor, recheck=True)
+        if convert is None:
+            return self._prepare(executor, recheck=True)
+        return self._prepare(executor, origin=Path(convert))
 
     def verify(self) -> int:
         """Reread every byte of the store; the number of its shards.
@@ -150,24 +158,28 @@ class ClipDataModule(ExplainedClips):
         Raises:
             UserError: Shards are damaged, missing or out of date; it names them.
         """
-        return verify(self.clips, self.store, self.decode)
+        return verify(self.clips, self.store, self._kept)
 
     def prepare_data(self) -> None:
         """Lightning's hook: decode what is not in the store yet, once per machine."""
         self._decodes_late()  # an hour later is too late to refuse
         self._prepare()
 
-    def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
-        self._check_there()
+    def _prepare(
+        self, executor: Executor | None = None, *, recheck: bool = False, origin: Path | None = None
+    ) -> PrepareReport:
+        if origin is None:
+            self._check_there()
         return prepare(
             self.clips,
             self.store,
-            self.decode,
+            self._kept,
             root=self.root,
             workers=self.prepare_workers,
             executor=executor,
             recheck=recheck,
             locate=self.locate,
+            origin=origin,
         )
 
     def _check_there(self) -> None:
@@ -183,6 +195,8 @@ class ClipDataModule(ExplainedClips):
         if self._usable is not None:
             return
         self._clip_store = ClipStore(self.store)
+        if self.decode.spectrogram and self._clip_store.settings != {settings_text(self._kept.settings())}:
+            raise UserError(f"{self.store}: its spectrograms are not those of data.audio; run prepare again")
         problems = self._clip_store.problems
         unknown = self._clip_store.first_missing(clip.id for clip in self.clips)
         if unknown is not None:
@@ -260,6 +274,10 @@ class ClipDataModule(ExplainedClips):
             "video": self.video.choose if late else self.video,
             TEXT: as_it_is,
         }
+        reads = {}
+        if self.decode.spectrogram:
+            transforms["audio"] = partial(self.audio.from_features, shape=self.audio.shape(rate))
+            reads = {"audio": "spectrogram"}
         blanks = {
             "audio": torch.zeros(self.audio.shape(rate)),
             "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
@@ -272,6 +290,8 @@ class ClipDataModule(ExplainedClips):
                 "video": self.video.batch,
                 TEXT: batch_as_it_is,
             }
+            if self.decode.spectrogram:
+                batched["audio"] = partial(self.audio.batch_from_features, shape=self.audio.shape(rate))
             kind = partial(MemoryDataset, batched, {"video": self.video.decode})
         return kind(
             clips,
@@ -283,6 +303,7 @@ class ClipDataModule(ExplainedClips):
             seed=self.seed,
             present=self.missing == "keep",
             texts=self.texts,
+            reads=reads,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,7 +317,7 @@ class ClipDataModule(ExplainedClips):
 
     def _default_store(self) -> Path:
         """Named by all that two stores could differ in without being versions of each other."""
-        what = json.dumps([asdict(self.decode), self.name, str(self.root.resolve())], sort_keys=True)
+        what = json.dumps([self._kept.identity(), self.name, str(self.root.resolve())], sort_keys=True)
         return Path("stores") / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
     def _check_listing(self) -> None:

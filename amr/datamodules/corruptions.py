@@ -316,9 +316,9 @@ class CorruptedVideo:
     def __init__(self, transform: VideoTransform, corruption: Corruption, level: float, key: str) -> None:
         self.transform, self.corruption, self.level, self.key = transform, corruption, level, key
 
-    def __call__(self, jpegs: Sequence[Any], *, train: bool) -> Tensor:
-        """Corrupt and transform a clip's JPEG files."""
-        chosen = self.transform.choose(jpegs, train=train)
+    def __call__(self, stored: Sequence[Any], *, train: bool) -> Tensor:
+        """Corrupt and transform a clip's stored frames."""
+        chosen = self.transform.choose(stored, train=train, whole=True)
         with seeded(self.key, torch.initial_seed()):
             context = Context()
             return self.transform.finish(chosen, "cpu", lambda x: self.corruption.apply(x, self.level, context))[0]

@@ -79,6 +79,7 @@ class ClipDataset(ListedDataset):
         seed: Seed of the run.
         present: Whether to say which modalities a clip has; otherwise every clip must have all.
         texts: Ids of the clips' texts by clip, data of the modality `text`, which the store lacks. None: no texts.
+        reads: By modality: what its transform is given of the clip's stored data, where that has another name.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class ClipDataset(ListedDataset):
         seed: int,
         present: bool,
         texts: Mapping[str, Tensor] | None = None,
+        reads: Mapping[str, str] | None = None,
     ) -> None:
+        self.reads = dict(reads or {})
         self.clips, self.store, self.transforms, self.blanks, self.texts = clips, store, transforms, blanks, texts
         self.train, self.seed, self.present = train, seed, present
         self.index = {label: i for i, label in enumerate(labels)}
@@ -132,7 +135,7 @@ class ClipDataset(ListedDataset):
         for modality, transform in self.transforms.items():
             if modality in data:
                 with seeded(*draw, clip.id, modality):
-                    inputs[modality] = transform(data[modality], train=self.train)
+                    inputs[modality] = transform(data[self.reads.get(modality, modality)], train=self.train)
             else:
                 inputs[modality] = self.blanks[modality]
         item: dict[str, Any] = {"inputs": inputs, "label": self.index[clip.label], "id": clip.id}
@@ -192,7 +195,9 @@ class MemoryDataset(ClipDataset):
         if clip.id not in self._held:
             try:
                 data = self._data(clip)
-                self._held[clip.id] = {m: self.decoders.get(m, _same)(data[m]) for m in self.transforms if m in data}
+                self._held[clip.id] = {
+                    m: self.decoders.get(m, _same)(data[self.reads.get(m, m)]) for m in self.transforms if m in data
+                }
             except ValueError as error:
                 raise damaged(self.store, clip.id, error) from error
         return self._held[clip.id]

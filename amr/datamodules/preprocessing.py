@@ -110,7 +110,7 @@ def _video(transform: VideoTransform, decode: DecodeOptions) -> dict[str, Any]:
             "frames_per_second": decode.fps,
             "crop_top_left_height_width": decode.crop,
             "shorter_side": decode.size,
-            "stored_as": f"JPEG, quality {decode.jpeg_quality}",
+            "stored_as": "uint8" if decode.frames == "raw" else f"JPEG, quality {decode.jpeg_quality}",
         },
         "steps": [
             {

@@ -14,6 +14,7 @@ _PLUMBING = ("class_path", "init_args", "dict_kwargs", "help")
 _FLAGS = ("--print_config", "--trust")
 _PREPARE: dict[str, Key] = {
     "scheduler": {"type": "str | null", "help": "A Dask scheduler's address or JSON file, whose workers decode."},
+    "convert": {"type": "str | null", "help": "Fill the store from this one, with other frames or spectrograms."},
     "verify": {"type": "bool", "help": "Only reread the store and compare its checksums."},
 }
 

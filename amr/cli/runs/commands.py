@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amr.cli.keys.arguments import prepared
 from amr.cli.keys.check import data_argument
+from amr.utils.errors import UserError
 
 if TYPE_CHECKING:
     from amr.cli.fit import AmrCLI
@@ -108,6 +109,7 @@ def prepare(
     data: "str | Path | ClipDataModule",
     *,
     scheduler: str | None = None,
+    convert: str | Path | None = None,
     options: Options | None = None,
 ) -> "PrepareReport":
     """Decodes a data set's clips into its store, as `amr prepare` does. What is there already is kept.
@@ -115,6 +117,8 @@ def prepare(
     Args:
         data: A configuration's file or name, a class's import path, or a data module.
         scheduler: Address or JSON file of a Dask scheduler whose workers decode; None for processes on this machine.
+        convert: Another store of the same clips, from which the store is filled in place of the media. Its `decode` may
+            differ in `frames` and `spectrogram` alone. It is only read.
         options: Arguments of the data module, where it is not given itself, such as `{"root": "clips"}`.
 
     Returns:
@@ -127,7 +131,7 @@ def prepare(
 
     module = _datamodule(data, options)
     with dask_cluster(scheduler) as executor:
-        return module.prepare(executor)
+        return module.prepare(executor) if convert is None else module.prepare(executor, convert)
 
 
 def verify(data: "str | Path | ClipDataModule", *, options: Options | None = None) -> int:
@@ -150,7 +154,8 @@ def run_prepare(arguments: Sequence[str]) -> None:
     """The command `prepare`.
 
     Args:
-        arguments: The command's: `--config NAME`, or `--data CLASS --data.root ...`; `--scheduler`, `--verify`.
+        arguments: The command's: `--config NAME`, or `--data CLASS --data.root ...`; `--scheduler`, `--convert STORE`,
+            `--verify`.
 
     Raises:
         UserError: For anything that the user can mend.
@@ -164,13 +169,18 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--scheduler", type=str | None, help="a Dask scheduler's address or JSON file; its workers do it"
     )
+    parser.add_argument(
+        "--convert", type=str | None, help="fill the store from this one, with other frames or spectrograms"
+    )
     parser.add_argument("--verify", action="store_true", help="only reread the store and compare its checksums")
     config = parser.parse_args(list(arguments))
+    if config.verify and config.convert is not None:
+        raise UserError("--convert: must not be given with --verify; convert first")
     module: ClipDataModule = parser.instantiate_classes(config).data
     if config.verify:
         verify(module)
     else:
-        prepare(module, scheduler=config.scheduler)
+        prepare(module, scheduler=config.scheduler, convert=config.convert)
 
 
 def _datamodule(data: "str | Path | ClipDataModule", options: Options | None) -> "ClipDataModule":

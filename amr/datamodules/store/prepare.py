@@ -1,19 +1,19 @@
 """Decode every clip once into the store's shards, in parallel, and carry on where a killed run stopped."""
 
 import errno
-import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from amr.datamodules.store.convert import Origin, check_origin, estimate_converted
+from amr.datamodules.store.journal import Deaths, killers_of, log_clip
 from amr.datamodules.store.media import MODALITIES, Clip, Decoded, DecodeOptions, decode, without_details
 from amr.datamodules.store.plan import Group, Plan, Span, finished_shards, finished_spans, gaps, make_plan, stray_files
 from amr.datamodules.store.report import PrepareReport, describe_reasons, write_problems
-from amr.datamodules.store.room import check_room
+from amr.datamodules.store.room import check_room, estimate
 from amr.datamodules.store.shards import (
     SHARD_BYTES,
     damaged_clips,
@@ -29,15 +29,14 @@ from amr.datamodules.store.shards import (
 from amr.datamodules.store.summary import write_summary
 from amr.utils.errors import UserError
 from amr.utils.files import locked
-from amr.utils.streams import Progress, note, status
-from amr.utils.work import Task, check_not_in_worker, run_tasks
+from amr.utils.streams import Progress, status
+from amr.utils.work import check_not_in_worker, run_tasks
 
 MISSING = "file missing"
 POINTER = "a Git LFS pointer, not the file"
 KILLER = "killed the worker"
-_SMALL = 256  # fewer clips than this are not worth an estimate
+_SMALL = 256  # fewer clips than this are not worth an estimate, if they are kept as JPEG files
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FUTILE = 3  # deaths of a group's workers that no clip explains
 _ALONE = threading.Lock()  # the lock of a folder keeps other processes out, and not this one's other threads
 
 
@@ -61,6 +60,7 @@ def prepare(
     executor: Executor | None = None,
     recheck: bool = False,
     locate: Callable[[Clip], Clip] = lambda clip: clip,
+    origin: Path | None = None,
 ) -> PrepareReport:
     """Bring the store up to date with the clips.
 
@@ -83,6 +83,8 @@ def prepare(
         locate: Gives a clip its files, where the listing leaves them out; called only for clips that are about to be
             decoded or rechecked. A shard's key has the listed files, so that clips of such a listing which move or go
             after they were decoded make nothing stale.
+        origin: Another store of the same clips, whose data are converted in place of decoding the media. It is only
+            read. None: the media are decoded.
 
     Returns:
         The report, which is also written to the store: `report.csv` (id, modality, reason: a row a problem) and
@@ -90,10 +92,14 @@ def prepare(
 
     Raises:
         UserError: The store cannot be written or its disk is too small; it holds other clips alone; workers die, and
-            not at a clip; or every clip that is there is a Git LFS pointer.
+            not at a clip; every clip that is there is a Git LFS pointer; or `origin` holds other clips, or clips that
+            are kept by options between which nothing can convert.
     """
     store, root = store.absolute(), root.absolute()  # a cluster's workers start elsewhere
     plan = make_plan(clips, store, options, shard_size)
+    if origin is not None:
+        origin = origin.absolute()
+        check_origin(origin, store, plan, options)
     finished = finished_shards(store, plan)
     told = (store / "report.csv").is_file() and (store / "report.html").is_file()
     if told and not stray_files(store, plan, finished) and not _to_do(plan, finished, root, recheck, locate):
@@ -105,7 +111,7 @@ def prepare(
             raise UserError(f"{store / '.lock'} is a link; remove it, or name another folder as `store`")
         with _ALONE, locked(store, "name another folder as `store`", wait=True):
             _check_listed(store, plan)
-            report = _fill(plan, store, options, root, workers, executor, recheck, locate, shard_bytes)
+            report = _fill(plan, store, options, root, workers, executor, recheck, locate, shard_bytes, origin)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError(
             f"{store}: cannot write the store ({error.strerror}); name another folder as `store`"
@@ -195,6 +201,7 @@ def _fill(
     recheck: bool,
     locate: Callable[[Clip], Clip],
     shard_bytes: int,
+    origin: Path | None,
 ) -> PrepareReport:
     finished = finished_shards(store, plan)
     todo = _to_do(plan, finished, root, recheck, locate)  # another process may have worked while this one waited
@@ -203,12 +210,20 @@ def _fill(
     for path in store.glob("shard-*.journal"):  # what a killed run was at is no fault of the clip's
         path.unlink()
     decoded = [clip for pending in todo for clip in pending.clips]
-    if len(decoded) >= _SMALL:
-        check_room(decoded, store, options, root, workers, executor, locate)
+    if origin is not None:
+        open_groups = [pending.group for pending in todo]
+        if open_groups:
+            check_room(estimate_converted(origin, open_groups, options), len(decoded), store, options)
+    elif decoded and (len(decoded) >= _SMALL or options.frames == "raw" or options.spectrogram):
+        sample = min(16, max(2, len(decoded) // 16))
+        if estimated := estimate(decoded, options, root, workers, executor, locate, sample):
+            check_room(estimated, len(decoded), store, options)
     count = sum(pending.size for pending in todo)
     progress = Progress(f"prepare {store.name}", count, "clips")
-    tasks = ((g.path, g.key, [locate(clip) for clip in g.clips], root, options, shard_bytes) for g, _, _ in todo)
-    deaths = _Deaths()
+    tasks = (
+        (g.path, g.key, [locate(clip) for clip in g.clips], root, options, shard_bytes, origin) for g, _, _ in todo
+    )
+    deaths = Deaths()
     try:
         with closing(
             run_tasks(_prepare_shard, tasks, workers=workers, executor=executor, again=deaths.again)
@@ -259,9 +274,17 @@ def _come(
 
 
 def _prepare_shard(
-    path: Path, key: str, clips: list[Clip], root: Path, options: DecodeOptions, limit: int = SHARD_BYTES
+    path: Path,
+    key: str,
+    clips: list[Clip],
+    root: Path,
+    options: DecodeOptions,
+    limit: int = SHARD_BYTES,
+    origin: Path | None = None,
 ) -> int:
     """Decode a group's clips that no shard has, and those whose files have come; the others' may be gone.
+
+    With `origin`, the clips that no shard has are converted from there instead.
 
     Returns:
         Number of clips in the shards that it wrote.
@@ -271,18 +294,20 @@ def _prepare_shard(
     spans = finished_spans(key, len(clips), files)
     stale = {file for _, file in files} - {span.path for span in spans}
     journal = path.with_suffix(".journal")
-    killers = _killers(journal)
+    killers = killers_of(journal)
     begun: set[str] = set()
     count = 0
+    converted = None if origin is None else Origin(origin, number, options)
+    settings = options.settings()
 
     def fresh(clips: Sequence[Clip]) -> Iterator[tuple[str, Decoded]]:
         for clip in clips:
             if clip.id in killers:
                 yield clip.id, Decoded(problems=dict.fromkeys(MODALITIES, KILLER))
             else:
-                _note(log, "+", clip.id)
+                log_clip(log, "+", clip.id)
                 begun.add(clip.id)
-                yield clip.id, _decode(clip, root, options)
+                yield clip.id, converted(clip) if converted else _decode(clip, root, options)
 
     def renewed(span: Span, come: Mapping[str, Clip]) -> Iterator[tuple[str, Decoded]]:
         for id, decoded in read_rows(span.path):
@@ -292,17 +317,17 @@ def _prepare_shard(
         nonlocal count
         count += 1
         if id in begun:
-            _note(log, "-", id)
+            log_clip(log, "-", id)
 
     with journal.open("a", encoding="utf-8") as log:
         for span in spans:
-            if come := _come(span, clips, root):
-                write_shard(span.path, key, renewed(span, come), None, written)
+            if converted is None and (come := _come(span, clips, root)):
+                write_shard(span.path, key, renewed(span, come), None, written, settings)
         for start, stop in gaps(spans, len(clips)):
             rows, before = fresh(clips[start:stop]), count
             while (place := start + count - before) < stop:
                 shard = shard_path(path.parent, number, place)
-                write_shard(shard, key, rows, limit, written)
+                write_shard(shard, key, rows, limit, written, settings)
                 stale.discard(shard)
     for file in stale:  # of other clips or options
         file.unlink()
@@ -326,45 +351,6 @@ def _is_pointer(path: Path) -> bool:
             return file.read(len(start)) == start
     except (OSError, ValueError):
         return False
-
-
-def _note(log: Any, sign: str, id: str) -> None:
-    log.write(f"{sign}{json.dumps(id)}\n")
-    log.flush()  # to the system, which outlives the process
-
-
-def _begun(journal: Path) -> Counter[str]:
-    """How often each clip was begun and not finished: workers died at it."""
-    balance: Counter[str] = Counter()
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
-        with suppress(ValueError):  # a line that a full disk has cut
-            balance[json.loads(line[1:])] += 1 if line[0] == "+" else -1
-    return +balance
-
-
-def _killers(journal: Path) -> set[str]:
-    """Clips at which two workers have died."""
-    return {id for id, count in _begun(journal).items() if count >= 2}
-
-
-class _Deaths:
-    """Says whether to try a group again whose worker died: as long as clips explain the deaths."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._of: Counter[Path] = Counter()
-
-    def again(self, task: Task) -> bool:
-        """To be called after each death."""
-        path: Path = task[0]
-        self.total += 1
-        self._of[path] += 1
-        unexplained = self._of[path] - _begun(path.with_suffix(".journal")).total()
-        if unexplained >= _FUTILE:
-            note(f"{path.name}: {unexplained} worker processes died, and not at a clip")
-            return False
-        note(f"{path.name}: its worker process died; trying again")
-        return True
 
 
 def _report(finished: Mapping[Path, list[Span]]) -> PrepareReport:

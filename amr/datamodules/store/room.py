@@ -9,39 +9,35 @@ from concurrent.futures import Executor
 from itertools import accumulate
 from pathlib import Path
 
-from amr.datamodules.store.media import Clip, DecodeOptions, decode
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
 from amr.utils.errors import UserError
 from amr.utils.streams import status
 from amr.utils.work import run_tasks
 
 _SAMPLE = 16  # clips that are decoded
 _WEIGHED = 20_000  # clips whose files are looked at; more would take minutes on a network's file system
-_OVERHEAD = 1000  # bytes that a clip takes in a shard besides its data
+OVERHEAD = 1000  # bytes that a clip takes in a shard besides its data
 
 
-def check_room(
-    clips: Sequence[Clip],
-    store: Path,
-    options: DecodeOptions,
-    root: Path,
-    workers: int,
-    executor: Executor | None,
-    locate: Callable[[Clip], Clip],
-) -> None:
+def check_room(estimated: tuple[float, float], count: int, store: Path, options: DecodeOptions) -> None:
     """Say how much room the clips will take, and refuse what surely has none.
+
+    Args:
+        estimated: Bytes that they will take, and the standard error.
+        count: Number of clips.
+        store: Where.
+        options: How they are kept.
 
     Raises:
         UserError: The disk is too small.
     """
-    estimated = estimate(clips, options, root, workers, executor, locate)
-    if estimated is None:
-        return
     need, error = estimated
     free = shutil.disk_usage(store).free
-    text = f"{store}: about {_size_text(need)} (± {_size_text(2 * error)}) for {len(clips)} clips"
+    text = f"{store}: estimate: about {_size_text(need)} (± {_size_text(2 * error)}) for {count} clips"
     text += f", {_size_text(free)} free"
     if need - 2 * error > free:
-        raise UserError(f"{text}; name another folder as `store`, or keep less by decode.fps and decode.size")
+        less = "decode.fps and decode.size" + (", or by decode.frames=jpeg" if options.frames == "raw" else "")
+        raise UserError(f"{text}; name another folder as `store`, or keep less by {less}")
     status(text)
 
 
@@ -52,6 +48,7 @@ def estimate(
     workers: int,
     executor: Executor | None = None,
     locate: Callable[[Clip], Clip] = lambda clip: clip,
+    sample: int = _SAMPLE,
 ) -> tuple[float, float] | None:
     """Bytes that the clips will take in a store, and the standard error; None: there is nothing to tell from.
 
@@ -66,6 +63,7 @@ def estimate(
         workers: Processes, as in `prepare`.
         executor: As in `prepare`.
         locate: As in `prepare`.
+        sample: Number of draws.
     """
     looked = [locate(clip) for clip in clips[:: math.ceil(len(clips) / _WEIGHED)]]
     windowed = all(clip.end is not None for clip in looked)
@@ -74,7 +72,7 @@ def estimate(
     if not total:  # nothing is there
         return None
     reach = list(accumulate(weights))
-    drawn = [bisect_left(reach, (i + 0.5) / _SAMPLE * total) for i in range(_SAMPLE)]
+    drawn = [bisect_left(reach, (i + 0.5) / sample * total) for i in range(sample)]
     stored: dict[int, float] = {}
     try:
         tasks = [(number, looked[number], root, options) for number in dict.fromkeys(drawn)]
@@ -104,10 +102,14 @@ def _weight(clip: Clip, root: Path, *, windowed: bool) -> float:
 
 def _size(number: int, clip: Clip, root: Path, options: DecodeOptions) -> tuple[int, float]:
     """The number, and the bytes that the decoded clip takes in a shard."""
-    decoded = decode(clip, root, options)
-    wave = 0 if decoded.waveform is None else decoded.waveform.nbytes
+    return number, float(OVERHEAD + stored_size(decode(clip, root, options)))
+
+
+def stored_size(decoded: Decoded) -> int:
+    """Bytes of a decoded clip's data in a shard."""
+    sound = sum(values.nbytes for values in (decoded.waveform, decoded.spectrogram) if values is not None)
     frames = decoded.frames or []
-    return number, float(_OVERHEAD + wave + sum(map(len, frames)) + 8 * len(frames))
+    return sound + sum(map(len, frames)) + 8 * len(frames)
 
 
 def _size_text(count: float) -> str:

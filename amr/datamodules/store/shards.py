@@ -10,10 +10,8 @@ shard is written and read a clip at a time, and opening it reads one batch.
 import hashlib
 import json
 import re
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,25 +19,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from amr.datamodules.store.media import KEPT, STILL, Clip, Decoded, DecodeOptions, without_details
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions
+from amr.datamodules.store.packing import (
+    SCHEMA,
+    SPECTRAL,
+    checksum_of,
+    pack,
+    pack_index,
+    packed_reasons,
+    parsed_reasons,
+    parts,
+    unpacked_reasons,
+)
 from amr.datamodules.store.sealing import NO_DIGEST, is_sealed, seal
 from amr.utils.errors import UserError
 from amr.utils.files import atomically
 
 FORMAT = 4  # part of every key: a change of layout or of decoding makes all shards stale
 SHARD_BYTES = 256 * 2**20  # a shard that has reached this size takes no more clips
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),  # ascending, within a shard and from one to the next
-        ("waveform", pa.large_binary()),  # int16 mono; null in the index
-        ("frames", pa.list_(pa.large_binary())),  # JPEG files; null in the index
-        (
-            "problem",
-            pa.string(),
-        ),  # in the index: JSON {modality: reason}; null: none; with STILL or KEPT the data is there
-        ("crc", pa.uint32()),  # in the index: CRC-32 of the waveform and the frames
-    ]
-)
 _NAME = re.compile(r"shard-(\d{5,})(?:-(\d{3,}))?\.arrow")
 _DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
 
@@ -68,8 +65,13 @@ def shard_files(store: Path, pattern: str = "shard-*.arrow") -> list[tuple[int, 
 
 def shard_key(clips: Iterable[Clip], options: DecodeOptions) -> str:
     """Digest of all that decides a group's content: format, options, and each clip's id, files and window."""
+    return identity_key(clips, options.identity())
+
+
+def identity_key(clips: Iterable[Clip], identity: Mapping[str, Any]) -> str:
+    """`shard_key` of options with this `DecodeOptions.identity`."""
     rows = [(c.id, {m: f.as_posix() for m, f in c.files.items()}, c.start, c.end) for c in clips]
-    return hashlib.sha256(json.dumps([FORMAT, asdict(options), rows], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, identity, rows], sort_keys=True).encode()).hexdigest()
 
 
 def write_shard(
@@ -78,6 +80,7 @@ def write_shard(
     rows: Iterable[tuple[str, Decoded]],
     limit: int | None = None,
     written: Callable[[str], None] = lambda id: None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write (id, decoded clip) rows so that the shard is either there, whole and on disk, or not there.
 
@@ -90,63 +93,25 @@ def write_shard(
         rows: Drawn until they end or the file is full.
         limit: Bytes after which no more rows are drawn; None: all rows are.
         written: Called with a clip's id as soon as its row is in the file.
+        settings: Settings of the spectrograms, which the file says; None: it has none.
     """
-    schema = SCHEMA.with_metadata({"key": key, "sha256": NO_DIGEST})
+    schema = SCHEMA if settings is None else SPECTRAL
+    said = {} if settings is None else {"spectrogram": settings_text(settings)}
+    schema = schema.with_metadata({"key": key, "sha256": NO_DIGEST, **said})
     index: list[tuple[str, str | None, int]] = []
     with atomically(path) as file:
         with pa.ipc.new_file(file, schema) as writer:
             for id, decoded in rows:
-                batch, crc = _pack(id, decoded)
-                reasons = _reasons(decoded)
+                batch, crc = pack(id, decoded, schema)
+                reasons = packed_reasons(decoded)
                 index.append((id, json.dumps(reasons, sort_keys=True) if reasons else None, crc))
                 writer.write_batch(batch)
                 del batch, decoded  # before the next clip is decoded
                 written(id)
                 if limit is not None and file.tell() >= limit:
                     break
-            ids, problem, crcs = zip(*index, strict=True) if index else ((), (), ())
-            nulls = [pa.nulls(len(index), SCHEMA.field(name).type) for name in ("waveform", "frames")]
-            columns = [pa.array(ids, pa.string()), *nulls, pa.array(problem, pa.string()), pa.array(crcs, pa.uint32())]
-            writer.write_batch(pa.record_batch(columns, SCHEMA))
+            writer.write_batch(pack_index(index, schema))
         seal(file)
-
-
-def _pack(id: str, decoded: Decoded) -> tuple[Any, int]:
-    """A clip's record batch and the checksum of its data; neither copies the waveform, and the frames are joined."""
-    waveform, frames, crc = (pa.nulls(1, SCHEMA.field(name).type) for name in ("waveform", "frames", "crc"))
-    checksum = 0
-    if decoded.waveform is not None:
-        samples = pa.py_buffer(np.ascontiguousarray(decoded.waveform))
-        waveform = pa.Array.from_buffers(pa.large_binary(), 1, [None, _offsets([samples.size]), samples])
-        checksum = zlib.crc32(samples)
-    if decoded.frames is not None:
-        joined, sizes = pa.py_buffer(b"".join(decoded.frames)), [len(frame) for frame in decoded.frames]
-        files = pa.Array.from_buffers(pa.large_binary(), len(sizes), [None, _offsets(sizes), joined])
-        frames = pa.ListArray.from_arrays(pa.array([0, len(sizes)], pa.int32()), files)
-        checksum = zlib.crc32(joined, checksum)
-    return pa.record_batch([pa.array([id]), waveform, frames, pa.nulls(1, pa.string()), crc], SCHEMA), checksum
-
-
-def _reasons(decoded: Decoded) -> dict[str, str]:
-    """All that is said of a clip, by modality."""
-    reasons = {**decoded.notes, **decoded.problems}
-    if decoded.still:
-        reasons["video"] = f"{STILL}: {reasons['video']}" if "video" in reasons else STILL
-    return reasons
-
-
-def _decoded(reasons: dict[str, str]) -> tuple[dict[str, str], bool, dict[str, str]]:
-    """The problems, whether the frames are still, and the notes that `_reasons` was made from."""
-    problems = dict(reasons)
-    if still := without_details(problems.get("video", "")) == STILL:
-        note = problems.pop("video").partition(": ")[2]
-        problems.update({"video": note} if note else {})
-    notes = {modality: text for modality, text in problems.items() if text.startswith(KEPT)}
-    return {modality: text for modality, text in problems.items() if modality not in notes}, still, notes
-
-
-def _offsets(sizes: list[int]) -> Any:
-    return pa.py_buffer(np.cumsum([0, *sizes], dtype=np.int64))
 
 
 def is_sound(path: Path) -> bool:
@@ -194,10 +159,8 @@ def read_problems(path: Path) -> dict[str, dict[str, str]]:
 def read_rows(path: Path) -> Iterator[tuple[str, Decoded]]:
     """The (id, decoded clip) rows that a shard was written from, one at a time."""
     shard = Shard(path)
-    for row, (id, reasons) in enumerate(zip(shard.ids, shard.problems, strict=True)):
-        (problems, still, notes), data = _decoded(reasons), shard.data(row)
-        frames = [frame.to_pybytes() for frame in data["video"]] if "video" in data else None
-        yield id, Decoded(data.get("audio"), frames, problems, still, notes)
+    for row, id in enumerate(shard.ids):
+        yield id, shard.decoded(row)
 
 
 def damaged_clips(path: Path) -> list[str]:
@@ -218,6 +181,7 @@ class Shard:
     Attributes:
         ids: Ids of its clips, ascending.
         problems: Problems of each clip, {modality: reason}; empty for a sound clip.
+        settings: Settings of its spectrograms, as JSON; None: it has none.
 
     Raises:
         UserError: It is not a shard of this format, or damaged.
@@ -229,7 +193,9 @@ class Shard:
         self.problems: list[dict[str, str]] = []
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if not self._reader.schema.equals(SCHEMA):
+            schema = self._reader.schema
+            self.settings = _settings(schema)
+            if not schema.equals(SCHEMA if self.settings is None else SPECTRAL):
                 raise ValueError("other columns")
             index = self._batch(self._reader.num_record_batches - 1)
             self.ids, self._crc = index.column("id").to_pylist(), index.column("crc").to_pylist()
@@ -237,7 +203,7 @@ class Shard:
                 raise ValueError("its index does not fit")
             if any(a >= b for a, b in zip(self.ids, self.ids[1:], strict=False)):
                 raise ValueError("ids do not ascend")
-            self.problems = [_parsed(problem) for problem in index.column("problem").to_pylist()]
+            self.problems = [parsed_reasons(problem) for problem in index.column("problem").to_pylist()]
         except _DAMAGE as error:
             raise UserError(f"{path}: unreadable shard ({_short(error)}); delete it and run prepare again") from error
 
@@ -251,14 +217,18 @@ class Shard:
             batch = self._batch(row)
             if batch.num_rows != 1 or batch.column("id")[0].as_py() != self.ids[row]:
                 raise ValueError("another clip lies in its place")
-            waveform, frames = batch.column("waveform")[0], batch.column("frames")[0]
+            waveform, frames = batch.column("waveform"), batch.column("frames")
             data: dict[str, Any] = {}
-            if waveform.is_valid:
-                data["audio"] = np.frombuffer(waveform.as_buffer(), dtype=np.int16)
-            if frames.is_valid:
-                if frames.values.null_count:
+            if not waveform.null_count:
+                data["audio"] = np.frombuffer(parts(waveform)[0], dtype=np.int16)
+            if not frames.null_count:
+                first, last = frames.offsets.to_pylist()
+                files = frames.values.slice(first, last - first)  # flatten() would import pyarrow.compute
+                if files.null_count:
                     raise ValueError("a frame is missing")
-                data["video"] = [frame.as_buffer() for frame in frames.values]
+                data["video"] = parts(files)
+            if self.settings is not None and not (stored := batch.column("spectrogram")).null_count:
+                data["spectrogram"] = np.frombuffer(parts(stored)[0], dtype=np.float16)
         except _DAMAGE as error:
             raise UserError(
                 f"{self.path}: clip {self.ids[row]!r} is damaged ({_short(error)}); run prepare --verify"
@@ -271,10 +241,17 @@ class Shard:
             data = self.data(row)
         except UserError:
             return False
-        crc = zlib.crc32(data["audio"]) if "audio" in data else 0
-        for frame in data.get("video", ()):
-            crc = zlib.crc32(frame, crc)
-        return bool(crc == self._crc[row])
+        return bool(checksum_of(data) == self._crc[row])
+
+    def decoded(self, row: int) -> Decoded:
+        """The decoded clip that a row was written from.
+
+        Raises:
+            UserError: Its data are damaged so that they cannot be read.
+        """
+        (problems, still, notes), data = unpacked_reasons(self.problems[row]), self.data(row)
+        frames = [frame.to_pybytes() for frame in data["video"]] if "video" in data else None
+        return Decoded(data.get("audio"), frames, problems, still, notes, data.get("spectrogram"))
 
     def _batch(self, number: int) -> Any:
         """A record batch whose offsets lie within its buffers: reading beyond them would kill the process."""
@@ -283,11 +260,23 @@ class Shard:
         return batch
 
 
-def _parsed(problem: str | None) -> dict[str, str]:
-    reasons = json.loads(problem) if problem else {}
-    if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
-        raise ValueError("a problem that is no reason by modality")
-    return reasons
+def settings_text(settings: Mapping[str, Any] | None) -> str | None:
+    """Settings of spectrograms as a shard says them; None of none."""
+    return None if settings is None else json.dumps(settings, sort_keys=True)
+
+
+def read_settings(path: Path) -> str | None:
+    """Settings of a shard's spectrograms, as JSON; None: it has none, or cannot be read."""
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            return _settings(reader.schema)
+    except _DAMAGE:
+        return None
+
+
+def _settings(schema: Any) -> str | None:
+    text = (schema.metadata or {}).get(b"spectrogram")
+    return None if text is None else bytes(text).decode()
 
 
 def _short(error: BaseException) -> str:
@@ -311,6 +300,7 @@ class ClipStore:
 
     Attributes:
         problems: What was wrong with clips: {id: {modality: reason}}; sound clips have no entry.
+        settings: Settings of the spectrograms of each shard, as JSON; None stands for shards that have none.
 
     Raises:
         UserError: No shard in the folder, or an unreadable one.
@@ -319,6 +309,7 @@ class ClipStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: dict[str, Mapping[str, str]] = {}
+        self.settings: set[str | None] = set()
         self._shards = [path for _, _, path in shard_files(folder)]
         self._first: list[str] = []
         self._size = 0
@@ -332,6 +323,7 @@ class ClipStore:
             self._size += len(shard.ids)
             if not shard.ids or (self._first and shard.ids[0] <= last):
                 raise UserError(f"{path}: does not follow the shard before it; run prepare again to finish the store")
+            self.settings.add(shard.settings)
             self._first.append(shard.ids[0])
             last = shard.ids[-1]
             for id, reasons in zip(shard.ids, shard.problems, strict=True):
@@ -364,7 +356,8 @@ class ClipStore:
         """A clip's data by modality; one with a problem is left out.
 
         Returns:
-            `audio`: (samples,) int16, read-only. `video`: list of buffers, a JPEG file each.
+            `audio`: (samples,) int16, read-only. `video`: list of buffers, each a JPEG file, or a PPM file if frames
+            are raw. `spectrogram`, where the store has them: flat float16, read-only.
 
         Raises:
             KeyError: The clip is not in the store.

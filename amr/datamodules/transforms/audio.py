@@ -84,6 +84,37 @@ class AudioTransform:
             UserError: The input is too short for the windows.
         """
         x = self._features(self._wave(samples, sample_rate, train)[None], self.rate(sample_rate))
+        return self._masked(x, train)
+
+    def features(self, samples: NDArray[np.int16 | np.float32], sample_rate: int) -> Tensor:
+        """What a call makes of (samples,) before the masks, where nothing random precedes them."""
+        return self._features(self._wave(samples, sample_rate, False)[None], self.rate(sample_rate))
+
+    def from_features(self, stored: NDArray[np.float16], *, shape: Sequence[int], train: bool) -> Tensor:
+        """As a call, from `features` that were stored.
+
+        Args:
+            stored: The features, flat.
+            shape: Their shape.
+            train: Whether to mask.
+
+        Raises:
+            ValueError: They are of another shape.
+        """
+        return self._masked(torch.from_numpy(stored.astype(np.float32).reshape(shape)), train)
+
+    def batch_from_features(
+        self,
+        clips: Sequence[NDArray[np.float16]],
+        draws: Sequence[AbstractContextManager[None]],
+        *,
+        shape: Sequence[int],
+        train: bool,
+    ) -> Tensor:
+        """As `batch`, from `features` that were stored; nothing is drawn."""
+        return torch.stack([self.from_features(clip, shape=shape, train=False) for clip in clips])
+
+    def _masked(self, x: Tensor, train: bool) -> Tensor:
         if train and self.kind != "waveform":
             # The value is the mean: zero after normalising would be wrong for a raw logarithm.
             for width, mask in ((self.freq_mask, T.FrequencyMasking), (self.time_mask, T.TimeMasking)):

@@ -1,4 +1,4 @@
-"""From a clip's stored JPEG frames to a network's input. Randomness is torch's; the caller seeds it."""
+"""From a clip's stored frames to a network's input. Randomness is torch's; the caller seeds it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import RandomResizedCrop  # type: ignore[attr-def
 from torchvision.transforms.v2.functional import resize  # type: ignore[attr-defined]
 
 from amr.datamodules.atoms import Atoms, video_atoms
+from amr.datamodules.store.raw import is_raw
 from amr.datamodules.transforms.allowed import require_option
+from amr.datamodules.transforms.frames import cut, frame_size, raw_pixels
 from amr.datamodules.transforms.picture import Picture, picture_of
 
 
@@ -39,7 +41,7 @@ class ChosenFrames:
     Neither a dataclass nor a tuple: Lightning would move what is in it to the device, and nvjpeg reads host memory.
 
     Attributes:
-        data: (bytes,) uint8, the JPEG files one after the other.
+        data: (bytes,) uint8, the JPEG or PPM files one after the other.
         sizes: Bytes of each frame's file, a list per clip; empty for a clip without video.
         views: Views of each clip.
     """
@@ -66,7 +68,7 @@ class ChosenFrames:
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """JPEG frames to a fixed number of them: (frames, 3, height, width) float32, 1 channel if `grayscale`.
+    """Stored frames to a fixed number of them: (frames, 3, height, width) float32, 1 channel if `grayscale`.
 
     Args:
         frames: Number taken. Frames repeat in a clip that has fewer.
@@ -105,22 +107,32 @@ class VideoTransform:
                 len(_channels(value)) == 1 or not self.grayscale, f"video.{key}", value, "one number if grayscale"
             )
 
-    def __call__(self, jpegs: Sequence[Any], *, train: bool) -> Tensor:
-        """Transform the clip's frames, each a buffer with a JPEG file.
+    def __call__(self, stored: Sequence[Any], *, train: bool) -> Tensor:
+        """Transform the clip's frames, each a buffer with a JPEG file, or with a PPM file if they are raw.
 
         Raises:
             ValueError: A frame cannot be decoded.
         """
-        return self.finish(self.choose(jpegs, train=train), "cpu")[0]
+        return self.finish(self.choose(stored, train=train), "cpu")[0]
 
-    def choose(self, jpegs: Sequence[Any], *, train: bool) -> ChosenFrames:
-        """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later."""
-        places = self._sample(len(jpegs), train)
-        files = [jpegs[i] for i in places]
+    def choose(self, stored: Sequence[Any], *, train: bool, whole: bool = False) -> ChosenFrames:
+        """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later.
+
+        Args:
+            stored: The clip's frames, as a call has them.
+            train: Whether to augment.
+            whole: Keep raw frames as they are, and not only the part of them that is seen.
+
+        Raises:
+            ValueError: A frame is damaged.
+        """
+        files = [stored[i] for i in self._sample(len(stored), train)]
+        view = self._views(lambda: frame_size(files[0]), train)
+        if not whole and self.augment == "resized_crop" and is_raw(files[0]):
+            files, view = _seen(files, view)
         # One buffer, for what travels from process to process is a file descriptor a tensor; a copy, for torch warns
         # of memory that it may not write to.
         buffer = bytearray().join(files)
-        view = self._views(lambda: _jpeg_size(buffer), train)
         data = torch.frombuffer(buffer, dtype=torch.uint8)
         return ChosenFrames(data, [[len(file) for file in files]], [view])
 
@@ -140,14 +152,14 @@ class VideoTransform:
             box = (top, left, *self._size)
         return View(box, train and self.flip and bool(torch.rand(()) < 0.5))
 
-    def decode(self, jpegs: Sequence[Any]) -> Tensor:
+    def decode(self, stored: Sequence[Any]) -> Tensor:
         """All of a clip's frames, (frames, channels, h, w) uint8.
 
         Raises:
             ValueError: A frame cannot be decoded, or their sizes differ.
         """
-        data = torch.frombuffer(bytearray().join(jpegs), dtype=torch.uint8)
-        chosen = ChosenFrames(data, [[len(jpeg) for jpeg in jpegs]], [View()])
+        data = torch.frombuffer(bytearray().join(stored), dtype=torch.uint8)
+        chosen = ChosenFrames(data, [[len(file) for file in stored]], [View()])
         frames = [frame for clip in self._decode(chosen, torch.device("cpu")) for frame in clip]
         if any(frame.shape != frames[0].shape for frame in frames):
             raise ValueError("its frames differ in size")
@@ -170,7 +182,7 @@ class VideoTransform:
                 places = self._sample(len(frames), train)
                 view = self._views(lambda frames=frames: tuple(frames.shape[-2:]), train)  # type: ignore[misc]
             x[i] = self._look([frames[place] for place in places], view)
-        mean, std = (torch.tensor(_channels(v)).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_of_channels(v) for v in (self.mean, self.std))
         return x.div_(255).sub_(mean).div_(std)
 
     def finish(
@@ -193,7 +205,7 @@ class VideoTransform:
             ValueError: A frame cannot be decoded.
         """
         x = torch.zeros((len(chosen.views), *self.shape()), device=device)
-        mean, std = (torch.tensor(_channels(v), device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_of_channels(v, str(device)) for v in (self.mean, self.std))
         there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
         for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
             x[i] = self._look([*corrupt(torch.stack(frames))] if corrupt else frames, chosen.views[i])
@@ -206,16 +218,22 @@ class VideoTransform:
         """Each clip's frames, (channels, h, w) uint8; clips without any are left out."""
         mode = ImageReadMode.GRAY if self.grayscale else ImageReadMode.RGB
         files = torch.split(chosen.data, [size for sizes in chosen.sizes for size in sizes])
+        if files and is_raw(files[0].numpy()):
+            raw = [raw_pixels(file, grayscale=self.grayscale).to(device) for file in files]
+            return self._clips(raw)  # whose sizes differ where they were cut
         try:
             images: Any = decode_jpeg(list(files), mode, device) if files else []
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from error
-        clips = [images[i : i + self.frames] for i in range(0, len(images), self.frames)]
+        clips = self._clips(images)
         if any(image.shape != clip[0].shape for clip in clips for image in clip):
             raise ValueError("its frames differ in size")
         return clips
+
+    def _clips(self, images: list[Tensor]) -> list[list[Tensor]]:
+        return [images[i : i + self.frames] for i in range(0, len(images), self.frames)]
 
     def _look(self, frames: list[Tensor], view: View) -> Tensor:
         """What a view shows of frames (channels, h, w): (frames, channels, height, width)."""
@@ -271,6 +289,12 @@ def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+@lru_cache
+def _of_channels(value: float | tuple[float, ...], device: str = "cpu") -> Tensor:
+    """A number for each channel, (channels or 1, 1, 1)."""
+    return torch.tensor(_channels(value), device=device).view(-1, 1, 1)
+
+
 def _stacked(frames: list[Tensor]) -> Tensor:
     """Frames (channels, h, w) as (frames, channels, h, w), in the layout that they have.
 
@@ -282,22 +306,14 @@ def _stacked(frames: list[Tensor]) -> Tensor:
     return torch.stack([frame.permute(1, 2, 0) for frame in frames]).permute(0, 3, 1, 2)
 
 
+def _seen(files: Sequence[Any], view: View) -> tuple[list[bytes], View]:
+    """The parts of raw frames that a view shows, and what is left of it: which are mirrored."""
+    views = view.frames or (view,) * len(files)
+    parts = [cut(file, own.box) if own.box else bytes(file) for file, own in zip(files, views, strict=True)]
+    left = tuple(View(mirror=own.mirror) for own in views)
+    return parts, View(frames=left) if view.frames else left[0]
+
+
 @lru_cache
 def _resized_crop(size: tuple[int, int]) -> Any:
     return RandomResizedCrop(size)
-
-
-def _jpeg_size(data: bytearray) -> tuple[int, int]:
-    """Height and width that the JPEG file at the beginning of the data says it has.
-
-    Raises:
-        ValueError: It has none.
-    """
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        if 0xC0 <= data[place + 1] <= 0xC2:  # the frame header of the baseline, extended or progressive process
-            height, width = (int.from_bytes(data[place + i : place + i + 2], "big") for i in (5, 7))
-            if height and width:
-                return height, width
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    raise ValueError("not a JPEG file")
