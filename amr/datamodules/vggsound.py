@@ -103,9 +103,11 @@ class VGGSound(ClipDataModule):
         """
         return {id: found for id, found in read_tags(self.clips).items() if found}
 
-    def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
+    def _prepare(
+        self, executor: Executor | None = None, *, recheck: bool = False, origin: Path | None = None
+    ) -> PrepareReport:
         self._found = None  # files may have come since
-        return super()._prepare(executor, recheck=recheck)
+        return super()._prepare(executor, recheck=recheck, origin=origin)
 
     def _scan(self) -> dict[str, Found]:
         """Each clip's files, from one pass over the folder; says how many clips there are."""

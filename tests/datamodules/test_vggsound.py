@@ -221,6 +221,10 @@ def test_train_then_go_on_without_the_clips(made: Made, tmp_path: Path) -> None:
     labels = ["--data.init_args.csv", str(tmp_path / "list.csv"), "--data.init_args.labels", "null"]
     assert main([*run, "--name", "third", *labels]) == 0
     assert main(["test", "--ckpt_path", str(tmp_path / "third/checkpoints/best.ckpt"), "--wandb", "disabled"]) == 0
+    root.mkdir()
+    given: dict[str, Any] = {**SMALL, "csv": tmp_path / "list.csv", "decode": DecodeOptions(8000, 5, frames="raw")}
+    fast = VGGSound(root, store=tmp_path / "fast", val_fraction=0.2, **given)
+    assert fast.prepare(convert=tmp_path / "store").decoded == len(fast.clips)
 
 
 def test_official_lists(shared_data: Path) -> None:

@@ -98,7 +98,7 @@ def prepare(
     store, root = store.absolute(), root.absolute()  # a cluster's workers start elsewhere
     plan = make_plan(clips, store, options, shard_size)
     if origin is not None:
-        origin = origin.absolute()
+        origin, recheck, locate = origin.absolute(), False, _as_listed  # the media may be gone
         check_origin(origin, store, plan, options)
     finished = finished_shards(store, plan)
     told = (store / "report.csv").is_file() and (store / "report.html").is_file()
@@ -126,6 +126,10 @@ def prepare(
         ) from error
     status(f"{store}: {report}")
     return _checked(report, root)
+
+
+def _as_listed(clip: Clip) -> Clip:
+    return clip
 
 
 def verify(clips: Sequence[Clip], store: Path, options: DecodeOptions, *, shard_size: int = 64) -> int:

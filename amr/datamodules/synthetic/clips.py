@@ -191,9 +191,12 @@ class Synthetic(ClipDataModule):
             },
         }
 
-    def _prepare(self, executor: Executor | None = None, *, recheck: bool = False) -> PrepareReport:
-        self.generate()
-        return super()._prepare(executor, recheck=recheck)
+    def _prepare(
+        self, executor: Executor | None = None, *, recheck: bool = False, origin: Path | None = None
+    ) -> PrepareReport:
+        if origin is None:
+            self.generate()
+        return super()._prepare(executor, recheck=recheck, origin=origin)
 
     def _write_listing(self, path: Path) -> None:
         temporary = path.with_suffix(".tmp")

@@ -204,7 +204,7 @@ class VideoTransform:
         Raises:
             ValueError: A frame cannot be decoded.
         """
-        x = torch.zeros((len(chosen.views), *self.shape()), device=device)
+        x = torch.empty((len(chosen.views), *self.shape()), device=device)
         mean, std = (_of_channels(v, str(device)) for v in (self.mean, self.std))
         there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
         for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
@@ -238,7 +238,8 @@ class VideoTransform:
     def _look(self, frames: list[Tensor], view: View) -> Tensor:
         """What a view shows of frames (channels, h, w): (frames, channels, height, width)."""
         if view.frames:
-            return torch.cat([self._look([frame], own) for frame, own in zip(frames, view.frames, strict=True)])
+            looks = [self._look([frame], own) for frame, own in zip(frames, view.frames, strict=True)]
+            return looks[0] if len(looks) == 1 else torch.cat(looks)  # which would copy it
         if self.augment == "resized_crop" and view.box:
             top, left, height, width = view.box
             frames = [frame[:, top : top + height, left : left + width] for frame in frames]  # before they are copied

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torchvision.io import decode_jpeg
@@ -95,6 +96,16 @@ def test_a_raw_store_has_the_pictures_and_a_spectral_one_their_sound(
         np.testing.assert_array_equal(data["spectrogram"].reshape(expected.shape), expected.astype(np.float16))
     assert "spectrogram" not in whole.get("c05")
     assert whole.get("c03") == {}
+
+
+def test_reading_a_clip_copies_none_of_it(made: dict[tuple[str, bool], Path]) -> None:
+    """Raw frames are large, and a transform sees a few of them, or a part of each."""
+    store = ClipStore(made["raw", True])
+    store.get("c00")
+    before = pa.total_allocated_bytes()
+    data = store.get("c01")
+    assert sum(frame.size for frame in data["video"]) > 10_000
+    assert pa.total_allocated_bytes() == before
 
 
 @pytest.mark.parametrize("to", list(KINDS))
