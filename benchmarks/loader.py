@@ -38,9 +38,9 @@ from torchvision.transforms import v2
 
 from amr.datamodules import Clips
 from amr.datamodules.spectra import resampled
-from amr.datamodules.spectrograms import kept_options
 from amr.datamodules.store.media import Clip, decode
 from amr.datamodules.transforms import VideoTransform
+from amr.datamodules.transforms.spectrograms import kept_options
 from benchmarks.common import Data, clips, machine, quiet, report, spread
 
 try:

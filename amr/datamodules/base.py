@@ -17,13 +17,13 @@ from amr.datamodules.folders import RootFolder, found_elsewhere, is_there
 from amr.datamodules.listed import check_batches
 from amr.datamodules.listing import check_listing
 from amr.datamodules.loader import ClipDataset, MemoryDataset, finish_video
-from amr.datamodules.spectrograms import kept_options
 from amr.datamodules.store.media import KEPT, MODALITIES, STILL, Clip, DecodeOptions, without_details
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.report import PrepareReport, count_reasons, describe_reasons
 from amr.datamodules.store.shards import ClipStore, settings_text, shard_files
 from amr.datamodules.texts import NO_TEXT, TEXT, ClipTexts, as_it_is, batch_as_it_is
 from amr.datamodules.transforms import AudioTransform, ChosenFrames, VideoTransform
+from amr.datamodules.transforms.spectrograms import kept_options
 from amr.utils.errors import UserError
 from amr.utils.streams import note
 

@@ -15,13 +15,13 @@ from torchvision.io import decode_jpeg
 
 from amr.cli.runs.commands import run_prepare
 from amr.datamodules import Clips
-from amr.datamodules.spectrograms import kept_options
 from amr.datamodules.store.media import Clip, DecodeOptions, decode
 from amr.datamodules.store.prepare import prepare, verify
 from amr.datamodules.store.raw import is_raw, packed, unpacked
 from amr.datamodules.store.report import PrepareReport
 from amr.datamodules.store.shards import ClipStore, is_sound, read_rows, shard_files, shard_key
 from amr.datamodules.transforms import AudioTransform
+from amr.datamodules.transforms.spectrograms import kept_options
 from amr.utils.errors import UserError
 from tests.datamodules.conftest import write_csv
 

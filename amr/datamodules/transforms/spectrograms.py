@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from amr.datamodules.store.media import DecodeOptions
-from amr.datamodules.transforms import AudioTransform
+from amr.datamodules.transforms.audio import AudioTransform
 from amr.utils.errors import UserError
 
 _LATER = ("crop", "time_shift_ms", "noise_snr_db", "freq_mask", "time_mask")  # do not change what is stored
