@@ -230,7 +230,7 @@ def check_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
         (["--trainer.accelerator", "gpu"], "gpu"),
         (["--trainer.devices", "none"], "devices"),
         (["--model.optimizer", "AdamW", "--model.optimizer.lr", "-1"], "model.optimizer: Invalid learning rate: -1.0"),
-        (["--best.monitor", "val/f1"], "best.monitor=val/f1: must be one of val/acc, val/mAP, val/loss"),
+        (["--best.monitor", "val/f1"], "best.monitor=val/f1: must be one of val/loss, val/acc, val/mAP"),
         (["--last.every_n_train_steps", "0"], "last.every_n_train_steps=0: must be a positive"),
         (["--model.encoders", "{'a.b': {class_path: amr.encoders.SmallCNN}}"], "'a.b' cannot name a modality"),
         (["--wandb", "offline", "--project", "a/b"], "--project='a/b': must be letters"),

@@ -23,7 +23,7 @@ def link(target: Path, start: Path) -> str | None:
         relative = Path(os.path.relpath(target.resolve(), start.resolve()))
     except ValueError:  # another drive
         return None
-    return None if relative.parts.count("..") > _UP else quote(relative.as_posix())
+    return None if relative.parts.count("..") > _UP else quote(os.fsencode(relative.as_posix()))
 
 
 def report_near(folders: Iterable[Path]) -> Path | None:

@@ -46,10 +46,13 @@ draw() {
 }
 
 planted() {
-  # shellcheck disable=SC2046  # rows are several words
+  local names
+  names=$(pick rows main plain)
+  [ -n "$names" ] || return 0
+  # shellcheck disable=SC2086  # rows are several words
   amr benchmark --config $here/main.yaml --data docs/study/synthetic.yaml --data.init_args.task=redundant \
     --data.init_args.audio_snr_db=-3 --data.init_args.video_noise=60 --trainer.max_epochs=10 --seeds 0 1 2 3 4 \
-    --out "$runs/planted" --jobs "$jobs" --wandb disabled --only $(pick rows main plain) || [ $? = 1 ]
+    --out "$runs/planted" --jobs "$jobs" --wandb disabled --only $names || [ $? = 1 ]
   python docs/study/measure.py planted main --runs "$runs" --results $here/results --measures clean
 }
 
