@@ -43,6 +43,7 @@ def saved(page: Page, button: Locator) -> tuple[str, bytes]:
     """Name and content of what a button saves."""
     with page.expect_download() as download:
         button.click()
+    page.wait_for_timeout(120)  # Chromium drops what a page saves beyond ten files a second
     path = download.value.path()
     return download.value.suggested_filename, Path(path).read_bytes()
 
