@@ -1,6 +1,5 @@
 """What W&B gets besides numbers: the confusion matrix of a test, the best checkpoint, a few clips with their maps."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from amr.callbacks.multiviz import draw_clip
-from amr.callbacks.tables import log_table
+from amr.callbacks.tables import guarded, log_table, wandb_loggers
 from amr.classifier import FusionClassifier
 from amr.datamodules import ListedClips
 from amr.model import complete_rows
@@ -19,7 +18,6 @@ from amr.model.batches import as_batch
 from amr.model.task import check_classes
 from amr.utils.distributed import all_reduce_sum
 from amr.utils.errors import UserError
-from amr.utils.streams import note
 
 DRAWN = 100  # classes; W&B's chart is made of a row per cell, and draws 10,000 of them
 
@@ -74,7 +72,7 @@ class WandbContent(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the batch, and keeps the first clips that have every modality."""
-        if outputs["label"].ndim > 1:
+        if not wandb_loggers(trainer) or outputs["label"].ndim > 1:
             return
         label, predicted = outputs["label"].cpu(), outputs["logits"].argmax(1).cpu()
         self._counts.index_put_((label, predicted), torch.ones_like(label), accumulate=True)
@@ -91,6 +89,8 @@ class WandbContent(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the confusion matrix and the clips."""
         assert isinstance(pl_module, FusionClassifier)
+        if not wandb_loggers(trainer):
+            return
         counts = all_reduce_sum(self._counts.to(pl_module.device)).cpu()
         if not trainer.is_global_zero:
             return
@@ -104,7 +104,7 @@ class WandbContent(pl.Callback):
             ]
             captions, images = zip(*pictures, strict=True)
             for logger in _runs(trainer):
-                _guarded("test/clips", lambda: logger.log_image("test/clips", list(images), caption=list(captions)))  # noqa: B023
+                guarded("test/clips", lambda: logger.log_image("test/clips", list(images), caption=list(captions)))  # noqa: B023
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sends the best checkpoint, where the run is online."""
@@ -117,7 +117,7 @@ class WandbContent(pl.Callback):
             return
         for logger in _runs(trainer):
             if not logger.experiment.offline:
-                _guarded("checkpoint", lambda: log_checkpoint(logger, Path(best.best_model_path), best))  # noqa: B023
+                guarded("checkpoint", lambda: log_checkpoint(logger, Path(best.best_model_path), best))  # noqa: B023
 
 
 def log_confusion(logger: WandbLogger, counts: Tensor, labels: list[str]) -> None:
@@ -143,7 +143,7 @@ def log_confusion(logger: WandbLogger, counts: Tensor, labels: list[str]) -> Non
         class_names=labels,
         title="Confusion matrix, test",
     )
-    _guarded("test/confusion", lambda: logger.experiment.log({"test/confusion": chart}))
+    guarded("test/confusion", lambda: logger.experiment.log({"test/confusion": chart}))
 
 
 def log_checkpoint(logger: WandbLogger, path: Path, best: ModelCheckpoint) -> None:
@@ -164,18 +164,7 @@ def log_checkpoint(logger: WandbLogger, path: Path, best: ModelCheckpoint) -> No
     logger.experiment.log_artifact(artifact, aliases=["best"])
 
 
-def _guarded(name: str, log: Callable[[], Any]) -> None:
-    """Logs; where W&B fails, one line says so, as with `log_table`."""
-    import wandb
-
-    try:
-        log()
-    except (OSError, wandb.Error) as error:
-        note(f"amr: W&B's {name} was not logged: {' '.join(str(error).split())}")
-
-
 def _runs(trainer: pl.Trainer) -> list[WandbLogger]:
     """The loggers whose W&B run is kept or sent."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     # Only rank 0 has a run.
-    return [logger for logger in loggers if not getattr(logger.experiment, "disabled", False)]
+    return [logger for logger in wandb_loggers(trainer) if not getattr(logger.experiment, "disabled", False)]

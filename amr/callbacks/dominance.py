@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -21,7 +20,7 @@ from amr.attribution import (
     predicted_shapley_shares,
     shapley_shares,
 )
-from amr.callbacks.tables import log_table
+from amr.callbacks.tables import log_table, wandb_loggers
 from amr.classifier import SPLITS, FusionClassifier
 from amr.evaluation.head import coalition_outputs
 from amr.model import FusionModel, complete_masks, complete_rows, device_of, head_of
@@ -319,9 +318,8 @@ class Dominance(pl.Callback):
             text = io.StringIO(newline="")
             csv.writer(text).writerows([columns, *sorted([*kept, *rows], key=lambda row: row[0] == "test")])
             write_text(self.table, text.getvalue())
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and rows:
-                log_table(logger, "per_class", columns, rows)
+        for logger in wandb_loggers(trainer) if rows else []:
+            log_table(logger, "per_class", columns, rows)
 
 
 def _usual_step(batches: float) -> int:

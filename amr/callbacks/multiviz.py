@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from amr.callbacks.tables import log_table
+from amr.callbacks.tables import log_table, wandb_loggers
 from amr.classifier import FusionClassifier
 from amr.datamodules import ListedClips
 from amr.model.batches import as_batch
@@ -118,7 +117,7 @@ class MultiVizCallback(pl.Callback):
                 note(f"MultiViz: {allowed:.1f} s are used up; left out at epoch {trainer.current_epoch}: {rest}")
                 break
             piece()
-        for logger in _wandb(trainer) if pictures else []:
+        for logger in wandb_loggers(trainer) if pictures else []:
             captions, images = zip(*pictures, strict=True)
             logger.log_image("val/multiviz/maps", list(images), step=trainer.global_step, caption=list(captions))
         self._started = self.clock()
@@ -142,7 +141,7 @@ class MultiVizCallback(pl.Callback):
             yield "crossmodal", partial(self._interaction, trainer, module, few, labels[:EMAP_CLIPS])
         if "prediction" in self.stages and bool((labels != labels[0]).any()):
             yield "prediction", partial(self._units, trainer, module, encodings, labels)
-        if "unimodal" in self.stages and _wandb(trainer):  # nobody else takes pictures
+        if "unimodal" in self.stages and wandb_loggers(trainer):  # nobody else takes pictures
             inputs = {m: torch.cat([part[m] for part in self._inputs]) for m in module.model.modalities}
             for n in range(len(next(iter(inputs.values())))):
                 one = {m: x[n : n + 1] for m, x in inputs.items()}
@@ -172,7 +171,7 @@ class MultiVizCallback(pl.Callback):
         best = path.sparsest()
         self._log(trainer, {"units": float(path.nonzeros[best])})
         rows = [[c, unit, value] for c, units in enumerate(top_units(path, best, 5)) for unit, value in units]
-        for logger in _wandb(trainer):
+        for logger in wandb_loggers(trainer):
             log_table(logger, "val/multiviz/sparse", ["class", "unit", "coefficient"], rows, trainer.global_step)
 
     def _picture(
@@ -220,7 +219,3 @@ def draw_clip(trainer: pl.Trainer, module: FusionClassifier, inputs: dict[str, T
         maps[modality] = [(one.method, one.values[0].cpu()) for one in found]
         shown[modality] = data.picture(modality, inputs[modality][0].cpu(), atoms)
     return title, Image.open(io.BytesIO(draw_maps(title, shown, maps)))
-
-
-def _wandb(trainer: pl.Trainer) -> list[WandbLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 
 from amr.callbacks.dominance import Dominance
-from amr.callbacks.tables import log_table
+from amr.callbacks.tables import log_table, wandb_loggers
 from amr.classifier import FusionClassifier
 from amr.evaluation.metrics import measure_encodings
 from amr.evaluation.probes import check_unimodal
@@ -166,9 +165,8 @@ class Robustness(pl.Callback):
         self._log(trainer, "test", rows)
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                log_table(logger, "test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
+        for logger in wandb_loggers(trainer):
+            log_table(logger, "test/robustness", SCHEMA.names, [list(asdict(row).values()) for row in rows])
         if self.out is not None and parts is not None:
             write_rows(self.out, rows)
             remove(parts.iterdir() if parts.is_dir() else ())

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from amr.callbacks.dominance import Dominance, class_rows
-from amr.callbacks.tables import log_table
+from amr.callbacks.tables import log_table, wandb_loggers
 
 
 class WandbSetup(pl.Callback):
@@ -62,9 +62,8 @@ class WandbSetup(pl.Callback):
         if not trainer.is_global_zero or not rows:
             return
         columns = ["epoch", "class", "clips", "acc", *(f"dominance/{name}" for name in self.facts["modalities"])]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                log_table(logger, "per_class_epochs", columns, rows)
+        for logger in wandb_loggers(trainer):
+            log_table(logger, "per_class_epochs", columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, for a resumed run."""
@@ -78,9 +77,7 @@ class WandbSetup(pl.Callback):
         """Writes to each W&B run, from rank 0."""
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if not isinstance(logger, WandbLogger):
-                continue
+        for logger in wandb_loggers(trainer):
             run = logger.experiment
             run.define_metric("epoch", hidden=True)
             for split in ("train", "val", "test"):
