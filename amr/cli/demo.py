@@ -69,13 +69,13 @@ def demo(
         run_command(["fit", *with_files(training(out, name, clips, epochs)), *lines, "--name", name, *resume])
         if not read_run(out / "runs" / name).test:
             run_command(["test", "--ckpt_path", str(out / "runs" / name / "checkpoints/best.ckpt")])
-    table = compare([out / "runs"], out / "report.html", picture)
     if explained:
         analyses = [_analyze(out, name, explained) for name in METHODS]
         # The folder of the clips: each analysis, which was made here, names it.
         roots = [Path(read_object(analysis / "summary.json")["root"]) for analysis in analyses]
         write_site(analyses, out / "site", roots, report=out / "report.html")
-        compare([out / "runs"], out / "report.html")  # with a link to the site
+    table = compare([out / "runs"], out / "report.html", picture)  # with a link to the site
+    if explained:
         for name in METHODS:
             write_card(out / "runs" / name)
     return table

@@ -148,9 +148,7 @@ class ClipDataModule(ExplainedClips):
         Raises:
             UserError: The store cannot be filled; see `amr.datamodules.store.prepare.prepare`.
         """
-        if convert is None:
-            return self._prepare(executor, recheck=True)
-        return self._prepare(executor, origin=Path(convert))
+        return self._prepare(executor, recheck=True, origin=None if convert is None else Path(convert))
 
     def verify(self) -> int:
         """Reread every byte of the store; the number of its shards.

@@ -48,8 +48,7 @@ def model_and_inputs(
         raise UserError("data: must be a data module or loaders, with a model that no run's folder tells of")
     else:
         model, found = fusion_model(checkpoint), {}
-    if model.task == "regression":
-        check_classes(model, "export")
+    check_classes(model, "export", several=True)
     labels = None
     if data is not None and not isinstance(data, str | Path):
         found, labels = _shown(data, model), getattr(data, "labels", None)

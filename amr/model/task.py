@@ -25,15 +25,17 @@ def task_of(model: Any) -> Task:
     return task
 
 
-def check_classes(model: Any, what: str) -> None:
-    """Refuse a model of several labels per clip, or of a number.
+def check_classes(model: Any, what: str, *, several: bool = False) -> None:
+    """Refuse a model of a number, or of several labels per clip.
 
     Args:
         model: The model.
         what: What is not defined for it.
+        several: Whether it is defined for several labels per clip.
 
     Raises:
-        UserError: Its task is not `classes`.
+        UserError: Its task is not `classes`, nor `labels` where these are allowed.
     """
-    if (task := task_of(model)) != "classes":
+    task = task_of(model)
+    if task != "classes" and not (several and task == "labels"):
         raise UserError(f"{what}: is not defined for {WHAT[task]} (model.task={task})")

@@ -131,7 +131,7 @@ def prepare(
 
     module = _datamodule(data, options)
     with dask_cluster(scheduler) as executor:
-        return module.prepare(executor) if convert is None else module.prepare(executor, convert)
+        return module.prepare(executor, convert)
 
 
 def verify(data: "str | Path | ClipDataModule", *, options: Options | None = None) -> int:

@@ -130,6 +130,11 @@ class DecodeOptions:
         return None
 
 
+def as_listed(clip: Clip) -> Clip:
+    """The clip as it is, for listings that have its files."""
+    return clip
+
+
 @dataclass
 class Decoded:
     """A decoded clip; a modality with a problem has no data.

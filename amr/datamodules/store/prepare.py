@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from amr.datamodules.store.convert import Origin, check_origin, estimate_converted
 from amr.datamodules.store.journal import Deaths, killers_of, log_clip
-from amr.datamodules.store.media import MODALITIES, Clip, Decoded, DecodeOptions, decode, without_details
+from amr.datamodules.store.media import MODALITIES, Clip, Decoded, DecodeOptions, as_listed, decode, without_details
 from amr.datamodules.store.plan import Group, Plan, Span, finished_shards, finished_spans, gaps, make_plan, stray_files
 from amr.datamodules.store.report import PrepareReport, describe_reasons, write_problems
 from amr.datamodules.store.room import check_room, estimate
@@ -59,7 +59,7 @@ def prepare(
     shard_bytes: int = SHARD_BYTES,
     executor: Executor | None = None,
     recheck: bool = False,
-    locate: Callable[[Clip], Clip] = lambda clip: clip,
+    locate: Callable[[Clip], Clip] = as_listed,
     origin: Path | None = None,
 ) -> PrepareReport:
     """Bring the store up to date with the clips.
@@ -98,7 +98,7 @@ def prepare(
     store, root = store.absolute(), root.absolute()  # a cluster's workers start elsewhere
     plan = make_plan(clips, store, options, shard_size)
     if origin is not None:
-        origin, recheck, locate = origin.absolute(), False, _as_listed  # the media may be gone
+        origin, recheck, locate = origin.absolute(), False, as_listed  # the media may be gone
         check_origin(origin, store, plan, options)
     finished = finished_shards(store, plan)
     told = (store / "report.csv").is_file() and (store / "report.html").is_file()
@@ -126,10 +126,6 @@ def prepare(
         ) from error
     status(f"{store}: {report}")
     return _checked(report, root)
-
-
-def _as_listed(clip: Clip) -> Clip:
-    return clip
 
 
 def verify(clips: Sequence[Clip], store: Path, options: DecodeOptions, *, shard_size: int = 64) -> int:
@@ -263,9 +259,7 @@ def _to_do(
     return todo
 
 
-def _come(
-    span: Span, clips: Sequence[Clip], root: Path, locate: Callable[[Clip], Clip] = lambda clip: clip
-) -> dict[str, Clip]:
+def _come(span: Span, clips: Sequence[Clip], root: Path, locate: Callable[[Clip], Clip] = as_listed) -> dict[str, Clip]:
     """The clips of a shard with a file that could not be had when it was written and is there now, by id."""
     known, come = {clip.id: clip for clip in clips}, {}
     for id, problems in read_problems(span.path).items():

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from itertools import accumulate
 from pathlib import Path
 
-from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, decode
+from amr.datamodules.store.media import Clip, Decoded, DecodeOptions, as_listed, decode
 from amr.utils.errors import UserError
 from amr.utils.streams import status
 from amr.utils.work import run_tasks
@@ -47,7 +47,7 @@ def estimate(
     root: Path,
     workers: int,
     executor: Executor | None = None,
-    locate: Callable[[Clip], Clip] = lambda clip: clip,
+    locate: Callable[[Clip], Clip] = as_listed,
     sample: int = _SAMPLE,
 ) -> tuple[float, float] | None:
     """Bytes that the clips will take in a store, and the standard error; None: there is nothing to tell from.

@@ -131,8 +131,7 @@ class Analysis:
                 raise UserError(
                     f"--out={plan.out}: it holds an analysis of another {', '.join(differing)}; name another folder"
                 )
-        if task_of(model) == "regression":
-            check_classes(model, "analyze")
+        check_classes(model, "analyze", several=True)
         lacking = [m for m in model.modalities if m not in data.modalities]
         if lacking:
             has = ", ".join(map(repr, data.modalities))

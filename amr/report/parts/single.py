@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from amr.evaluation.paired import RESAMPLES, clip_difference, stored_outcomes
 from amr.report.table import Row, baseline_of, row_names
@@ -25,12 +26,14 @@ def single_cells(shown: Sequence[Row], rows: Sequence[Row] | None = None) -> tup
     """
     rows = shown if rows is None else rows
     body, notes = [], []
+    known = cache(lambda path: stored_outcomes(run_at[path]))  # the baseline's is asked for in every row
+    run_at = {run.path: run for row in (*rows, *shown) for run in row.runs}
     for name, row in zip(row_names(shown), shown, strict=True):
         other = baseline_of(row, rows)
         if other is None or row.source != "test" or len(row.runs) > 1 or len(other.runs) > 1:
             continue
         try:
-            (mine, said), (theirs, also) = (stored_outcomes(each.runs[0]) for each in (row, other))
+            (mine, said), (theirs, also) = (known(each.runs[0].path) for each in (row, other))
         except UserError as error:
             notes.append(f"{name}: not compared clip by clip: {error}.")
             continue

@@ -278,13 +278,18 @@ def mean_of(rows: list[Row], task: str, measure: str, part: str, *, digits: int 
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def rate_of(rows: list[Row], task: str, part: str) -> str:
-    """A hit rate over all seeds' clips with its Wilson interval, and chance."""
+def pooled(rows: list[Row], task: str, part: str) -> tuple[float, float, int]:
+    """A hit rate over all seeds' clips, chance, and their number."""
     mine = [r for r in rows if (r["task"], r["measure"], r["part"]) == (task, "pointing", part)]
     count = sum(r["clips"] for r in mine)
-    rate = sum(r["value"] * r["clips"] for r in mine) / count
+    rate, chance = (sum(r[key] * r["clips"] for r in mine) / count for key in ("value", "chance"))
+    return rate, chance, count
+
+
+def rate_of(rows: list[Row], task: str, part: str) -> str:
+    """A hit rate over all seeds' clips with its Wilson interval, and chance."""
+    rate, chance, count = pooled(rows, task, part)
     low, high = wilson(rate, count)
-    chance = sum(r["chance"] * r["clips"] for r in mine) / count
     return f"{100 * rate:.0f} [{100 * low:.0f}, {100 * high:.0f}] | {100 * chance:.1f} | {count}"
 
 
@@ -381,7 +386,7 @@ def claims(rows: list[Row]) -> str:
 
     hits: dict[str, dict[str, float]] = {"U": {}, "C": {}}
     for task, part in dict.fromkeys((r["task"], r["part"]) for r in rows if r["measure"] == "pointing"):
-        hits[part[0]][f"{task}, {part[2:]}"] = float(rate_of(rows, task, part).partition(" ")[0])
+        hits[part[0]][f"{task}, {part[2:]}"] = 100 * pooled(rows, task, part)[0]
     gaps = values("EMAP gap", "accuracy")
     others = {task: gap for task, gap in gaps.items() if task != "patients"}
     exact, sparse = values("accuracy", "model"), values("accuracy", "sparse")
