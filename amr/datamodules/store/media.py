@@ -74,7 +74,7 @@ class DecodeOptions:
         frames: How frames are stored. jpeg: compressed, with `jpeg_quality`. raw: as uint8 pixels, which are read
             several times faster and take 5 to 15 times the room.
         spectrogram: Whether to store the spectrogram that `data.audio` makes, too, rounded to float16. Training then
-            reads it, and does not compute it anew in each epoch. Nothing random may precede it.
+            reads it in place of computing it in each epoch. Nothing random may precede it.
     """
 
     sample_rate: int = 16000
