@@ -101,7 +101,7 @@ class AudioTransform:
         Raises:
             ValueError: They are of another shape.
         """
-        return self._masked(torch.from_numpy(stored.astype(np.float32).reshape(shape)), train)
+        return self._masked(_floats(stored).reshape(tuple(shape)), train)
 
     def batch_from_features(
         self,
@@ -234,3 +234,10 @@ class AudioTransform:
         if self.fit == "tile":
             return wave.repeat(-(-length // len(wave)))[:length]
         return pad(wave, (0, length - len(wave)))
+
+
+def _floats(stored: NDArray[np.float16]) -> Tensor:
+    """Float16 numbers as float32. torch converts them some four times as fast as numpy, but not a read-only array."""
+    copied = torch.empty(stored.shape, dtype=torch.float16)
+    copied.numpy()[...] = stored
+    return copied.float()
