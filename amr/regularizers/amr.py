@@ -39,7 +39,7 @@ GUARD_MARGIN = 0.1
 
 
 class AMR(Regularizer):
-    """Drives the modalities' attribution shares to a ratio, by an optimizer of its own (Yerramilli et al. 2024).
+    """Drives the modalities' attribution shares to a ratio, with a second optimizer (Yerramilli et al. 2024).
 
     After each step of the main optimizer, the shares of the same clips are recomputed from their stored encodings with
     the head alone, and one step over the head's parameters is taken down the penalty. Encoders cannot be reached. The

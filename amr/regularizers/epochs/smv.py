@@ -67,7 +67,7 @@ def weakest(contribution: Tensor, present: Tensor) -> tuple[int, float]:
 
 
 class SMV(Regularizer):
-    """Trains clips again, by one modality alone, where that modality contributes too little (Wei et al. 2024).
+    """Repeats a clip with one modality alone if that modality contributes too little (Wei et al. 2024).
 
     Each epoch a pass over the training clips predicts each from every set of modalities, the others' encodings zeroed
     before the fused head. Sample level: next to every clip once stand `repeats` copies of it by each modality. Modality
@@ -87,7 +87,7 @@ class SMV(Regularizer):
 
     name = "smv"
     title = "SMV"
-    signal = "Shapley value of each modality for being right, per training clip"
+    signal = "Shapley value of each modality for a right prediction, per training clip"
     ranges: ClassVar = {"start_epoch": Range(0.05, 0.6, "epochs")}
     min_modalities = 2
 

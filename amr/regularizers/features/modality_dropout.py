@@ -34,7 +34,7 @@ def draw_kept(present: Tensor, p: float) -> Tensor:
 
 
 class ModalityDropout(Regularizer):
-    """Drops modalities at random, a clip at a time (Neverova et al. 2016, ModDrop).
+    """Drops modalities at random, per clip (Neverova et al. 2016, ModDrop).
 
     Expectation is kept: with `zero`, what survives is divided by its probability of surviving, as in ordinary dropout;
     with `mean`, the dropped encoding is replaced by its running mean, and nothing is scaled.

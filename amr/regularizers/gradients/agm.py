@@ -109,7 +109,7 @@ class AGM(EncoderModulation):
 
     name = "agm"
     title = "AGM"
-    signal = "cross-entropy of each modality's Shapley value of the logits, against its past"
+    signal = "cross-entropy of each modality's Shapley value of the logits, compared with its past"
     ranges: ClassVar = {"alpha": Range(0.1, 4, "log")}
     order = 61
     past: Tensor

@@ -45,7 +45,7 @@ class G2D(UMT):
 
     name = "g2d"
     title = "G2D"
-    signal = "probability of the true class by each teacher"
+    signal = "each teacher's probability of the true class"
     ranges: ClassVar = {"features_weight": Range(0.1, 10, "log"), "end_epoch": Range(0.25, 1, "epochs", least=1)}
     order = 60
     conflicts = frozenset({"umt"})

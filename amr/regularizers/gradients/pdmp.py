@@ -32,7 +32,7 @@ class PDMP(EncoderModulation):
 
     name = "pdmp"
     title = "PDMP"
-    signal = "nothing: the better modality is named"
+    signal = "nothing; the user names the better modality"
     ranges: ClassVar = {"factor": Range(1, 3)}
     order = 63
     several_labels = True

@@ -61,7 +61,7 @@ class ReconBoost(Regularizer):
 
     name = "reconboost"
     title = "ReconBoost"
-    signal = "what the other modalities' logits leave of the labels"
+    signal = "the part of the labels that the other modalities' logits do not explain"
     ranges: ClassVar = {"boosting_epochs": Range(0.05, 0.3, "epochs", least=1), "agreement": Range(0.1, 2, "log")}
     min_modalities = 2
     # As for MLA: a stage learns from one modality's encoding, whole and of every clip.

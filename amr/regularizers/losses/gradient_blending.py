@@ -57,7 +57,7 @@ def held_out_rows(ids: Sequence[str], fraction: float) -> list[bool]:
 
 
 class GradientBlending(Regularizer):
-    """Trains Σ_k w_k L_k over one head a modality and the fused one (Wang, Tran, Feiszli 2020).
+    """Trains Σ_k w_k L_k over one head per modality and the fused one (Wang, Tran, Feiszli 2020).
 
     A fraction of the training clips, chosen by a hash of their names, is held out of every loss here; its losses are
     measured in the training pass. Each super-epoch gives the weights of the next: `blend_weights` of how much each
@@ -79,7 +79,7 @@ class GradientBlending(Regularizer):
 
     name = "gradient_blending"
     title = "G-Blend"
-    signal = "each head's loss on training clips that are held out, against the others'"
+    signal = "each head's loss on held-out training clips and on the rest"
     ranges: ClassVar = {"super_epoch": Range(0.1, 0.5, "epochs", least=2)}
     several_labels = True
     min_modalities = 2

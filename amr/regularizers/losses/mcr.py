@@ -77,7 +77,7 @@ class MCR(Regularizer):
 
     name = "mcr"
     title = "MCR"
-    signal = "how far the prediction moves when a modality is another clip's"
+    signal = "how far the prediction moves when a modality is replaced by another clip's"
     ranges: ClassVar = {"weight": Range(0.01, 1, "log")}
     min_modalities = 2
     heads: UnimodalHeads

@@ -65,7 +65,7 @@ class MIDAS(Regularizer):
 
     name = "midas"
     title = "MIDAS"
-    signal = "confidence of each modality's classifier, and the likeness of swapped encodings"
+    signal = "confidence of each modality's classifier, and the similarity of swapped encodings"
     ranges: ClassVar = {"weight": Range(0.1, 4, "log")}
     reads = Regularizer.reads | {"on_gradients"}
     min_modalities = 2

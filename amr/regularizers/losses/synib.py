@@ -40,7 +40,7 @@ def surplus(logits: Tensor) -> Tensor:
 
 
 class SynIB(Regularizer):
-    """Synergy by an information bottleneck (SynIB 2026): CE + l Σ_m KL(p(e with e^m spoilt) ‖ uniform).
+    """Synergy by an information bottleneck (SynIB 2026): CE + l Σ_m KL(p(e with e^m corrupted) ‖ uniform).
 
     `spoilt` replaces random features of one modality's encodings by those of other clips. A prediction that is still
     certain then rests on the other modalities alone, and is punished. It is meant for tasks whose answer needs all
@@ -60,7 +60,7 @@ class SynIB(Regularizer):
 
     name = "synib"
     title = "SynIB"
-    signal = "certainty of the prediction where one modality is spoilt"
+    signal = "certainty of the prediction when one modality is corrupted"
     ranges: ClassVar = {"weight": Range(0.01, 1, "log")}
     min_modalities = 2
 

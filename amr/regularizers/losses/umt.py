@@ -102,7 +102,7 @@ class UMT(Regularizer):
 
     name = "umt"
     title = "UMT"
-    signal = "distance of each encoding, or of the prediction, to unimodal teachers'"
+    signal = "distance of each encoding, or of the prediction, to that of unimodal teachers"
     ranges: ClassVar = {"features_weight": Range(0.1, 10, "log")}
     min_modalities = 2
 
