@@ -6,24 +6,23 @@ import base64
 import math
 import re
 import shlex
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from amr.evaluation.runs import BLANK, Run
 from amr.report.figures import plot_curves
 from amr.report.parts.beside import CARD, link, sites_near
-from amr.report.parts.single import CAPTION, HEAD, single_cells
+from amr.report.parts.settings import HEAD as SETTINGS
+from amr.report.parts.settings import settings_cells
+from amr.report.parts.single import CAPTION, HEAD, effect_cells, outcomes_reader, single_cells
 from amr.report.robustness import ROBUSTNESS_CAPTION, plot_robustness, robustness_cells
 from amr.report.style import Plot, image, is_crowded
 from amr.report.table import (
-    AMR_CAPTION,
     SPLIT_NAMES,
     Bold,
     Row,
     Stat,
-    amr_cells,
     cells,
     explanation,
     leading,
@@ -33,7 +32,7 @@ from amr.report.table import (
     summarise,
     union_of_modalities,
 )
-from amr.report.text import differing_settings, finding, notes_on
+from amr.report.text import finding, notes_on
 from amr.report.written import table_csv, table_latex
 from amr.utils.errors import UserError
 from amr.utils.files import write_text
@@ -92,11 +91,14 @@ def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequen
             lines = _table("The further rows, by accuracy.", *cells(further, rows))
             parts.append(f"<details><summary>{len(further)} further rows</summary>{lines}</details>")
         parts.append(_downloads(rows, shown_rows))
-        singles, single_notes = single_cells(shown_rows, rows)
+        known = outcomes_reader(rows)
+        singles, single_notes = single_cells(shown_rows, rows, known)
         if singles:
             parts += ["<h2>Single runs, clip by clip</h2>", _table(CAPTION, HEAD, singles)]
-        if effects := amr_cells(shown_rows, rows):
-            parts += ["<h2>What AMR changes</h2>", _table(AMR_CAPTION, *effects)]
+        if effects := effect_cells(shown_rows, rows, known):
+            said, columns, changes, more = effects
+            parts += ["<h2>What AMR changes</h2>", _table(said, columns, changes)]
+            single_notes += [note for note in more if note not in single_notes]
     else:
         single_notes = []
         parts.append("<p>No run has a validated epoch yet: there is nothing to compare.</p>")
@@ -119,7 +121,7 @@ def _page(runs: Sequence[Run], command: str, rows: Sequence[Row], tables: Sequen
     parts += [
         *_robustness(shown_rows),
         *_class_tables(shown_rows),
-        *_settings_table(rows),
+        *_settings(rows),
         *_run_table(rows),
         _definitions(rows[0].baseline if rows else "naive"),
     ]
@@ -290,40 +292,9 @@ def _class_tables(rows: Sequence[Row]) -> list[str]:
     return ["<h2>By class</h2>", *parts] if parts else []
 
 
-AMR_SETTINGS = "model.amr"
-
-
-def _settings_table(rows: Sequence[Row]) -> list[str]:
-    """Which settings differ and who has which value, one line for each value: narrow enough for a phone."""
-    keys = differing_settings(run for row in rows for run in row.runs)
-    folded = [key for key in keys if key.startswith(f"{AMR_SETTINGS}.")]
-    values_of = {id(run): _folded(run.settings, folded) for row in rows for run in row.runs}
-    names = [key for key in keys if key not in folded]
-    body, titles = [], row_names(rows)
-    for key in [*([AMR_SETTINGS] if folded else []), *names]:
-        values: defaultdict[str, list[str]] = defaultdict(list)
-        for name, row in zip(titles, rows, strict=True):
-            settings = [values_of[id(run)] for run in row.runs]
-            for value in dict.fromkeys(each[key] for each in settings if key in each):
-                having = [run for run, each in zip(row.runs, settings, strict=True) if each.get(key) == value]
-                only = "" if len(having) == len(row.runs) else f" (seed {', '.join(str(run.seed) for run in having)})"
-                values[value].append(name + only)
-        body += [[key, value, ", ".join(names)] for value, names in values.items()]
-    if not body:
-        return []
-    caption = (
-        "Settings (config.yaml) that are not the same in all runs. A method that is not named has no such setting."
-    )
-    return ["<h2>What differs between the runs</h2>", _table(caption, ["Setting", "Value", "Methods"], body, "Setting")]
-
-
-def _folded(settings: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
-    """Settings and, where there are any, AMR's as one: `weight=1.0, lr=0.1`."""
-    within = {key.removeprefix(f"{AMR_SETTINGS}."): settings[key] for key in keys if key in settings}
-    if len(within) > 1:
-        within.pop("class_path", None)
-    text = ", ".join(f"{key.removeprefix('init_args.')}={value}" for key, value in within.items())
-    return {**settings, AMR_SETTINGS: text} if text else {**settings}
+def _settings(rows: Sequence[Row]) -> list[str]:
+    caption, body = settings_cells(rows)
+    return ["<h2>What differs between the runs</h2>", _table(caption, SETTINGS, body, "Setting")] if body else []
 
 
 def _run_table(rows: Sequence[Row]) -> list[str]:

@@ -7,12 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from amr.evaluation.runs import Run
-from amr.report.parts.single import CAPTION, HEAD, single_cells
+from amr.report.parts.settings import differing_settings
+from amr.report.parts.single import CAPTION, HEAD, effect_cells, outcomes_reader, single_cells
 from amr.report.table import (
-    AMR_CAPTION,
     Bold,
     Row,
-    amr_cells,
     cells,
     explanation,
     gains,
@@ -51,9 +50,12 @@ def table_text(runs: Sequence[Run], rows: Sequence[Row] | None = None) -> str:
     )
     parts += [further_text(shown, further)] if further else []
     parts += [f"All in %; {text}" for text in [explanation(rows)] if text]
-    if effects := amr_cells(shown, rows):
-        parts += [f"What AMR changes. {AMR_CAPTION}", _markdown(*effects)]
-    singles, single_notes = single_cells(shown, rows)
+    known = outcomes_reader([*rows, *shown])
+    singles, single_notes = single_cells(shown, rows, known)
+    if effects := effect_cells(shown, rows, known):
+        caption, head, body, more = effects
+        parts += [f"What AMR changes. {caption}", _markdown(head, body)]
+        single_notes += [note for note in more if note not in single_notes]
     parts += [f"Single runs, clip by clip. {CAPTION}", _markdown(HEAD, singles)] if singles else []
     notes = notes_on(runs, rows) + single_notes
     parts.append("\n".join(f"- {note}" for note in notes[:NOTES]))
@@ -211,17 +213,3 @@ def _parted_notes(rows: Sequence[Row]) -> list[str]:
                 f"attribution and {100 * decision:.1f} % of the decisions."
             )
     return notes
-
-
-def differing_settings(runs: Iterable[Run]) -> list[str]:
-    """Settings in which the runs differ; runs without config.yaml are not asked.
-
-    `settings` leaves out what equals the run's seed: a fixed seed, such as that of a measurement, does not differ.
-    """
-    known = [run for run in runs if run.settings]
-
-    def value(run: Run, key: str) -> str | None:
-        return run.settings.get(key, str(run.seed) if "seed" in key.rpartition(".")[2] else None)
-
-    keys = {key for run in known for key in run.settings}
-    return sorted(key for key in keys if len({value(run, key) for run in known}) > 1)

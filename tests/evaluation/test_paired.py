@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from amr.evaluation.paired import clip_difference, stored_outcomes
+from amr.evaluation.runs import BLANK
 from amr.report import read_run, summarise, table_text
-from amr.report.parts.single import single_cells
+from amr.report.parts.single import effect_cells, single_cells
 from tests.report.runs import epoch, page_of, results, table_of, write_run
 
 RIGHT = {"naive": [True] * 70 + [False] * 30, "amr": [True] * 60 + [False] * 10 + [True] * 25 + [False] * 5}
@@ -72,7 +73,7 @@ def test_page_and_text_name_it(tmp_path: Path) -> None:
     ("change", "note"),
     [
         ("another accuracy", "test_predictions.parquet has an accuracy of 50.0 %, not the 85.0 % of its last test"),
-        ("other clips", "amr: not compared clip by clip: the baseline's run was tested on other clips"),
+        ("other clips", "/naive was tested on other clips"),
         ("no table", "amr: not compared clip by clip: "),
         ("nothing", ""),
     ],
@@ -91,6 +92,31 @@ def test_predictions_of_something_else_are_not_used(change: str, note: str, tmp_
     assert body == []
     assert len(notes) == bool(note)
     assert all(note in said for said in notes)
+
+
+def test_what_amr_changes_in_single_runs(tmp_path: Path) -> None:
+    """Over clips where the predictions are there, and else the shares alone: no column of dashes."""
+    right = RIGHT | {"umt": RIGHT["naive"], "umt+amr": RIGHT["amr"]}
+    paths = make(tmp_path, **right)
+    (paths[-1] / "test_predictions.parquet").unlink()
+    shown = table_of(table_text([read_run(path) for path in paths]), 1)
+    assert shown["naive"][1:] == [str(over_clips("amr", "naive")), "50.0 → 50.0", "50.0 → 50.0"]
+    assert shown["umt"][1] == BLANK
+    page = page_of(paths, tmp_path / "report.html")
+    assert "Accuracy, over clips: of one run each" in page
+    (paths[1] / "test_predictions.parquet").unlink()
+    effects = effect_cells(summarise([read_run(path) for path in paths]))
+    assert effects is not None
+    caption, head, body, notes = effects
+    assert head == ["Method", "audio dominance", "video dominance"]
+    assert [line[0] for line in body] == ["naive", "umt"]
+    assert "a difference has no interval" in caption
+    assert notes == []
+
+
+def over_clips(first: str, second: str) -> object:
+    one, other = ({str(i): ("a", right) for i, right in enumerate(RIGHT[name])} for name in (first, second))
+    return clip_difference(one, other)
 
 
 def test_what_predict_left_is_used_where_it_fits(tmp_path: Path) -> None:

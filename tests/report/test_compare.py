@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import inspect
+import json
 import re
 import struct
 import subprocess
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from amr.cli import compare as command
+from amr.regularizers import AMR
 from amr.report import (
     choose_source,
     compare,
@@ -29,7 +32,7 @@ from amr.report import (
     table_markdown,
 )
 from amr.report.page import SCRIPT
-from amr.report.text import differing_settings
+from amr.report.parts.settings import AMR_DEFAULTS, differing_settings, settings_cells
 from amr.utils import files
 from amr.utils.errors import UserError
 from tests.processes import dead_process
@@ -271,12 +274,38 @@ def test_amrs_settings_are_one_line_per_value(tmp_path: Path) -> None:
     settings = page.partition("What differs between the runs</h2>")[2].partition("</table>")[0]
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in settings.split("<tr>")[2:]]
     plain = [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows]
-    others = "lr=0.1, ratio.audio=1, ratio.video=2"
+    ratio = "ratio.audio=1, ratio.video=2"
     assert plain == [
-        ["model.amr", f"{others}, weight=0.5", "amr"],
-        ["model.amr", f"{others}, weight=2.0", "umt+amr"],
+        ["model.amr", f"{ratio}, weight=0.5, lr=0.1", "amr"],
+        ["model.amr", f"{ratio}, weight=2.0, lr=0.1", "umt+amr"],
         ["model.umt.weight", "3", "umt+amr"],
     ]
+
+
+def test_amrs_defaults_are_left_out(tmp_path: Path) -> None:
+    """The page's list of them is that of the class, which it does not import."""
+    given = inspect.signature(AMR).parameters
+    defaults = {name: each.default for name, each in given.items() if each.default is not None}
+    assert {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in defaults.items()
+        if name not in ("weight", "lr")
+    } == AMR_DEFAULTS
+    others: dict[str, dict[str, Any]] = {
+        "a": {},
+        "b": {"level": "sample", "guard": True},
+        "c": {"class_path": "mine.AMR"},
+    }
+    for name, changes in others.items():
+        amr = {"class_path": "amr.AMR", **defaults, **changes}
+        write_run(tmp_path / name, epoch(0, 0.5), method=f"{name}+amr", config={"model": {"amr": amr}})
+    caption, body = settings_cells(summarise([read_run(tmp_path / name) for name in "abc"]))
+    assert "what is not AMR's default" in caption
+    shown = {line[2]: line[1] for line in body if line[0] == "model.amr"}
+    assert shown["a+amr"] == "ratio=equal, weight=1.0, lr=0.1"
+    assert shown["b+amr"] == "ratio=equal, weight=1.0, lr=0.1, guard=true, level=sample"
+    assert "class_path=mine.AMR" in shown["c+amr"]
+    assert "momentum=0.0" in shown["c+amr"]  # another class has defaults of its own
 
 
 def test_a_fixed_seed_is_no_difference(tmp_path: Path) -> None:
