@@ -19,7 +19,8 @@ from tests.report.site.analysis import write_analysis
 from tests.report.site.browser import serve, visit
 
 EVIL = "<img src=x onerror=alert(1)>"
-LABELS = ("b", "d", EVIL, "m", "p", "s")
+LONG = "Motorcycle_with_a_sidecar_that_has_no_space_in_its_name"
+LABELS = ("b", "d", EVIL, LONG, "train horning loudly in the distance", "s")
 VIEWS = (
     "#/",
     "#/clips",
@@ -83,7 +84,9 @@ def test_every_view(watched: Page, address: str, site: Path) -> None:
     unit = _units(site)[0]
     for view in VIEWS:
         visit(watched, address, view.format(unit=unit))
-        assert "This cannot be shown" not in watched.locator("main").inner_text()
+        said = watched.locator("main").inner_text()
+        assert "This cannot be shown" not in said
+        assert not {"null", "undefined", "NaN"} & {*said.split()}
     assert watched.evaluate("document.querySelectorAll('main img[src=x], script:not([src])').length") == 0
 
 
@@ -116,6 +119,8 @@ def test_labels_and_names_show_as_text(watched: Page, address: str) -> None:
 def test_who_decides(watched: Page, address: str) -> None:
     """The conflict test and the right/wrong table of each run; the sum of the lost cells is not a line of its own."""
     visit(watched, address, "#/")
+    about = watched.locator("section.card", has=watched.get_by_role("heading", name="Dominance", exact=True))
+    expect(about).to_contain_text("another number, which stands in Who decides.")
     card = watched.locator("section.card", has=watched.get_by_role("heading", name="Who decides"))
     tables = [table.locator("tr").all_inner_texts() for table in card.locator("table").all()]
     assert len(tables) == 4  # two runs
@@ -131,6 +136,17 @@ def test_who_decides(watched: Page, address: str) -> None:
         "audio, video wrong lost 1.0 %",
         "none wrong neither 14.0 %",
     ]
+    # The cards name no place that is not there.
+    watched.evaluate("AMR.site.runs.forEach((run) => { run.robust = {}; })")
+    watched.keyboard.press("t")
+    expect(about).to_contain_text("another number, which the run's files do not have.")
+    expect(card).to_have_count(0)
+    watched.evaluate(
+        "AMR.site.runs[0].history[3]['val/acc'] = 1; AMR.site.runs[0].history[3]['val/decision_share/audio'] = 0.6"
+    )
+    watched.keyboard.press("t")
+    expect(about).to_contain_text("another number, which stands under each dominance above.")
+    expect(watched.locator(".tile", has_text="Dominance of audio").first).to_contain_text("of the decisions 60.0 %")
 
 
 def test_play_and_seek(watched: Page, address: str) -> None:
@@ -434,12 +450,35 @@ def test_themes_and_narrow_screens(browser: Browser, site: Path) -> None:
     for view in VIEWS:
         visit(page, f"{site.as_uri()}/", view.format(unit=unit))
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
+        places = [link.bounding_box() for link in page.locator("#nav a").all()]
+        assert len(places) == 4
+        end = page.locator("#nav").evaluate("(nav) => nav.getBoundingClientRect().right")
+        assert all(box and box["x"] + box["width"] <= end + 0.5 for box in places), view  # no word is cut
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Dark or light").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     context.close()
+
+
+CUT = """() => [...document.querySelectorAll("main *")].filter((one) => {
+    const style = getComputedStyle(one), hides = (way) => ["hidden", "clip"].includes(style[way]);
+    const cut = (hides("overflowX") && one.scrollWidth > one.clientWidth + 1)
+      || (hides("overflowY") && one.scrollHeight > one.clientHeight + 1);
+    return cut && one.clientWidth && one.innerText && !one.matches(".hidden, .shares *, .frame *, select");
+}).map((one) => [one.innerText, one.closest("[title]")?.title || ""])"""
+
+
+def test_a_name_that_is_cut_has_its_full_text(page: Page, site: Path) -> None:
+    for width, views in ((390, ("#/", "#/clips", "#/units", "#/compare")), (1280, ("#/clips", "#/clip/clip00001"))):
+        page.set_viewport_size({"width": width, "height": 800})
+        for view in views:
+            visit(page, f"{site.as_uri()}/", view)
+            cut = page.evaluate(CUT)
+            assert all(text.split()[0] in title for text, title in cut), (view, cut)
+            assert view != "#/clips" or any(LONG in title for _, title in cut)  # the test sees what is cut
+    assert LONG in page.locator(".graph title").all_text_contents()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@
     addEventListener("amr:theme", () => { paint(); route(true); });
     const help = h("dialog", { "aria-label": "Keys" }, h("h2", "Keys"), h("div.keys", AMR.TEXT.keys.map(([keys, text]) => [h("span", keys.split(" ").map((key) => [h("kbd", key), " "])), h("span", text)])), h("form", { method: "dialog" }, h("button.btn.main", "Close")));
     document.body.append(help);
-    const keys = h("button.btn.bare", { type: "button", "aria-label": "Keys", title: "Keys (?)", onclick: () => help.showModal() }, AMR.icon("keys"));
+    const keys = h("button.btn.bare.keyboard", { type: "button", "aria-label": "Keys", title: "Keys (?)", onclick: () => help.showModal() }, AMR.icon("keys"));
     document.getElementById("bar-end").replaceChildren(keys, theme);
     document.getElementById("foot").replaceChildren("Made by amr analyze. Nothing on this page is loaded from elsewhere or sent anywhere. A map says what the model answers to, not what is so.");
     addEventListener("keydown", (event) => {

@@ -236,7 +236,7 @@
       const fit = (text, room) => (text.length * 7 > room ? `${text.slice(0, Math.max(3, Math.floor(room / 7) - 1))}…` : text);
       const node = (x, y, w, text, label, role, over, act, extra = "") => {
         const one = h("g.node", { tabindex: "0", role, "aria-label": label, onpointerenter: over, onpointerleave: cold, onfocus: over, onblur: cold, onclick: act, onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.stopPropagation(); act(); } } },
-          h("rect.box", { x, y: y - 13, width: w, height: 26, rx: 7 }), h("text", { x: x + 10, y: y + 4.5 }, fit(text, w - (extra ? 62 : 18))), extra ? h("text.soft", { x: x + w - 9, y: y + 4, "text-anchor": "end" }, extra) : null);
+          h("title", text), h("rect.box", { x, y: y - 13, width: w, height: 26, rx: 7 }), h("text", { x: x + 10, y: y + 4.5 }, fit(text, w - (extra ? 62 : 18))), extra ? h("text.soft", { x: x + w - 9, y: y + 4, "text-anchor": "end" }, extra) : null);
         svg.append(one);
         return one;
       };

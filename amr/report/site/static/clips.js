@@ -120,7 +120,7 @@
     function entry(n) {
       const i = found[n], run = runs[r], column = clips.runs[r], right = AMR.isRight(r, i);
       const step = run.modalities.length, shares = column.shares.subarray(i * step, (i + 1) * step);
-      const label = AMR.truly(i), predicted = run.labels[column.predicted[i]];
+      const label = AMR.truly(i), predicted = run.labels[column.predicted[i]], told = right ? label : `${label} → ${predicted}`;
       const picture = clips.thumb[i] ? h("img", { src: `thumbs/${encodeURIComponent(clips.slug[i])}.jpg`, alt: "", loading: "lazy", width: 84, height: 48 }) : clips.snippet[i] ? h("span.blank.words", { title: clips.snippet[i] }, clips.snippet[i]) : h("span.blank", "no picture");
       const link = h("a.row", { href: AMR.explainedHref(i, { run: r || undefined }), "aria-label": `${clips.id[i]}: ${label}, ${right ? "predicted right" : `taken for ${predicted}`}, confidence ${AMR.percent(column.confidence[i], 0)}`,
         onkeydown: (event) => {
@@ -130,7 +130,7 @@
           focus(n + step);
         } },
       picture, h("span.id", { title: clips.id[i] }, clips.id[i]),
-      h("span.told", h(right ? "span.right" : "span.wrong", AMR.icon(right ? "check" : "cross")), h("span", right ? label : `${label} → ${predicted}`)),
+      h("span.told", { title: told }, h(right ? "span.right" : "span.wrong", AMR.icon(right ? "check" : "cross")), h("span.names", right ? h("span", label) : [h("span", label), " ", h("span", `→ ${predicted}`)])),
       h("span.tab.small.quiet", AMR.percent(column.confidence[i], 0)), AMR.shares(run.modalities, shares, { thin: true }),
       h("span.small.quiet", column.error[i] >= 0 ? column.errors[column.error[i]] : ""));
       return h("div", { role: "listitem", "aria-setsize": found.length, "aria-posinset": n + 1, style: { position: "absolute", left: 0, right: 0, top: `${n * HEIGHT}px`, height: `${HEIGHT}px` } }, link);

@@ -142,7 +142,7 @@ const AMR = (window.AMR = {});
 
   AMR.select = (label, options, value, change, { wide = false } = {}) => { // options: [value, text, disabled?]
     const { h } = AMR, id = AMR.id("s");
-    const box = h("select", { id, onchange: () => change(box.value) },
+    const box = h("select", { id, onchange: () => change(box.value), onpointerenter: () => { box.title = box.selectedOptions[0]?.text || ""; } }, // a narrow one cuts its text
       options.map(([v, text, off]) => h("option", { value: v, selected: String(v) === String(value), disabled: !!off }, text)));
     return h(wide ? "div.field.wide" : "div.field", h("label", { for: id }, label), box);
   };

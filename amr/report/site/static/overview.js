@@ -5,16 +5,16 @@
   const { h } = AMR;
 
   AMR.overview = (main) => {
-    const { runs } = AMR.site, run = runs[0];
+    const { runs } = AMR.site, run = runs[0], who = decides(runs);
     const several = runs.length > 1;
     main.append(
       h("div.head", h("h1", several ? runs.map((r) => r.name).join(" against ") : run.name)),
       h("p.lead", `${run.dataset}, ${run.split} split: ${AMR.plural(run.clips, "clip")} that ${run.clips === 1 ? "has" : "have"} every modality (${run.modalities.join(", ")}), ${AMR.plural(run.labels.length, run.task === "labels" ? "label" : "class")}. `
         + `${AMR.plural(run.explained, "clip")} ${run.explained === 1 ? "is" : "are"} explained by maps.`),
-      beside(runs),
+      ...[beside(runs)].filter(Boolean),
       h("div.grid",
         h("section.card.w12", h("h2.hidden", "Scores"), h("div.runs", runs.map((one) => tiles(one, several)))),
-        h("div.column.w6", dominance(runs), histogram(runs), confusion(runs), errors(runs), decides(runs), robust(runs)),
+        h("div.column.w6", dominance(runs, who), histogram(runs), confusion(runs), errors(runs), who, robust(runs)),
         h("div.column.w6", epochs(runs), byClass(runs), calibration(runs), sparse(runs), selection(runs)),
         faithfulness(runs), simulation(runs), notes(runs)));
   };
@@ -25,25 +25,32 @@
     return links.length ? h("p.small.beside", links.map(([text, href], i) => [i ? " · " : "", h("a", { href }, text)])) : null;
   }
 
+  // A modality's decision share in the first epoch with the highest accuracy, of which best.ckpt is unless another metric
+  // chose it.
+  function share(run, m) {
+    const best = (run.history || []).reduce((first, row) => ((row["val/acc"] ?? -1) > (first?.["val/acc"] ?? -1) ? row : first), null);
+    return best?.[`val/decision_share/${m}`] ?? NaN;
+  }
+
   function tiles(run, several) {
     const right = Math.round(run.accuracy * run.clips);
     const [low, high] = AMR.wilson(right, run.clips);
-    // The first epoch with the highest accuracy, of which best.ckpt is unless another metric chose it.
-    const best = (run.history || []).reduce((first, row) => ((row["val/acc"] ?? -1) > (first?.["val/acc"] ?? -1) ? row : first), null);
     const tile = (label, value, under) => h("div.tile", h("span.label", label), h("div.value", value), h("div.under", under));
     return h("div", several ? h("h3", h("i.swatch", { style: { background: `var(--r${AMR.site.runs.indexOf(run)})` } }), run.name) : null, h("div.tiles",
       tile("Accuracy", AMR.percent(run.accuracy), run.task === "labels" ? "over all labels, at one half" : `95 % interval ${AMR.percent(low)} to ${AMR.percent(high)}`),
       tile("mAP", AMR.percent(run.mAP), run.task === "labels" ? "mean over labels" : "mean over classes"),
       tile("Calibration error", AMR.percent(run.ECE), "ECE, 15 bins; 0 is calibrated"),
-      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), Number.isFinite(best?.[`val/decision_share/${m}`]) ? `of the attribution; of the decisions ${AMR.percent(best[`val/decision_share/${m}`])} (validation)` : "mean share of the attribution")),
+      run.modalities.map((m) => tile(`Dominance of ${m}`, AMR.percent(run.dominance[m]), Number.isFinite(share(run, m)) ? `of the attribution; of the decisions ${AMR.percent(share(run, m))} (validation)` : "mean share of the attribution")),
       run.emap && run.emap.clips >= 50 ? tile("Without interaction", AMR.percent(run.emap.additive_accuracy), `EMAP; with it ${AMR.percent(run.emap.accuracy)}, on ${AMR.plural(run.emap.clips, "clip")}`) : null));
   }
 
   const each = (runs, draw) => runs.map((run, i) => h("div", runs.length > 1 ? h("h3", h("i.swatch", { style: { background: `var(--r${i})` } }), run.name) : null, draw(run, i)));
 
-  function dominance(runs) {
+  function dominance(runs, who) {
     if (runs[0].modalities.length < 2) return null;
-    return AMR.card("", "Dominance", "Each modality's mean share of the attribution: how steeply the predicted class depends on its encoding. What the decisions owe to it is another number: see Decides.",
+    const places = [runs.some((run) => run.modalities.some((m) => Number.isFinite(share(run, m)))) && "under each dominance above", who && "in Who decides"].filter(Boolean);
+    const where = places.length ? `stands ${places.join(" and ")}` : "the run's files do not have";
+    return AMR.card("", "Dominance", `Each modality's mean share of the attribution: how steeply the predicted class depends on its encoding. What the decisions owe to it is another number, which ${where}.`,
       h("div.runs", each(runs, (run) => AMR.shares(run.modalities, run.modalities.map((m) => run.dominance[m])))),
       AMR.key(runs[0].modalities.map((m, i) => [m, `--m${i}`])));
   }
