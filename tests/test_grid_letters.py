@@ -227,13 +227,13 @@ def test_tables_and_sentences(tables: ModuleType, schema: pa.Schema, chosen: Pat
     tests = [stats.ttest_rel(ACCURACIES[name], ACCURACIES["naive"]).pvalue for name in compared]
     assert [stands for _, stands in compared.values()] == benjamini_hochberg(tests) == [True, False, True]
     assert (
-        "1. Against naive fusion, in accuracy, of 3 rows, by their intervals, 1 is above (UMT) and 1 is below (OGM);"
+        "1. Accuracy against naive fusion: by their intervals, 1 of 3 rows is above (UMT) and 1 is below (OGM);"
         " with the false discovery rate at 5 %, 1 is above (UMT) and 1 is below (OGM)." in text
     )
     assert (
-        "4. Above all of Naive fusion, Multi-loss, Late fusion and Ensemble (logits) by their intervals: UMT;" in text
+        "4. Above all of Naive fusion, Multi-loss, Late fusion and Ensemble (logits) by their intervals: UMT." in text
     )
-    assert "of UMT (91.4 ± 1.1), and of the controls that of Multi-loss (84.4 ± 1.1)." in text
+    assert "of UMT (91.4 ± 1.1); among the controls it is that of Multi-loss (84.4 ± 1.1)." in text
     assert "audio's share from 90.0 to 50.0 % and audio's decision share from 90.0 to 50.0 %" in text
     assert "| Naive fusion | lr0.05 75.0, **lr0.1 75.0**, lr0.025 75.0 | amr0.05 10.0, **amr0.1 20.0** |" in text
     assert tables.main(given) == 0

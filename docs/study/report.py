@@ -138,7 +138,7 @@ class Results:
         return [r for d, g, r in self.values if (d, g) == (dataset, grid)]
 
     def of(self, dataset: str, grid: str, row: str, measure: Measure) -> dict[int, float]:
-        """A number of each seed; a unimodal run's share of its own modality is 1."""
+        """One number per seed; a unimodal run's share of its own modality is 1."""
         key = (measure.measure, measure.modality, measure.corruption)
         found = self.values.get((dataset, grid, row), {})
         return {seed: values[key] for seed, values in sorted(found.items()) if key in values}
@@ -330,7 +330,7 @@ def tuning_table(results: Results, dataset: str) -> str:
 
 
 def time_table(results: Results) -> str:
-    """Seconds a run, start-up and test included; runs that several grids share count in each."""
+    """Seconds per run, start-up and test included; runs that several grids share count in each."""
     body = []
     for dataset, grid in results.grids():
         rows = results.rows(dataset, grid)
@@ -342,7 +342,7 @@ def time_table(results: Results) -> str:
     machine = json.loads(file.read_text()) if file.is_file() else {"cpu": "?", "cores": 0, "gpus": []}
     about = f"{machine['cpu']}, {machine['cores']} processors, {', '.join(machine['gpus']) or 'no GPU'}."
     return (
-        f"{markdown(['data', 'grid', 'runs', 'seconds a run, median', 'at most', 'minutes in all'], body)}\n\n{about}"
+        f"{markdown(['data', 'grid', 'runs', 'seconds per run, median', 'at most', 'minutes in all'], body)}\n\n{about}"
     )
 
 

@@ -167,13 +167,14 @@ def draw_sentence(results: Results) -> str:
         theirs = results.of(*DRAW, name, ACCURACY)
         gain = Difference.of([value - theirs[number] for number, value in ours.items() if number in theirs])
         if name != "smv" and gain is not None:
-            where = "above" if gain.low > 0 else "below" if gain.high < 0 else "not apart from"
-            texts.append(f"{where} {text[:1].lower()}{text[1:]} ({gain} points)")
-    return f"With other seeds SMV is {', '.join(texts)}."
+            where = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
+            texts.append(f"{where} that of {text[:1].lower()}{text[1:]} ({gain} points)")
+    joined = " and ".join([", ".join(texts[:-1]), *texts[-1:]] if texts[1:] else texts)
+    return f"With other seeds, SMV's accuracy is {joined}." if texts else "No runs with other seeds."
 
 
 def amr_table(results: Results) -> str:
-    """What AMR changes: a method a line."""
+    """What AMR changes, one line per method."""
     there = set(rows_of(results))
     body = []
     for name in (name for name in TITLES if {name, name + PLUS} <= there):
@@ -216,7 +217,7 @@ def time_table(results: Results) -> str:
             body.append([grid, *(f"{number:.0f}" for number in numbers), slowest])
     file = results.folder / "machine.json"
     machine = json.loads(file.read_text()) if file.is_file() else {"cpu": "?", "cores": 0}
-    table = markdown(["grid", "runs", "CPU seconds a run, median", "at most", "of"], body)
+    table = markdown(["grid", "runs", "CPU seconds per run, median", "at most", "of"], body)
     return f"{table}\n\n{machine['cpu']}, {machine['cores']} processors."
 
 
@@ -258,19 +259,20 @@ def listed(names: Sequence[str]) -> str:
     return "none" if not titles else ", ".join(titles[:-1]) + (" and " if titles[:-1] else "") + titles[-1]
 
 
-def counted(names: Sequence[str], where: str) -> str:
+def counted(names: Sequence[str], where: str, among: str = "") -> str:
     """How many are above or below, and which if they are few."""
     if not names:
-        return f"none is {where}"
+        return f"none{among} is {where}"
     which = f" ({listed(names)})" if len(names) <= LISTED else ""
-    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {where}{which}"
+    return f"{len(names)}{among} {'is' if len(names) == 1 else 'are'} {where}{which}"
 
 
 def verdict(intervals: Mapping[str, tuple[Difference, bool]]) -> str:
     """Which rows are above and below, and which of them stand."""
     above = [name for name, (interval, _) in intervals.items() if interval.low > 0]
     below = [name for name, (interval, _) in intervals.items() if interval.high < 0]
-    text = f"of {len(intervals)} rows, by their intervals, {counted(above, 'above')} and {counted(below, 'below')}"
+    among = f" of {len(intervals)} rows"
+    text = f"by their intervals, {counted(above, 'above', among)} and {counted(below, 'below')}"
     if not above and not below:
         return text
     high, low = ([name for name in names if intervals[name][1]] for names in (above, below))
@@ -285,10 +287,10 @@ def planted_sentences(results: Results) -> str:
     said = []
     for measure in (ACCURACY, DECISION, WITHOUT_AUDIO, WITHOUT_VIDEO):
         against = [
-            f"against {title(other).lower()}, {verdict(compared(results, names, other, measure, PLANTED))}"
+            f"gainst {title(other).lower()}: {verdict(compared(results, names, other, measure, PLANTED))}."
             for other in CONTROLS[:2]
         ]
-        said.append(f"{measure.title[:1].upper()}{measure.title[1:]}: {'; '.join(against)}.")
+        said.append(f"{measure.title[:1].upper()}{measure.title[1:]} a{' A'.join(against)}")
     return "\n".join(f"{number}. {text}" for number, text in enumerate(said, 1))
 
 
@@ -300,13 +302,10 @@ def sentences(results: Results) -> str:
     if not {"naive", "multi_loss"} <= set(controls) or not names:
         return "No runs."
     against = {other: compared(results, names, other) for other in controls}
-    first, second = (
-        f"Against {title(other).lower()}, in accuracy, {verdict(against[other])}." for other in controls[:2]
-    )
-    said = [first, second]
+    texts = {other: f"gainst {title(other).lower()}: {verdict(against[other])}." for other in controls}
+    said = [f"Accuracy a{texts[other]}" for other in controls[:2]]
     if controls[2:]:
-        others = [f"against {title(other).lower()}, {verdict(against[other])}" for other in controls[2:]]
-        said.append("A" + "; ".join(others)[1:] + ".")
+        said.append(f"Accuracy a{' A'.join(texts[other] for other in controls[2:])}")
     every = [name for name in names if all(name in each and each[name][0].low > 0 for each in against.values())]
 
     def best(among: Sequence[str]) -> str:
@@ -314,8 +313,8 @@ def sentences(results: Results) -> str:
         return f"{title(top)} ({spread(of(results, top, ACCURACY).values())})"
 
     said.append(
-        f"Above all of {listed(controls)} by their intervals: {listed(every)}; the highest mean accuracy is that of"
-        f" {best(names)}, and of the controls that of {best(controls)}."
+        f"Above all of {listed(controls)} by their intervals: {listed(every)}. The highest mean accuracy is that of"
+        f" {best(names)}; among the controls it is that of {best(controls)}."
     )
     said.append(amr_sentence(results, there))
     return "\n".join(f"{number}. {text}" for number, text in enumerate(said, 1))
@@ -337,7 +336,7 @@ def amr_sentence(results: Results, there: Sequence[str]) -> str:
     up = [name for name, interval in intervals.items() if interval is not None and interval.low > 0]
     down = [name for name, interval in intervals.items() if interval is not None and interval.high < 0]
     return (
-        f"AMR moves, as a mean over {len(names)} methods, {shares}; by their intervals it raises the accuracy of"
+        f"As a mean over {len(names)} methods, AMR moves {shares}. By their intervals, it raises the accuracy of"
         f" {listed(up)}, and lowers that of {listed(down)}."
     )
 
