@@ -279,7 +279,7 @@ class FusionClassifier(pl.LightningModule):
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What the main optimizer trains, by name, the model's first."""
+        """Parameters that the main optimizer trains, by name, with the model's first."""
         return trained_parameters(model=self.model, regularizers=self.regularizers)
 
     def _scale(self) -> float:
@@ -294,7 +294,7 @@ class FusionClassifier(pl.LightningModule):
         self._start_logging("val")
 
     def on_validation_end(self) -> None:
-        """Has the next training step log again: within an epoch, Lightning may have kept what the metrics were here."""
+        """Makes the next training step log again: within an epoch, Lightning may have kept the metrics' values."""
         self._start_logging("train")
 
     def on_test_epoch_start(self) -> None:
@@ -337,7 +337,7 @@ class FusionClassifier(pl.LightningModule):
         self._logged = {name for name in self._logged if not name.startswith(f"{split}/")}
 
     def _log_once(self, name: str, metric: Metric, *, prog_bar: bool = False) -> None:
-        """Has Lightning compute and reset a metric at the end of the epoch, of which one call per epoch tells it."""
+        """Registers a metric for Lightning, which computes and resets it at the end of the epoch, once per epoch."""
         if name not in self._logged:
             self._logged.add(name)
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=prog_bar, metric_attribute=name)

@@ -34,7 +34,7 @@ from amr.utils.readers import read_yaml
 from amr.utils.trust import check, only_trusted, trusting
 
 ARCHITECTURE = ("encoders", "fusion", *wrapping_methods(), "extra")
-"""What of a `model` section shapes the model; the rest is about its training."""
+"""Keys of a `model` section that shape the model; the others concern its training."""
 LARGEST = 10_000_000
 """The largest number in it that is taken for one."""
 LONGEST = 4096
@@ -190,7 +190,7 @@ def _build(facts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FusionMod
 
 
 def _configured_parts(section: Mapping[str, Any], classes: int) -> Callable[[], Any]:
-    """What makes the parts that a configuration describes, by its rules."""
+    """Function that builds the parts that a configuration describes, by its rules."""
     parser = OneLineParser()
     parser.add_class_arguments(_architecture(), "model")
     config = parser.parse_object({"model": {**section, "num_classes": classes}})
@@ -198,7 +198,7 @@ def _configured_parts(section: Mapping[str, Any], classes: int) -> Callable[[], 
 
 
 def _recorded_parts(section: Mapping[str, Any], classes: int) -> Callable[[], Any]:
-    """What makes the parts that were recorded in Python, with the arguments of then, of which no type need be known."""
+    """Function that builds parts recorded in Python, with their recorded arguments; no types need be known."""
     made = {key: value for key, value in section.items() if key != "fusion"}
 
     def parts() -> Any:

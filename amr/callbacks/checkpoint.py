@@ -1,4 +1,4 @@
-"""Which weights are kept: the best by validation, and the last, from which an interrupted run continues."""
+"""Keeps two checkpoints: the best by validation, and the last, from which an interrupted run resumes."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What W&B gets besides numbers: the confusion matrix of a test, the best checkpoint, a few clips with their maps."""
+"""Sends W&B more than numbers: the confusion matrix of a test, the best checkpoint, a few clips with their maps."""
 
 from pathlib import Path
 from typing import Any

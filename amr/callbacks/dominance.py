@@ -142,7 +142,7 @@ class Dominance(pl.Callback):
         self._waiting: list[StepOutput] = []  # batches of an evaluation that are measured together
         self.totals: dict[str, Tensor] = {}
         self.hint: str | None = None
-        """What is said once if all shares are equal by construction; None before the first validation clips."""
+        """Message, shown once, if all shares are equal by construction; None before the first validation clips."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Makes the metrics."""

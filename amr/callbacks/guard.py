@@ -1,4 +1,4 @@
-"""How training ends before its time: at a signal, or before a step that would destroy the model."""
+"""Ends training early: at a signal, or before a step that would destroy the model."""
 
 import functools
 import os
@@ -187,7 +187,7 @@ class Guard(pl.Callback):
 
 @functools.cache
 def _shield_loaders() -> None:
-    """Has loader processes survive a signal to the whole process group, as SLURM sends: the last step needs them.
+    """Makes loader processes survive a signal to the whole process group, as SLURM sends: the last step needs them.
 
     They are forked, from now on, with the signals blocked; torch's own handlers would end them, and with them the step.
     """

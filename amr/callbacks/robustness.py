@@ -1,4 +1,4 @@
-"""What a model loses when a modality is missing or goes wrong, and whether its shares tell so: logged at `test`."""
+"""Logs at `test` how a model suffers when a modality is missing or corrupted, and whether its shares show this."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -185,7 +185,7 @@ class Robustness(pl.Callback):
         return clean
 
     def _log(self, trainer: pl.Trainer, split: str, rows: list[Row]) -> None:
-        """What is no detail; the loggers' own way, for Lightning would print each number."""
+        """Logs all rows except details directly to the loggers, because Lightning would print each number."""
         values = {f"{split}/robust/{row.name}": row.value for row in rows if not row.is_detail}
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""What a training does between epochs: loss, rate, gradient, speed, memory, every so many steps."""
+"""Logs every few steps: loss, learning rate, gradient, speed, memory."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is logged to W&B besides numbers, so that a failure there costs a line and not the run."""
+"""Logs tables to W&B; a failure there costs one line and does not end the run."""
 
 from collections.abc import Callable
 from typing import Any

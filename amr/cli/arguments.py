@@ -1,4 +1,4 @@
-"""What a run can do with the Trainer's arguments: mistakes are told in one line, before the first epoch where they can.
+"""Checks the Trainer's arguments: mistakes are reported in one line, before the first epoch if possible.
 
 Lightning tells of many by an exception as training starts, or after an epoch.
 """
@@ -17,7 +17,7 @@ from amr.utils.errors import UserError
 
 LIGHTNING = ("pytorch_lightning.", "lightning_fabric.")
 SECTIONS = {**dict.fromkeys(LIGHTNING, "trainer"), "torch.optim.lr_scheduler": "model.lr_scheduler"}
-"""Of the configuration, by the module that tells of a mistake in it."""
+"""Sections of the configuration, by the module that reports a mistake in them."""
 SHARED_MEMORY = (
     "/dev/shm: the loader's processes need more room there; "  # noqa: S108
     "--data.init_args.num_workers 0 needs none, and a container "
@@ -107,7 +107,7 @@ def _made_a_semaphore(error: OSError) -> bool:
 
 
 def told_by_lightning(error: Exception) -> str | None:
-    """What Lightning says of a mistake in the configuration, on one line; None of any other error.
+    """Lightning's message about a mistake in the configuration, on one line; None for any other error.
 
     It says so in exceptions of many types, all raised by a statement of its own: an error that merely comes to light in
     its code is a bug.

@@ -246,7 +246,7 @@ class AmrCLI(LightningCLI):
 
     @property
     def result(self) -> list[str]:
-        """What a training found, line by line: the best epoch, the run's folder, and the commands that come next."""
+        """Result of a training, line by line: the best epoch, the run's folder, and the commands that come next."""
         best = self.lines.result(tuple(self.model.model.modalities)) if self.subcommand == "fit" else ""
         if not best or not self.trainer.is_global_zero:
             return []
@@ -271,7 +271,7 @@ class AmrCLI(LightningCLI):
             print(f"amr: no model card: {error}", file=sys.stderr)
 
     def _facts(self) -> dict[str, Any]:
-        """What identifies the run, after a check that its parts fit together."""
+        """Facts that identify the run, after a check that its parts fit together."""
         assert isinstance(self.model, FusionClassifier)
         assert self.datamodule is not None
         options: Namespace = self.config[self.config.subcommand]
@@ -372,7 +372,7 @@ class AmrCLI(LightningCLI):
 
 
 def _listed(value: Any) -> list[Any]:
-    """What the Trainer takes one of, several of or none of."""
+    """List of an argument of which the Trainer accepts one, several or none."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -223,7 +223,7 @@ class ClipDataModule(ExplainedClips):
             raise UserError(f"{self.name}: no training clip can be used ({why}); see {self.store / 'report.csv'}")
 
     def census(self) -> dict[str, Any]:
-        """What a run's record says of its data, in plain types: `split`, `listed`, `clips` and `skipped`.
+        """Facts about the data for a run's record, in plain types: `split`, `listed`, `clips` and `skipped`.
 
         `split` is how the splits were made, `clips` the usable ones of each, and `skipped` why others are not, by
         modality and reason.

@@ -1,4 +1,4 @@
-"""What can go wrong with a clip's sound and picture, at five severities.
+"""Corruptions of a clip's sound and picture, at five severities.
 
 Pure functions of what is stored, before any transform: a waveform (samples,) float32 in about -1..1, or the frames that
 a network gets, (frames, channels, height, width) uint8, at the size in the store. Randomness is torch's, and the caller
@@ -29,7 +29,7 @@ _VOICES = 4
 
 @dataclass(frozen=True)
 class Context:
-    """What a corruption may need besides the clip.
+    """Further inputs that a corruption may need besides the clip.
 
     Attributes:
         sample_rate: Samples a second.
@@ -65,7 +65,7 @@ class Corruptible(ABC):
 
     @property
     def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
-        """What befalls several modalities at once, by name: a corruption of each of them."""
+        """Joint corruptions of several modalities, by name: one corruption per modality."""
         return {}
 
     def corruption_at(self, modality: str, corruption: str, severity: int) -> tuple[Corruption, Any]:
@@ -248,7 +248,7 @@ JOINT = {
 
 
 def _stretch(length: int, fraction: float) -> slice:
-    """That part of a line at a random place, which the stretches of all fractions contain."""
+    """Stretch at a random place that is a fraction of a line; larger fractions contain smaller ones."""
     size, place = round(fraction * length), float(torch.rand(()))
     start = min(round(place * (length - size)), length - size)
     return slice(start, start + size)
@@ -280,7 +280,7 @@ class OtherWaves:
         self.store, self.ids = store, ids
 
     def __call__(self, count: int) -> list[Tensor]:
-        """That many, some perhaps twice."""
+        """Draws `count` clips; some may be drawn twice."""
         drawn = torch.randint(len(self.ids), (count if self.ids else 0,)).tolist()
         return [_wave(self.store.get(self.ids[i])["audio"]) for i in drawn]
 

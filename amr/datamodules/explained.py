@@ -1,4 +1,4 @@
-"""What analyses and robustness ask of clips: atoms, pictures, times, evidence, and how inputs are spoilt."""
+"""Facts about clips for analyses and robustness: atoms, pictures, times, evidence, and corruptions."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -72,7 +72,7 @@ class ExplainedClips(ListedClips):
         )
 
     def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
-        """What an atom of inputs x (N, ...) becomes that is taken away, and the same in words."""
+        """Baseline that replaces a removed atom of inputs x (N, ...), and its description in words."""
         if modality != TEXT or self.texts is None:
             return super().baseline(modality, x)
         return self.texts.kind.baseline_for(x), "padding"
@@ -116,7 +116,7 @@ class ExplainedClips(ListedClips):
 
     @property
     def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
-        """What befalls all modalities at once, by name: a corruption of each."""
+        """Joint corruptions of all modalities, by name: one corruption per modality."""
         return JOINT if set(self.modalities) == set(MODALITIES) else {}
 
     def corrupted(

@@ -1,4 +1,4 @@
-"""Any data module that lists its clips: what training, analyses and robustness ask of it, whatever the clips are."""
+"""Base class of data modules that list their clips, with what training, analyses and robustness need."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -58,7 +58,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
 
     @abstractmethod
     def census(self) -> dict[str, Any]:
-        """What a run's record says of its data, in plain types."""
+        """Facts about the data for a run's record, in plain types."""
 
     @abstractmethod
     def atoms(self, modality: str, blocks: Sequence[int] | None = None, *, coarse: bool = False) -> Atoms:
@@ -89,11 +89,11 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         return self.atoms(modality, coarse=coarse)
 
     def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
-        """What an atom of inputs x (N, ...) becomes that is taken away, and the same in words."""
+        """Baseline that replaces a removed atom of inputs x (N, ...), and its description in words."""
         return 0.0, "zeros"
 
     def looks(self, modality: str, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
-        """What a page shows of a modality's input (of one clip) besides its picture: see `Kind.looks`."""
+        """Arrays of one clip's input that a page shows besides its picture: see `Kind.looks`."""
         return {}
 
     def locate(self, clip: Clip) -> Clip:
@@ -101,7 +101,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         return clip
 
     def evidence(self) -> Mapping[str, frozenset[str]]:
-        """In which modalities each clip's class is really there, by id; empty where nobody knows.
+        """Modalities in which each clip's class is really present, by id; empty if this is unknown.
 
         Raises:
             UserError: It could be known, with a package that is not installed.

@@ -34,7 +34,7 @@ def seeded(*parts: object) -> Iterator[None]:
 
 
 def damaged(store: ClipStore, id: str, error: Exception) -> UserError:
-    """What to say of a clip that was decoded once and cannot be read any more."""
+    """Error for a clip that was decoded once and can no longer be read."""
     return UserError(f"{store.shard_of(id)}: clip {id!r} is damaged ({error}); run prepare --verify")
 
 
@@ -53,7 +53,7 @@ class ListedDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def key(self, epoch: int, clip: int, copy: int) -> Key:
-        """What to ask for to get a clip in an epoch, or a further copy of it, which is augmented by itself."""
+        """Key of a clip in an epoch, or of a further copy of it, which is augmented separately."""
         return ((epoch, copy) if copy else epoch), clip
 
     def plain(self) -> Self:
@@ -121,7 +121,7 @@ class ClipDataset(ListedDataset):
             torch.set_num_threads(threads)
 
     def _draw(self, epoch: object) -> tuple[object, ...]:
-        """What a clip's random choices depend on, besides the clip and the modality."""
+        """Values on which a clip's random choices depend, besides the clip and the modality."""
         return ("train", self.seed, epoch) if self.train else ("eval",)
 
     def _data(self, clip: Clip) -> dict[str, Any]:

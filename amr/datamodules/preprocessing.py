@@ -1,4 +1,4 @@
-"""What lies between a clip's file and a network's input, as data: for programs that use a model outside of amr."""
+"""Describes the steps from a clip's file to a network's input, for programs that use a model outside of amr."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -159,7 +159,7 @@ def same_loader(loader: Any, dataset: Any, batches: Sequence[Sequence[Any]]) -> 
 
 
 def _copy_numbers(clips: Tensor) -> Tensor:
-    """Of each copy, how many of the same clip stand before it, (K,)."""
+    """Number of earlier copies of the same clip, for each copy, (K,)."""
     order = torch.argsort(clips, stable=True)
     _, counts = torch.unique_consecutive(clips[order], return_counts=True)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)

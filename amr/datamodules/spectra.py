@@ -38,13 +38,13 @@ def resampled(wave: NDArray[np.float32], rate: int, to: int) -> NDArray[np.float
 
 @lru_cache
 def stft_magnitude(n_fft: int, hop_length: int, pad_mode: str) -> Any:
-    """From (..., samples) float64 to |STFT|, (..., F, T), with Hann windows, as `librosa.stft` of the same pad_mode."""
+    """Function from (..., samples) float64 to |STFT|, (..., F, T): Hann windows, as in `librosa.stft`."""
     return T.Spectrogram(n_fft, hop_length=hop_length, power=1.0, pad_mode=pad_mode, wkwargs={"dtype": torch.float64})
 
 
 @lru_cache
 def mel_power(sample_rate: int, n_fft: int, hop_length: int, n_mels: int, pad_mode: str) -> Any:
-    """From (..., samples) to the power in mel bands, (..., n_mels, T): torchaudio's."""
+    """Function from (..., samples) to the power in mel bands, (..., n_mels, T): torchaudio's."""
     return T.MelSpectrogram(sample_rate, n_fft, hop_length=hop_length, n_mels=n_mels, pad_mode=pad_mode)
 
 

@@ -23,7 +23,7 @@ NO_TEXT = "empty in the listing"  # reason why a clip lacks it
 
 @dataclass(frozen=True)
 class TextColumn:
-    """Which column of a listing is a text, and how it becomes token ids: (T,) int64, 0 for padding, 1 for unknown.
+    """Column of a listing that is a text, and how it becomes token ids: (T,) int64, 0 for padding, 1 for unknown.
 
     Args:
         column: Name of the CSV's column. A clip whose cell is empty lacks the text.
@@ -91,7 +91,7 @@ class ClipTexts(Mapping[str, Tensor]):
 
     @property
     def kind(self) -> Kind:
-        """What the texts are to an analysis; what is taken away becomes padding."""
+        """Kind of the texts for an analysis; removed words become padding."""
         return Kind("tokens", vocabulary=self._made.vocabulary, special=(PAD,), baseline=PAD)
 
     @property
@@ -106,7 +106,7 @@ class ClipTexts(Mapping[str, Tensor]):
 
     @property
     def corruptions(self) -> dict[str, Corruption]:
-        """What can befall a text, by name."""
+        """Corruptions of a text, by name."""
         return dict(corruptions_of(self._column, self._made))
 
     def __getitem__(self, id: str) -> Tensor:

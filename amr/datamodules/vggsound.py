@@ -96,7 +96,7 @@ class VGGSound(ClipDataModule):
         return replace(clip, files={m: Path(f or f"{clip.id}.mp4") for m, f in zip(MODALITIES, files, strict=True)})
 
     def evidence(self) -> Mapping[str, frozenset[str]]:
-        """In which modalities each test clip's class is audible and visible, by VGGSounder's tags.
+        """Modalities that show each test clip's class (audible, visible), by VGGSounder's tags.
 
         Raises:
             UserError: The package is not installed.
@@ -158,7 +158,7 @@ class VGGSound(ClipDataModule):
 
 
 def read_tags(clips: Collection[Clip], tags: Path | None = None) -> dict[str, frozenset[str]]:
-    """What VGGSounder (Zverev et al. 2025) says of clips' own classes: audible, visible, or both.
+    """Tags of VGGSounder (Zverev et al. 2025) for clips' own classes: audible, visible, or both.
 
     Args:
         clips: Only these; their ids are VGGSounder's.
@@ -191,7 +191,7 @@ def _files(found: Found) -> tuple[str, str]:
 
 
 def _better(modality: str, new: str, old: str) -> str:
-    """Of two files the one to take: by its kind, then by its path. "" is none."""
+    """The preferred one of two files, by kind and then by path; "" means no file."""
     kinds = _SUFFIXES[modality]
     ranked = [(kinds.index(kind), path) for path in (new, old) if (kind := Path(path).suffix.lower()) in kinds]
     return min(ranked)[1] if ranked else ""

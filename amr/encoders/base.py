@@ -1,4 +1,4 @@
-"""What every encoder is: one modality in, one encoding out."""
+"""Base class of all encoders: one modality in, one encoding out."""
 
 from torch import Tensor, nn
 

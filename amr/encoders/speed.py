@@ -1,4 +1,4 @@
-"""What makes encoders faster and changes neither their keys nor, beyond rounding, their numbers."""
+"""Makes encoders faster without changing their keys or, beyond rounding, their numbers."""
 
 import functools
 from collections.abc import Iterable

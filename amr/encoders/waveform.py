@@ -17,7 +17,7 @@ from amr.utils.errors import UserError
 
 @dataclass(frozen=True)
 class _Arch:
-    """What tells one architecture from another, in torchaudio's words, and the names of torchaudio's weights."""
+    """Options that define an architecture, with torchaudio's names, and the names of torchaudio's weights."""
 
     dim: int
     layers: int

@@ -1,4 +1,4 @@
-"""What a model loses when inputs are corrupted: accuracy and shares by corruption and severity."""
+"""Accuracy and shares of a model when its inputs are corrupted, by corruption and severity."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ from amr.utils.streams import Progress, note, status
 
 @dataclass(frozen=True)
 class _Spoilt:
-    """What a corruption does to each clip at each severity.
+    """Results of a corruption for each clip at each severity.
 
     Attributes:
         right: Whether the clip is right, (5, N) of 0 and 1.
@@ -182,7 +182,7 @@ def corruption_rows(
 
 
 def _read_parts(files: Mapping[tuple[str, str], Path], key: str) -> dict[tuple[str, str], _Spoilt]:
-    """What an interrupted sweep has done; what is damaged, or of another model, data or options, is not used."""
+    """Finished parts of an interrupted sweep; damaged ones, or those of other models, data or options, are not used."""
     found = {}
     for which, path in files.items():
         if not path.is_file():

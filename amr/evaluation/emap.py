@@ -24,7 +24,7 @@ _CHECKED = 16
 """Clips on which a declared form is checked."""
 
 Form = Literal["additive", "multiaffine"]
-"""What a function of the encodings is declared to be; see `amr.fusion.Fusion`."""
+"""Declared form of a function of the encodings; see `amr.fusion.Fusion`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def clip_rows(function: Callable[[dict[str, Tensor]], Tensor], encodings: Mappin
 
 
 def closed_form(model: Explained) -> Form | None:
-    """What the model's head says of its logits and penultimate features: additive, else multiaffine, else None."""
+    """Form that the model's head declares for its logits and penultimate features: additive, multiaffine or None."""
     head = head_of(model)
     if not isinstance(head, Fusion):
         return None

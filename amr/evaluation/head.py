@@ -12,7 +12,7 @@ from amr.model.protocol import Explained
 from amr.utils.errors import UserError
 
 Baseline = Literal["zeros", "mean"] | Mapping[str, Tensor]
-"""What replaces something: zeros, the mean over the clips at hand, or a tensor for each modality."""
+"""Replacement of missing encodings: zeros, the mean over the given clips, or one tensor per modality."""
 
 
 def baseline_values(values: Mapping[str, Tensor], baseline: Baseline) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What each encoder knows alone, and whether shares follow the evidence."""
+"""Measures how much each encoder knows alone, and whether shares follow the evidence."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -41,7 +41,7 @@ def probe_rows(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Row]:
-    """What a linear classifier reads from each encoder alone, and how far that is from the unimodal model.
+    """Accuracy of a linear classifier on each encoder alone, and its gap to the unimodal model.
 
     With several modalities also how what the encoders know of the label, and of the model's prediction, is split.
     """

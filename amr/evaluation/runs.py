@@ -132,7 +132,7 @@ def read_folder(path: Path) -> Run:
 
 
 def read_robustness(file: Path) -> dict[Key, float]:
-    """What `amr test --robustness.test true` wrote, without the rows by class; nothing if it is not there.
+    """Values that `amr test --robustness.test true` wrote, without the rows by class; empty if the file is absent.
 
     Raises:
         UserError: It cannot be read, or is another table.

@@ -98,7 +98,7 @@ class Table:
             self._append(f"{measure}@class={c}", modality, "", None, interval, count)
 
     def add(self, measure: str, modality: str, statistic: Callable[[Tensor], Tensor], clips: int | None = None) -> None:
-        """Any statistic of the clips."""
+        """Adds a row with any statistic of the clips."""
         self._append(measure, modality, "", None, self.bootstrap(statistic), clips or self.bootstrap.clips)
 
     def _append(
@@ -128,7 +128,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What `write_rows` wrote.
+    """Reads what `write_rows` wrote.
 
     Raises:
         UserError: It is not such a file.

@@ -46,7 +46,7 @@ def accuracy_shapley(correct: Correct) -> Tensor:
 
 
 def cooperation(correct: Correct, first: int, second: int) -> Tensor:
-    """What two modalities add to the accuracy together beyond what each adds alone, a part a clip: (N,).
+    """Gain in accuracy by two modalities together beyond what each adds alone, per clip: (N,).
 
     The Shapley interaction index (Grabisch, Roubens 1999); for two modalities v(12) − v(1) − v(2) + v(∅), Hu, Li, Zhou
     2022's cooperation. Positive: synergy. Negative: either would do.
@@ -96,7 +96,7 @@ def shuffled(
 
 
 def calibration_bins(probabilities: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
-    """What the expected calibration error adds up from: each clip's bin and its gap.
+    """Terms of the expected calibration error: each clip's bin and its gap.
 
     Args:
         probabilities: (N, C).

@@ -1,4 +1,4 @@
-"""What a model's inputs are: as a run's configuration says, or, of data from Python, as a batch shows."""
+"""Describes a model's inputs, from a run's configuration or, for data from Python, from a batch."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""What every fusion is: encodings in, logits out."""
+"""Base class of all fusions: encodings in, logits out."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
@@ -85,7 +85,7 @@ class Fusion(Recorded, nn.Module):
         return None
 
     def unimodal_logits(self, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each modality predicts alone, (B, C).
+        """Logits of each modality alone, (B, C).
 
         W_m e^m + b/M where the head is linear in the encodings, else the logits with every other encoding zeroed.
         """

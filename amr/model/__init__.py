@@ -143,7 +143,7 @@ class FusionModel(nn.Module):
         return self.encoders.parameters()
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of its model, from which `amr.load_model` builds it."""
+        """Facts for a checkpoint, from which `amr.load_model` builds the model."""
         return {
             "modalities": list(self.modalities),
             "num_classes": self.num_classes,
@@ -154,7 +154,7 @@ class FusionModel(nn.Module):
 
 
 class HasModel(Protocol):
-    """What trains a model, as `FusionClassifier` does."""
+    """An object that trains a model, such as `FusionClassifier`."""
 
     model: FusionModel
 
@@ -208,7 +208,7 @@ class ComposedHead:
 
 
 def head_of(model: Explained) -> Head:
-    """What maps a model's encodings to its logits: a `FusionModel`'s own head, or `ComposedHead`."""
+    """Module that maps a model's encodings to its logits: a `FusionModel`'s own head, or `ComposedHead`."""
     return model.head if isinstance(model, FusionModel) else ComposedHead(model)
 
 

@@ -55,7 +55,7 @@ class Ids:
 
 
 class StepOutput(TypedDict):
-    """What callbacks get of a step: the loss and, detached, encodings (B, ...), logits (B, C), labels (B,), ids."""
+    """Outputs of a step for callbacks: the loss and, detached, encodings (B, ...), logits (B, C), labels (B,), ids."""
 
     loss: Tensor
     encodings: dict[str, Tensor]
@@ -71,7 +71,7 @@ def about(batch: Batch) -> dict[str, Any]:
 
 
 def step_output(batch: Batch, loss: Tensor, logits: Tensor, encodings: dict[str, Tensor]) -> StepOutput:
-    """What a step on a batch gives."""
+    """Output of a step on a batch."""
     facts: Any = {**about(batch), "id": Ids(batch["id"])}
     return {"loss": loss, "encodings": encodings, "logits": logits, **facts}  # type: ignore[typeddict-item]
 
@@ -141,7 +141,7 @@ def inputs_of(batch: Any, modalities: Sequence[str]) -> tuple[dict[str, Any], di
 
 
 def _task(batch: Any) -> Task:
-    """What the form of a batch's label says of the task."""
+    """Task, inferred from the form of a batch's label."""
     label = (
         batch["label"] if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, Sequence) and batch else None
     )

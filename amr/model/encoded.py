@@ -211,7 +211,7 @@ def encode(
 
 
 def _read(cache: Path, model: Explained, listed: set[str] | None) -> Encoded | None:
-    """What `encode` wrote; None if it is not there, or damaged or of other clips, which is said."""
+    """Reads what `encode` wrote; None if it is absent or, with a message, damaged or of other clips."""
     if not cache.is_file():
         return None
     try:

@@ -53,7 +53,7 @@ class Loaders(pl.LightningDataModule):
 
 
 def loader_of(data: pl.LightningDataModule, split: str) -> Any:
-    """What a data module gives for a split: train, val or test."""
+    """Loader of a data module for a split: train, val or test."""
     return {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
 
 

@@ -1,4 +1,4 @@
-"""What a classifier learns: a class, several labels or a number per clip, the loss, the scores and their metrics."""
+"""Objectives of a classifier: a class, several labels or a number per clip, with loss, scores and metrics."""
 
 from collections.abc import Sequence
 from typing import get_args

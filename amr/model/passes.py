@@ -79,7 +79,7 @@ class ClipPass:
     def each(
         self, function: Callable[[Seen], Mapping[str, Tensor]], clips: Sequence[int] | Tensor | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """What a function says of every clip.
+        """Values of a function for every clip.
 
         Args:
             function: Called with each batch; returns values by name, (B, ...) each.
@@ -132,7 +132,7 @@ class ClipPass:
 
 
 class Scores:
-    """What one pass over the training clips says of each clip; the pass is made when something is first asked.
+    """Values for each clip from one pass over the training clips, which is made when they are first needed.
 
     All values are on the CPU, in the order of the training data set, and equal on all ranks.
 
@@ -144,7 +144,7 @@ class Scores:
     def __init__(self, clips: ClipPass, seed: int) -> None:
         self._clips = clips
         self.generator = torch.Generator().manual_seed(seed)
-        """For random choices: a function of the run's seed and the epoch, equal on all ranks."""
+        """Generator for random choices: a function of the run's seed and the epoch, equal on all ranks."""
 
     def __len__(self) -> int:
         """Number of training clips N."""

@@ -1,4 +1,4 @@
-"""What an analysis asks of a model: `Explained`."""
+"""Interface that an analysis requires of a model: `Explained`."""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable

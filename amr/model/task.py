@@ -1,4 +1,4 @@
-"""What a model predicts for a clip: one class, several labels, or a number."""
+"""Tasks: a model predicts one class, several labels, or a number for a clip."""
 
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ def check_task(task: Any) -> Task:
 
 
 def task_of(model: Any) -> Task:
-    """What a model learns; one that does not say so tells classes apart."""
+    """Task of a model; a model that does not declare one predicts classes."""
     task: Task = getattr(model, "task", "classes")
     return task
 

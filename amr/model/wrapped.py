@@ -322,7 +322,7 @@ class ExplainedModule(nn.Module):
             return self._called(own)
 
     def _placeholder(self, modality: str, encoding: Tensor) -> Tensor:
-        """What the module gets as input in the place of embeddings: the carried ids, or zeros."""
+        """Input of the module in place of embeddings: the carried ids, or zeros."""
         layer = self._layer(self.embeddings[modality])
         if modality in self.carried:
             most = getattr(layer, "num_embeddings", 2**24)

@@ -1,4 +1,4 @@
-"""What all analyses share: what is explained, of which clips."""
+"""Types that all analyses share: the explained target, and its clips."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Several:
 
 
 Target = Literal["predicted"] | int | Tensor | Unit
-"""What is explained: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
+"""Explained target: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
 
 Fixed = Tensor | Unit | Several
 """A target without names to look up: classes are one a clip."""

@@ -29,7 +29,7 @@ RIDGE = (1.0, 0.1, 0.01, 0.001)  # λ of the refitted classifier, of which the b
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """What is to blame for each of E wrong predictions.
+    """Causes of E wrong predictions.
 
     Attributes:
         clips: Positions of the wrong predictions, (E,) int64.
@@ -321,7 +321,7 @@ def select_clips(
 
 @dataclass(frozen=True)
 class SelectionTrial:
-    """What choosing clips one way, in one partition, was worth.
+    """Gain from one way to choose clips, in one partition.
 
     Attributes:
         by: How they were chosen; "none" and "all" of the pool are what any choice lies between.

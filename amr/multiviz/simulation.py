@@ -22,7 +22,7 @@ PENALTIES = (0.001, 0.01, 0.1, 1.0)  # the student's C, chosen by cross-validati
 
 @dataclass(frozen=True)
 class Stage:
-    """What a student knows of the model's output when it sees the explanations up to one stage.
+    """How well a student predicts the model's output from the explanations up to one stage.
 
     Attributes:
         accuracies: Share of held-out clips whose output class it names, (S,), in [0, 1], one per seed.
@@ -157,7 +157,7 @@ def simulate(
 
 
 def _answers(features: Array, target: Array, train: Array, test: Array, seed: int) -> Array:
-    """What a student that has learned from the `train` rows says of the `test` rows."""
+    """Predictions for the `test` rows by a student that has learned from the `train` rows."""
     folds = StratifiedKFold(min(3, int(np.bincount(target[train]).min())), shuffle=True, random_state=seed)
     student = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     student = GridSearchCV(student, {"logisticregression__C": PENALTIES}, cv=folds)

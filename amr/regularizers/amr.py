@@ -342,7 +342,7 @@ class AMR(Regularizer):
         return parameters, gradient
 
     def _penalty(self, steps: Sequence[Step]) -> tuple[Tensor, Measured]:
-        """This rank's part of weight · R over the global batch, see `penalty_surrogate`, and what it is, logged."""
+        """This rank's part of weight · R over the global batch (see `penalty_surrogate`), and the values to log."""
         model, epoch = steps[0].model, steps[0].epoch
         batches = [step.complete()[0] for step in steps]
         change = self.output.change(steps) if self.output else None

@@ -1,4 +1,4 @@
-"""What every method is: a few hooks into one training step.
+"""Base class of all methods: a few hooks into one training step.
 
 A method overrides the hooks it needs; the classifier finds out which. Training only: evaluation sees the bare model.
 "Step" is one micro-batch; "steps" are all micro-batches that led to one step of the main optimizer. In the order in
@@ -140,7 +140,7 @@ class Step:
 
 
 class EpochState(dict[str, Tensor]):
-    """What the hooks of an epoch see: the metrics logged so far, by name, and more.
+    """State that the hooks of an epoch see: the metrics logged so far, by name, and more.
 
     Args:
         metrics: The metrics; at an epoch's end with those of its validation.
@@ -208,7 +208,7 @@ class Regularizer(Recorded, nn.Module):
     scales_gradients: ClassVar[bool] = False
     """Whether its effect is the size of gradients, which Adam and its like cancel."""
     signal: ClassVar[str] = ""
-    """What it measures in training, in a few words, for the table of all methods; `nothing` if it is blind."""
+    """Quantity that the method measures in training, in a few words; `nothing` if it measures none."""
     reads: ClassVar[frozenset[str]] = frozenset({"on_epoch_start", "on_epoch_end"})
     """Hooks by which, with its default options, it changes nothing but its own state."""
     ranges: ClassVar[Mapping[str, Range | Choices]] = {}

@@ -122,7 +122,7 @@ class Output:
         return change_shares(change)
 
     def _picks(self, steps: Sequence[Step], labels: Tensor) -> Tensor:
-        """For every rank's clips, (N, K): which of them replace a clip's encodings; -1 for none."""
+        """Indices (N, K), over the clips of all ranks, of the clips that replace a clip's encodings; -1 for none."""
         numbers = torch.tensor([number for step in steps for number in _numbers(step)], dtype=torch.int64)
         clips, _ = gathered_rows(torch.stack([numbers.to(labels.device), labels], dim=1))
         first = steps[0]

@@ -41,7 +41,7 @@ def penalty_surrogate(shares: Tensor, ratio: Tensor, level: Level) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the penalty of a step is, over all ranks' clips; equal on all ranks, without graph.
+    """Penalty of a step over all ranks' clips; equal on all ranks, without graph.
 
     Attributes:
         penalty: R, a scalar; 0 without clips.

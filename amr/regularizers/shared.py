@@ -1,4 +1,4 @@
-"""What methods share: epochs, missing modalities, means over ranks and epochs, gradients, and re-paired encodings."""
+"""Helpers of the methods: epochs, missing modalities, means over ranks and epochs, gradients, re-paired encodings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -20,7 +20,7 @@ MOST = 50  # lines or bars in a panel; W&B's own limit is 10
 
 @dataclass
 class Board:
-    """What a workspace and a report are about.
+    """Subject of a workspace and a report.
 
     Attributes:
         project: W&B project.
@@ -96,7 +96,7 @@ def has_account() -> bool:
 
 
 def specification(board: Board) -> dict[str, Any]:
-    """What W&B would be sent, but for the ids that only it can give: `workspace` and `report`."""
+    """Content that W&B would get, without the ids that only W&B can give: `workspace` and `report`."""
     models = {"workspace": _workspace(board)._to_model(), "report": _report(board)._to_model()}
     return {key: json.loads(model.model_dump_json(by_alias=True, exclude_none=True)) for key, model in models.items()}
 

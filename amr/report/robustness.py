@@ -1,4 +1,4 @@
-"""What runs lose when a modality is missing or goes wrong: the table and the plots of robustness.parquet."""
+"""Losses of runs when a modality is missing or corrupted: the table and the plots of robustness.parquet."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _curves(row: Row, label: str, corruptions: Sequence[str]) -> list[list[float
 
 
 def _areas(rows: Sequence[Row], labels: Sequence[str]) -> Plot | None:
-    """For many rows: the area under accuracy against severity, a mark a modality."""
+    """Plot for many rows: the area under accuracy against severity, one mark per modality."""
     kinds = {label: ("auc", label, "mean", None) for label in labels}
     return _dots(rows, kinds, "Area under accuracy against severity", "% of the clips, mean over corruptions")
 
@@ -246,7 +246,7 @@ def _shapley(rows: Sequence[Row], modality: str) -> Plot | None:
 
 
 def _dial(rows: Sequence[Row]) -> Plot | None:
-    """What the decision-time dial trades: accuracy against the area under a modality's corruption, or without it.
+    """Plot of the decision-time dial: accuracy against the area under a modality's corruption, or without it.
 
     A line per row, along the dial of the first modality; the large mark is the model as it is.
     """

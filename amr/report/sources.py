@@ -19,7 +19,7 @@ ALLOWED = (
 
 
 def find_runs(paths: Iterable[str | Path], beside: Beside | None = None) -> list[Path]:
-    """What `paths` name: each a run, a results.parquet, a folder of runs, or a glob of these; doubles are dropped.
+    """Runs that `paths` name: each path is a run, a results.parquet, a folder of runs, or a glob; doubles are dropped.
 
     What lies in an amr run's folder (its wandb/, its metrics/) is that run.
 

@@ -25,7 +25,7 @@ VALUES = 5 * NUMBERS  # of the history: some 1 GB
 
 @dataclass
 class Record:
-    """What one start of a run recorded.
+    """Record of one start of a run.
 
     Attributes:
         name: The run's display name; may be empty.

@@ -1,1 +1,1 @@
-"""What every part may use, and what uses no other part: files, errors, work, distributed sums, the parser."""
+"""Helpers for every part that depend on no other part: files, errors, work, distributed sums, the parser."""

@@ -23,14 +23,14 @@ from amr.utils.streams import note
 CHECKSUM = "checksum"
 """Key of a checkpoint's checksum, beside "state_dict"."""
 PICKLE_BYTES = 64 * 2**20
-"""What all that is no tensor may take; ours have some 10 KB."""
+"""Largest size of everything in a checkpoint that is not a tensor; ours have some 10 KB."""
 MOST_VALUES = 1_000_000
 DEEPEST = 100
 GLOBALS = {
     *("collections OrderedDict", "torch Size", "torch device", "builtins set", "builtins complex", "_codecs encode"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"),
 }
-"""What a checkpoint's pickle may name, beside dtypes and storages' types: nothing that makes an object of any size."""
+"""Names that a checkpoint's pickle may contain besides dtypes and storages; none can make an object of any size."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

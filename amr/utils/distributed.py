@@ -1,4 +1,4 @@
-"""What ranks tell each other, and a clean end of their process group."""
+"""Exchange between ranks, and a clean end of their process group."""
 
 import atexit
 import functools
@@ -104,7 +104,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What every rank has, in the order of ranks."""
+    """Values of all ranks, in the order of ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()

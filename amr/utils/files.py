@@ -76,7 +76,7 @@ def _lives(process: int) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """As `atomically`, for files whose failure is to be told to the user; the folder is made.
+    """Same as `atomically`, for files whose failure is reported to the user; creates the folder.
 
     Raises:
         UserError: The place cannot be written, or the disk is full.

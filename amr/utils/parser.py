@@ -86,12 +86,12 @@ class OneLineParser(LightningArgumentParser):
         return [action for parser in (self, *subparsers) for action in parser._actions]
 
     def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """As the parent's, which puts namespaces in place of nested dictionaries: here the object stays as it is."""
+        """Same as the parent's, but keeps the object; the parent replaces nested dictionaries by namespaces."""
         parsed: Namespace = super().parse_object(copy.deepcopy(obj), *args, **kwargs)
         return parsed
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
-        """As the parent's `instantiate`, but what a class refuses is told as one line.
+        """Same as the parent's `instantiate`, but reports in one line what a class refuses.
 
         Lightning 2.6 calls it by this name, which jsonargparse 4.49 deprecates with a page of warnings.
         """

@@ -181,7 +181,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(file: Path, text: str) -> Any:
-    """As `read_yaml`, of text that is there; `file` is what an error names."""
+    """Same as `read_yaml`, for text that is already read; an error names `file`."""
     import yaml
 
     # libyaml's parser is ten times as fast, but its recursion has no limit: it gets what cannot be nested deeply.

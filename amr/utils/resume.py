@@ -31,7 +31,7 @@ PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what a
 def recipe(
     optimizer: "Optimizer", scheduler: Any, interval: str, parameters: Mapping[str, "Parameter"]
 ) -> dict[str, Any]:
-    """What a checkpoint says of the main optimizer as it was asked for, in plain types.
+    """Requested settings of the main optimizer for a checkpoint, in plain types.
 
     Args:
         optimizer: Fresh.
@@ -186,7 +186,7 @@ def _replay(scheduler: Any, steps: int) -> None:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a resolved configuration decides the weights, as a checkpoint keeps it.
+    """Settings of a resolved configuration that decide the weights, as a checkpoint keeps them.
 
     Args:
         config: With `seed_everything`, `trainer`, `model` and `data`.
@@ -274,7 +274,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Of plain types alone, so that a checkpoint can hold it; what cannot be compared is its type's name."""
+    """Value in plain types that a checkpoint can hold; a value that cannot be compared becomes its type's name."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

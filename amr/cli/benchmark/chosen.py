@@ -1,4 +1,4 @@
-"""What validation chose of each row's trials: in the record, in the table's text, and on the page."""
+"""Each row's trial that validation chose: in the record, in the table's text, and on the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

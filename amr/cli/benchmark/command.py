@@ -35,7 +35,7 @@ from amr.utils.streams import status
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a grid has come to.
+    """Result of a grid.
 
     Attributes:
         folder: The grid's folder, with `results.parquet`, `table.md` and `report.html`.

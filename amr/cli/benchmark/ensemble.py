@@ -21,7 +21,7 @@ NAMES = {
 }
 """Method and title of each combination, in tables."""
 FREE = {"modalities", "num_workers", "prepare_workers", "store", "batch_size", "seed"}
-"""Of the data's settings, those in which the runs may differ."""
+"""Settings of the data in which the runs may differ."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +248,7 @@ def _checkpoint(members: Sequence[_Member], model: Mapping[str, Any]) -> dict[st
 
 
 def _facts(members: Sequence[_Member], combination: str, folder: Path) -> dict[str, Any]:
-    """What run.json says of the ensemble."""
+    """Facts about the ensemble for run.json."""
     first = members[0].facts
     method, title = NAMES[combination]
     seeds = {member.facts.get("seed") for member in members}

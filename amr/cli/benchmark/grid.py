@@ -85,11 +85,11 @@ class Grid:
         return self.folder(cell) / "checkpoints" / "best.ckpt"
 
     def log(self, cell: Cell) -> Path:
-        """What the cell's process printed."""
+        """File with the output of the cell's process."""
         return self.out / "logs" / f"{self.folder(cell).name}.log"
 
     def _record(self, cell: Cell) -> dict[str, Any] | None:
-        """What a finished cell left; None if it is not finished, or its run is gone."""
+        """Record of a finished cell; None if it is not finished, or its run is gone."""
         try:
             record = read_object(self.out / "cells" / f"{cell.hash}.json")
             if not isinstance(record["resumed"], bool) or not isinstance(record["seconds"], int | float):
@@ -113,7 +113,7 @@ class Grid:
         ]
 
     def task(self, cell: Cell) -> dict[str, Any]:
-        """What the cell's process does: `fit`, then `test`, then the record."""
+        """Work of the cell's process: `fit`, then `test`, then the record."""
         return {
             "folder": str(self.folder(cell)),
             # An ensemble that is there is whole.
@@ -130,7 +130,7 @@ class Grid:
         return forkserver().Process(target=cell_process, args=arguments)
 
     def describe(self) -> str:
-        """What is finished, and the commands of what is not."""
+        """Finished cells, and the commands of those that are not finished."""
         lines = []
         for cell in self.cells:
             begun = (self.folder(cell) / "run.json").is_file()

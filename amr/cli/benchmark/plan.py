@@ -70,12 +70,12 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """Of all that decides the result, in hexadecimal."""
+        """Hash of all settings that decide the result, in hexadecimal."""
         return fingerprint(self.config, {name: teacher.hash for name, teacher in self.teachers.items()})
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the cell for people."""
         return f"{self.row.name}-s{self.seed}"
 
     @property
@@ -235,7 +235,7 @@ def make_cells(
 
 
 def _of_ensemble(row: Row, members: Sequence[Cell]) -> dict[str, Any]:
-    """What an ensemble's cell is known by, beside its members, in place of a configuration of `amr fit`."""
+    """Identity of an ensemble's cell besides its members; it replaces the configuration of `amr fit`."""
     return {"model": {"combination": row.ensemble}, "data": members[0].config.get("data"), "trainer": {"max_epochs": 0}}
 
 

@@ -12,7 +12,7 @@ from amr.utils.errors import UserError
 from amr.utils.streams import status
 
 OF_TRAINING = ("optimizer", "lr_scheduler", "scheduler_interval", "label_smoothing", "metrics", "compile_encoders")
-"""What of a `model` section is not asked for when the model is built; rows and candidates often differ in it alone."""
+"""Keys of a `model` section that do not matter for building the model; often rows differ only in these."""
 MOST = 4  # rows that the message names with their reason
 
 

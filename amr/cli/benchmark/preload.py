@@ -1,4 +1,4 @@
-"""What `fit` needs, imported once for all the processes that are forked out of the one that imports this."""
+"""Imports what `fit` needs, once for all processes that are forked from the one that imports this module."""
 
 from amr.cli.imports import quick_imports
 

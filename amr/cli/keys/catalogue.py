@@ -114,7 +114,7 @@ def build(cases: Sequence[tuple[int, int]] = CASES) -> dict[str, Method]:
 
 
 def acts_on(kind: Any) -> list[str]:
-    """What a class changes: by its hooks, but for those by which it only takes note."""
+    """What a class changes, according to its hooks; hooks that only read are left out."""
     return list(dict.fromkeys(what for hook, what in ACTS.items() if kind.overrides(hook) and hook not in kind.reads))
 
 

@@ -1,4 +1,4 @@
-"""What of a command line is wrong, told before torch is imported: files, configurations, keys and classes."""
+"""Checks a command line before torch is imported: its files, configurations, keys and classes."""
 
 import json
 import re

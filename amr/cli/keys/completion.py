@@ -54,7 +54,7 @@ def asked() -> bool:
 
 
 def words(typed: Sequence[str], commands: dict[str, list[str]]) -> list[str]:
-    """What may stand in place of the last word typed.
+    """Words that may complete the last word typed.
 
     Args:
         typed: The words after `amr`, the last one not finished, perhaps empty.

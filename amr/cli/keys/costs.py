@@ -1,4 +1,4 @@
-"""What a method costs: rows that pass the head and the encoders, counted while a tiny model is trained."""
+"""Cost of a method: rows that pass the head and the encoders, counted while a tiny model is trained."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from amr.regularizers import Composite, Regularizer
 from amr.utils.errors import UserError
 
 FUSIONS: tuple[Any, ...] = (functools.partial(Concat, hidden=4), Concat, Sum, Late, Shared)
-"""From the general to the special: a method is counted with the first that it takes."""
+"""Ordered from general to special; a method's cost is counted with the first fusion that it accepts."""
 EARLY = {"start_epoch": 0, "every": 1, "boosting_epochs": 2}
 """Options with which a method acts in the second epoch."""
 TEACHER = "teacher"

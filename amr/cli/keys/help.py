@@ -18,7 +18,7 @@ TEXTS = {
 
 
 def text(command: str, topic: str | None = None) -> str:
-    """What `amr COMMAND --help` prints.
+    """Text of `amr COMMAND --help`.
 
     Args:
         command: fit, validate, test or predict.

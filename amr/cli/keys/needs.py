@@ -1,4 +1,4 @@
-"""What a method asks of the model, the data and the run: found by building tiny models that it may refuse."""
+"""Requirements of a method on the model, the data and the run, found by building tiny models that it may refuse."""
 
 import inspect
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ HEADS: dict[str, Any] = {
 
 
 def of(kind: type[Regularizer]) -> list[str]:
-    """What the method needs, beyond a number of modalities; each in a few words."""
+    """Requirements of a method besides its number of modalities, each in a few words."""
     parameters = inspect.signature(kind).parameters
     needs = [_fusion(kind)]
     flat: dict[str, Any] = {name: MLPEncoder(4, (), 4) for name in ("m0", "m1")}

@@ -1,1 +1,1 @@
-"""What `fit`, `validate`, `test`, `predict` and `prepare` leave and say, and these commands as functions."""
+"""Files and messages of `fit`, `validate`, `test`, `predict` and `prepare`, and these commands as functions."""

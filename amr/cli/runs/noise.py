@@ -1,4 +1,4 @@
-"""What Lightning writes that no user can act on."""
+"""Silences messages of Lightning on which no user can act."""
 
 import logging
 import warnings

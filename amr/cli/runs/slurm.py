@@ -6,7 +6,7 @@ import sys
 
 
 def requeue() -> None:
-    """Has SLURM start this job's script again; elsewhere, or in an interactive session, does nothing."""
+    """Asks SLURM to start this job's script again; does nothing elsewhere, or in an interactive session."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # as Lightning tells them apart
         return

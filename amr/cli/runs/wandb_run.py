@@ -21,13 +21,13 @@ def wandb_id(file: Path) -> str:
 
 
 def names_before(file: Path) -> dict[str, str]:
-    """What a run's record calls its method: an ensemble's model alone does not tell that it is one."""
+    """Method and title in a run's record; an ensemble cannot be recognized by its model alone."""
     known = read_object(file)
     return {key: known[key] for key in ("method", "title") if isinstance(known.get(key), str)}
 
 
 def wandb_error() -> type[Exception] | tuple[()]:
-    """What W&B raises; nothing where it is not in use."""
+    """Class of W&B's errors; an empty tuple if W&B is not in use."""
     if "wandb" not in sys.modules:
         return ()
     import wandb
@@ -37,7 +37,7 @@ def wandb_error() -> type[Exception] | tuple[()]:
 
 @contextmanager
 def wandb_stages_in(folder: Path) -> Iterator[None]:
-    """Has W&B keep the files of its tables in the run's folder, where it would take HOME, which may be read-only.
+    """Makes W&B keep the files of its tables in the run's folder instead of HOME, which may be read-only.
 
     Raises:
         UserError: The place that WANDB_DATA_DIR names, if it does, cannot be written.

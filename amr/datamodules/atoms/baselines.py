@@ -1,4 +1,4 @@
-"""What an atom becomes that is taken away: zeros, a mean, a blurred copy, a mask token."""
+"""Baselines that replace a removed atom: zeros, a mean, a blurred copy, a mask token."""
 
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ WIDTH = 1 / 8  # of a blur: its standard deviation as a part of the size
 
 
 def baseline_of(kind: str, how: How | int | float | Tensor, x: Tensor) -> Tensor | float:
-    """What counts as nothing in inputs of a kind.
+    """Baseline for inputs of a kind: the values that carry no information.
 
     Args:
         kind: tokens, vector, table, series, regions, waveform, image, frames or spectrogram.

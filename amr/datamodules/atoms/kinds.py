@@ -51,7 +51,7 @@ STEPS = 512  # of a series that is shown
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """What one modality's inputs are.
+    """Kind of one modality's inputs.
 
     Args:
         kind: tokens (T,) of ids; vector (D,); table (D,) of named columns; series (T, channels); waveform (..., T);
@@ -172,7 +172,7 @@ class Kind:
 
     @property
     def how(self) -> How | float | Tensor:
-        """What an atom becomes that is taken away."""
+        """Baseline that replaces a removed atom."""
         if self.baseline is not None:
             return self.baseline
         if self.kind == "tokens":
@@ -192,7 +192,7 @@ class Kind:
         return f"{self.how}" if not isinstance(self.how, Tensor) else "given values"
 
     def baseline_for(self, x: Tensor) -> Tensor | float:
-        """What counts as nothing, of clips x (N, ...): see `baseline_of`."""
+        """Baseline for clips x (N, ...): see `baseline_of`."""
         return baseline_of(self.kind, self.how, x)
 
     def atoms(
@@ -257,7 +257,7 @@ class Kind:
         return tuple(first[c].partition("=")[0] if c in several else first[c] for c in sorted(first))
 
     def looks(self, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
-        """What a page shows of one input besides its picture.
+        """Arrays of one input that a page shows besides its picture.
 
         Args:
             x: The input, as people know it: not standardized.
@@ -294,7 +294,7 @@ def _renamed(atoms: Atoms, keys: Mapping[str, str]) -> Atoms:
 
 
 def as_kind(modality: str, given: Any) -> Kind:
-    """What somebody says of a modality: a `Kind`, the name of one, or its options.
+    """Kind of a modality from a `Kind`, the name of one, or its options.
 
     Raises:
         UserError: It is something else; the message names the modality.

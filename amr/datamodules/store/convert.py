@@ -1,4 +1,4 @@
-"""From one kind of store to another without the media: the frames' form, and whether there are spectrograms."""
+"""Converts a store without reading the media: changes the form of frames, and adds or drops spectrograms."""
 
 import io
 import json

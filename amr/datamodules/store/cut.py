@@ -53,7 +53,7 @@ def cut(files: Mapping[str, Path], out: Path, start: float | None = None, end: f
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """What a file that `cut` wrote holds: `seconds`, and whether it has `sound` and `picture`."""
+    """Content of a file that `cut` wrote: its `seconds`, and whether it has `sound` and `picture`."""
     with av.open(str(path)) as container:
         return {
             "seconds": (container.duration or 0) / av.time_base,

@@ -1,4 +1,4 @@
-"""Which clips a worker process began: what its death is blamed on."""
+"""Records the clips that a worker process began; if it dies, they are suspected."""
 
 import json
 from collections import Counter

@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What `prepare` keeps of a clip. Other options mean another store.
+    """Options that decide what `prepare` keeps of a clip. Other options mean another store.
 
     Args:
         sample_rate: Samples a second of the mono waveform.
@@ -108,7 +108,7 @@ class DecodeOptions:
             raise UserError(f"decode.frames={self.frames!r}: must be jpeg or raw")
 
     def identity(self) -> dict[str, Any]:
-        """What tells the stores of two options apart, in plain types.
+        """Values that distinguish the stores of two options, in plain types.
 
         The defaults of `frames` and `spectrogram` are left out: stores that are older than these options stay valid.
         """

@@ -1,4 +1,4 @@
-"""Which clips go to which shards, and which of these are finished."""
+"""Assigns clips to shards, and finds the shards that are finished."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What `prepare` found: counts, and the table of problems."""
+"""Report of `prepare`: counts, and the table of problems."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from amr.utils.files import atomically
 
 @dataclass
 class PrepareReport:
-    """What `prepare` found.
+    """Report of `prepare`.
 
     Attributes:
         total: Clips in the listing.

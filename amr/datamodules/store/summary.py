@@ -58,7 +58,7 @@ td details { margin: 0; } td summary { padding: 0; } td ul { padding-left: 1.2re
 
 
 def _facts(report: PrepareReport) -> list[str]:
-    """What it took; the time is that of the run that finished the store."""
+    """Size of the store, deaths of workers, and the speed of the run that finished the store."""
     facts = [f"{report.bytes / 1e6:,.1f} MB", f"{report.bytes / max(report.total, 1) / 1e3:,.1f} kB a clip"]
     if report.decoded:
         rate = report.decoded / max(report.seconds, 1e-9)

@@ -70,7 +70,7 @@ class Recipe:
 
 
 class Drawable(Protocol):
-    """What decides clips, `Recipe` or `Planted`."""
+    """Description from which clips are drawn: `Recipe` or `Planted`."""
 
     def draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """A clip's frames and waveform."""
@@ -91,7 +91,7 @@ def _write_clip(path: Path, recipe: Drawable, index: int) -> None:
 
 
 def cue_of(cue: float) -> tuple[float, float, float]:
-    """What shows a class, before each clip's own deviation.
+    """Features that show a class, before each clip's own deviation.
 
     Args:
         cue: The class, in [0, 1): its number over the number of classes.

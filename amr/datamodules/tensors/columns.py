@@ -16,7 +16,7 @@ SHAPES: dict[str, str] = {
     "spectrogram": "(F, T) or (C, F, T)",
     "frames": "(T, H, W), (T, C, H, W) or (T, H, W, C)",
 }
-"""What one clip's value may be, without the batch."""
+"""Shapes that one clip's value may have, without the batch dimension."""
 STANDARDIZED = ("vector", "table", "series", "spectrogram")  # by default
 
 
@@ -103,7 +103,7 @@ class Column:
 
 
 def as_column(modality: str, given: Any) -> Column:
-    """What a configuration or a dictionary says of a modality.
+    """Column from a configuration or a dictionary about a modality.
 
     Raises:
         UserError: It is of another form; the message names the modality.

@@ -282,7 +282,7 @@ class Tensors(ListedClips):
         return TensorDataset(self.usable(split), self._rows[split], inputs, self._target, present, train=train)
 
     def census(self) -> dict[str, Any]:
-        """What a run's record says of its data: `split`, `listed`, `clips` and `skipped`."""
+        """Facts about the data for a run's record: `split`, `listed`, `clips` and `skipped`."""
         return {
             "split": self.split_kind,
             "listed": len(self.clips),
@@ -312,7 +312,7 @@ class Tensors(ListedClips):
         return kind_atoms(self.kind(modality), tuple(self._made[modality].x.shape[1:]), coarse=coarse)
 
     def kind(self, modality: str) -> Kind:
-        """What a modality's inputs are, with names, vocabulary and what counts as nothing: the mean, or padding."""
+        """Kind of a modality's inputs, with names, vocabulary and baseline: the mean, or padding."""
         column, made = self.columns[modality], self._made[modality]
         if column.kind == "tokens":
             return Kind("tokens", vocabulary=made.vocabulary or "ids", special=(PAD,), baseline=PAD)
@@ -337,7 +337,7 @@ class Tensors(ListedClips):
         return kind.baseline_for(x), words
 
     def looks(self, modality: str, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
-        """What a page shows of an input besides its picture, in the data's own units."""
+        """Arrays of an input that a page shows besides its picture, in the data's own units."""
         kind, made = self.kind(modality), self._made[modality]
         if self.columns[modality].standardizes:
             mean, spread = (torch.tensor(made.fitted[key], dtype=torch.float32) for key in ("mean", "deviation"))
@@ -355,7 +355,7 @@ class Tensors(ListedClips):
 
     @property
     def joint_corruptions(self) -> Mapping[str, Mapping[str, str]]:
-        """What befalls all modalities at once, by name: a corruption of each."""
+        """Joint corruptions of all modalities, by name: one corruption per modality."""
         shared = set.intersection(*(set(known) for known in self.corruptions.values()))
         return (
             {name: dict.fromkeys(self.modalities, name) for name in sorted(shared)} if len(self.modalities) > 1 else {}

@@ -1,4 +1,4 @@
-"""What can go wrong with tensors, at five severities, for robustness: noise, and values that are lost."""
+"""Corruptions of tensors at five severities, for robustness: noise, and lost values."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ NOISE = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def mask_tokens(x: Tensor, fraction: float, _: Context) -> Tensor:
-    """That part of the tokens is unknown; padding stays."""
+    """Makes a fraction of the tokens unknown; padding stays."""
     return torch.where((torch.rand(x.shape) < fraction) & (x != PAD), UNKNOWN, x)
 
 

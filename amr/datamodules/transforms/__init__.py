@@ -1,4 +1,4 @@
-"""From a clip's stored bytes to a network's input. Randomness is torch's; the caller seeds it."""
+"""Transforms from a clip's stored bytes to a network's input. Randomness is torch's; the caller seeds it."""
 
 from amr.datamodules.transforms.audio import AudioTransform
 from amr.datamodules.transforms.picture import Picture

@@ -1,4 +1,4 @@
-"""What a transform's options may be."""
+"""Allowed values of a transform's options."""
 
 from amr.utils.errors import UserError
 

@@ -1,4 +1,4 @@
-"""From a clip's stored samples to a network's input. Randomness is torch's; the caller seeds it."""
+"""Transform from a clip's stored samples to a network's input. Randomness is torch's; the caller seeds it."""
 
 import math
 from collections.abc import Sequence
@@ -87,11 +87,11 @@ class AudioTransform:
         return self._masked(x, train)
 
     def features(self, samples: NDArray[np.int16 | np.float32], sample_rate: int) -> Tensor:
-        """What a call makes of (samples,) before the masks, where nothing random precedes them."""
+        """Features of (samples,) before the masks, if nothing random precedes them."""
         return self._features(self._wave(samples, sample_rate, False)[None], self.rate(sample_rate))
 
     def from_features(self, stored: NDArray[np.float16], *, shape: Sequence[int], train: bool) -> Tensor:
-        """As a call, from `features` that were stored.
+        """Same as a call, from stored `features`.
 
         Args:
             stored: The features, flat.
@@ -111,7 +111,7 @@ class AudioTransform:
         shape: Sequence[int],
         train: bool,
     ) -> Tensor:
-        """As `batch`, from `features` that were stored; nothing is drawn."""
+        """Same as `batch`, from stored `features`; nothing is drawn."""
         return torch.stack([self.from_features(clip, shape=shape, train=False) for clip in clips])
 
     def _masked(self, x: Tensor, train: bool) -> Tensor:
@@ -130,7 +130,7 @@ class AudioTransform:
         sample_rate: int,
         train: bool,
     ) -> Tensor:
-        """As a call for each clip, but with one spectrogram of all: equal up to rounding. Without masks only.
+        """Same as a call per clip, up to rounding, with one spectrogram computation for all clips. Only without masks.
 
         Args:
             clips: Samples of each clip, (samples,).

@@ -42,7 +42,7 @@ class SpectralOptions(DecodeOptions):
             )
 
     def identity(self) -> dict[str, Any]:
-        """What tells the stores of two options apart, in plain types."""
+        """Values that distinguish the stores of two options, in plain types."""
         what = super().identity()
         del what["audio"]
         return {**what, "spectrogram": self.settings()}

@@ -1,4 +1,4 @@
-"""From a clip's stored frames to a network's input. Randomness is torch's; the caller seeds it."""
+"""Transform from a clip's stored frames to a network's input. Randomness is torch's; the caller seeds it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ from amr.datamodules.transforms.picture import Picture, picture_of
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a clip's frames.
+    """Part of a clip's frames that the network sees.
 
     Attributes:
         box: Top, left, height and width in pixels, which may reach over the border; None: all.
@@ -166,7 +166,7 @@ class VideoTransform:
         return _stacked(frames)
 
     def batch(self, clips: Sequence[Tensor], draws: Sequence[AbstractContextManager[None]], *, train: bool) -> Tensor:
-        """As a call for each clip, from frames that are decoded already.
+        """Same as a call per clip, from frames that are already decoded.
 
         Args:
             clips: Each clip's frames, as `decode` gives them.
@@ -236,7 +236,7 @@ class VideoTransform:
         return [images[i : i + self.frames] for i in range(0, len(images), self.frames)]
 
     def _look(self, frames: list[Tensor], view: View) -> Tensor:
-        """What a view shows of frames (channels, h, w): (frames, channels, height, width)."""
+        """View of frames (channels, h, w), as (frames, channels, height, width)."""
         if view.frames:
             looks = [self._look([frame], own) for frame, own in zip(frames, view.frames, strict=True)]
             return looks[0] if len(looks) == 1 else torch.cat(looks)  # which would copy it

@@ -18,7 +18,7 @@ BINS = 4
 
 @dataclass(frozen=True, eq=False)
 class Conflicts:
-    """What a model says of clips that are put together from two clips of different classes.
+    """Predictions for clips that combine two clips of different classes.
 
     Entry (m, r, i) is about the clip with modality m of clip i and all other modalities of clip `partners[r, i]`.
 

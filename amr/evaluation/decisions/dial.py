@@ -61,7 +61,7 @@ def settings(names: Sequence[str], steps: int = STEPS) -> list[Setting]:
 
 
 def dial_matrix(weights: Tensor) -> Tensor:
-    """What the dial does to the logits of all coalitions, a matrix (2^M, 2^M) float64; for w = 1 it is the identity.
+    """Matrix (2^M, 2^M), float64, of the dial's effect on the logits of all coalitions; the identity for w = 1.
 
     With Harsanyi's dividends d(T) = Σ_{S⊆T} (−1)^{|T|−|S|} v(S), the dialled v_w(S) = v(∅) + Σ_{∅≠T⊆S} w̄_T d(T), w̄_T
     being the mean weight of the modalities in T. Since φ_m = Σ_{T∋m} d(T) / |T| is m's Shapley value, the logits with
@@ -151,7 +151,7 @@ class Dial:
         return found
 
     def _shift(self, position: int) -> Tensor:
-        """What the weights change in the parts that an additive head has of mean encodings, (C,)."""
+        """Change by the weights in an additive head's parts for mean encodings, (C,)."""
         return ((self.settings[position].weights - 1)[:, None] * self.offsets).sum(0)
 
 

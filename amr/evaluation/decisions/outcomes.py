@@ -24,7 +24,7 @@ def outcomes(correct: Correct) -> Tensor:
 
 
 def outcome_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What each cell is called, as (measure, modalities joined by +), in the order of the cells.
+    """Name of each cell, as (measure, modalities joined by +), in the order of the cells.
 
     Right together: `outcome_synergistic` (with none alone), `outcome_unique` (with one alone), `outcome_redundant`
     (with several alone). Wrong together: `outcome_neither` (with none alone), `outcome_lost` (with some alone).

@@ -1,4 +1,4 @@
-"""What the adapters share."""
+"""Base class of the adapters."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class Adapter(ExplainedModule):
     @property
     @abstractmethod
     def kinds(self) -> dict[str, Kind]:
-        """What each modality's inputs are: their atoms and baselines."""
+        """Kind of each modality's inputs: their atoms and baselines."""
 
     @abstractmethod
     def native(self, inputs: Mapping[str, Tensor]) -> Tensor:

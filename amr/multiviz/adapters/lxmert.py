@@ -108,5 +108,5 @@ class LXMERT(Adapter):
 
 
 def _additive(there: Tensor, vectors: Tensor) -> Tensor:
-    """What attention adds to the scores of tokens (B, 1, 1, T): nothing, or the least number for those not there."""
+    """Attention mask to add to the scores of tokens, (B, 1, 1, T): 0, or the least number for absent tokens."""
     return (1 - there.to(vectors))[:, None, None] * torch.finfo(vectors.dtype).min

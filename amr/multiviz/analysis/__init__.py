@@ -1,1 +1,1 @@
-"""What `amr analyze` does: every analysis of a checkpoint, to a folder that the site is made from."""
+"""Work of `amr analyze`: every analysis of a checkpoint, into a folder from which the site is made."""

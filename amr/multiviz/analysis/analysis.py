@@ -1,4 +1,4 @@
-"""What all stages of an analysis share: the model, its data, the encoded split, the folder."""
+"""State that all stages of an analysis share: the model, its data, the encoded split, the folder."""
 
 import hashlib
 import json
@@ -167,7 +167,7 @@ class Analysis:
         return {m: atoms.of(clips) for m, atoms in (self.coarse if coarse else self.fine).items()}
 
     def baselines(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What an atom of these inputs (N, ...) becomes that is taken away, by modality; broadcasts to the inputs."""
+        """Baselines that replace removed atoms of these inputs (N, ...), by modality; they broadcast to the inputs."""
         return {m: torch.as_tensor(self.data.baseline(m, x)[0], device=self.device) for m, x in inputs.items()}
 
     def encodings(self, positions: list[int]) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ class Analysis:
             self._progress.at(part)
 
     def archive(self, position: int, folder: str = "clips") -> Path:
-        """Where a clip's maps are."""
+        """Path of the archive of a clip's maps."""
         return self.out / folder / f"{slug(self.clips.ids[position])}.npz"
 
     @cached_property
@@ -287,7 +287,7 @@ def _grad_cam(model: Explained, inputs: Mapping[str, Tensor], modality: str, *op
 
 
 def last_convolution(encoder: nn.Module) -> nn.Module:
-    """What Grad-CAM looks at, as its authors do; without one the encoder itself, which it refuses."""
+    """Last convolution, at which Grad-CAM looks; the encoder itself if it has none, which Grad-CAM refuses."""
     layers: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     return layers[-1] if layers else encoder
 

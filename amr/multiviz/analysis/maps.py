@@ -229,7 +229,7 @@ def _interactions(
 
 
 def _determined(method: Callable[..., Any], *arguments: Any, samples: int, **options: Any) -> Any:
-    """What a method gives, with twice as many draws, up to four times, where those drawn determine no answer."""
+    """Result of a method; if its draws do not determine one, it is repeated with twice as many, up to four times."""
     for more in (1, 2, 4):
         with suppress(UserError):
             return method(*arguments, samples=more * samples, **options)
@@ -268,7 +268,7 @@ def _dime(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
 
 
 def _modalities(analysis: Analysis, n: int, classes: Tensor) -> Arrays:
-    """What the n-th explained clip's logits owe to whole modalities."""
+    """Shapley values and interactions of whole modalities for the n-th explained clip's logits."""
     encodings = analysis.encodings(analysis.chosen)
     means = {m: e.mean(0, keepdim=True) for m, e in encodings.items()}
     copies = {m: e[n : n + 1].expand(len(classes), *e.shape[1:]) for m, e in encodings.items()}

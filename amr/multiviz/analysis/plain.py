@@ -49,7 +49,7 @@ class PlainSplit:
 
 
 class PlainClips(pl.LightningDataModule):
-    """What an analysis asks of data, for those that are not of a `ClipDataModule`.
+    """Data that are not of a `ClipDataModule`, with what an analysis needs.
 
     The analysed split is read once and kept in memory; others are read from their loaders.
 
@@ -193,7 +193,7 @@ class PlainClips(pl.LightningDataModule):
             raise UserError(f"data.kinds.{modality}: {error}") from None
 
     def baseline(self, modality: str, x: Tensor) -> tuple[Tensor | float, str]:
-        """What an atom of inputs x (N, ...) becomes that is taken away, and the same in words.
+        """Baseline that replaces a removed atom of inputs x (N, ...), and its description in words.
 
         A mean is that of the analysed split.
         """
@@ -204,7 +204,7 @@ class PlainClips(pl.LightningDataModule):
         return found.to(x) if isinstance(found, Tensor) else found, kind.nothing
 
     def looks(self, modality: str, x: Tensor, atoms: Atoms) -> dict[str, NDArray[Any]]:
-        """What a page shows of an input besides its picture."""
+        """Arrays of an input that a page shows besides its picture."""
         return self.kinds[modality].looks(x, atoms) if modality in self.kinds else {}
 
     def picture(self, modality: str, x: Tensor, atoms: Atoms) -> Picture:
@@ -212,7 +212,7 @@ class PlainClips(pl.LightningDataModule):
         return tensor_picture(x, atoms)
 
     def window(self, modality: str, clip: Clip) -> tuple[float, float] | None:
-        """Where in a media file the input lies: not known."""
+        """Window of the input in a media file; it is not known."""
         return None
 
     def locate(self, clip: Clip) -> Clip:

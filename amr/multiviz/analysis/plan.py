@@ -1,4 +1,4 @@
-"""What an analysis is to hold. Nothing here imports torch, so that the command's help answers at once."""
+"""Plan of an analysis. Nothing here imports torch, so that the command's help answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is analysed, and how far.
+    """Scope of an analysis: its inputs, stages and limits.
 
     Args:
         checkpoint: A checkpoint of a run.

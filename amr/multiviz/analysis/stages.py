@@ -269,7 +269,7 @@ def _dime(analysis: Analysis, inputs: dict[str, Tensor], modality: str, target: 
 
 
 def _units(analysis: Analysis, inputs: dict[str, Tensor], modality: str, archives: list[Any]) -> Row:
-    """Of each clip the unit that counts most."""
+    """Trust in the maps of the unit that counts most, for each clip."""
     parts = []
     for n, archive in enumerate(archives):
         if not len(archive["units"]):

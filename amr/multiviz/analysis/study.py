@@ -1,4 +1,4 @@
-"""What the explanations are good for: a simulated user, and which clips to label next."""
+"""Tests the use of the explanations: a simulated user, and a choice of clips to label next."""
 
 import math
 from collections import Counter
@@ -64,7 +64,7 @@ def simulation(analysis: Analysis) -> None:
 
 
 def selection(analysis: Analysis) -> None:
-    """Which clips to label next: likely errors, uncertain ones or any."""
+    """Compares choices of clips to label next: likely errors, uncertain clips, or random ones."""
     table = analysis.out / "selection.parquet"
     if is_whole(table) or "selection" in analysis.notes or analysis.undefined("selection", "no selection of clips"):
         return
@@ -82,7 +82,7 @@ def _part(analysis: Analysis, position: int) -> Path:
 
 
 def _seen(analysis: Analysis, position: int) -> Arrays:
-    """What the page shows of a clip, as the numbers that each stage adds.
+    """Numbers that each stage adds to a clip's page.
 
     U and C are the page's first methods, for the predicted class; R_local is what each modality brings to the units
     that the page names for this clip, and nothing for the others.

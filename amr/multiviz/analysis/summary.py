@@ -1,4 +1,4 @@
-"""What is said of the whole split, and the maps of all clips as tables."""
+"""Summary of the whole split, and the maps of all clips as tables."""
 
 import json
 import math

@@ -31,7 +31,7 @@ Work = dict[Path, Callable[[], list[Row]]]
 
 
 def work(analysis: Analysis) -> Work:
-    """What is left to do, by the file of its rows; methods whose maps have the same atoms share the random sets."""
+    """Remaining work, by the file of its rows; methods whose maps have the same atoms share the random sets."""
     few = analysis.chosen[:SYNERGIES]
     archives = [read_arrays(analysis.archive(position)) for position in few]
     groups: dict[tuple[str, tuple[str, ...]], dict[tuple[str, str], dict[str, Tensor]]] = defaultdict(dict)
@@ -86,7 +86,7 @@ def _maps(analysis: Analysis, archives: list[Arrays]) -> list[tuple[str, str, di
 def _of_class(
     analysis: Analysis, few: list[int], kind: str, methods: dict[tuple[str, str], dict[str, Tensor]]
 ) -> list[Row]:
-    """Of the predicted class."""
+    """Synergy of maps that explain the predicted class, one row per method and pair."""
     atoms = analysis.atoms(few, coarse=kind != "fine")
     inputs, target = analysis.inputs(few), analysis.predicted[few].to(analysis.device)
     maps = [{m: Importance(values, None, atoms[m], method) for m, values in one.items()}
@@ -103,7 +103,7 @@ def _of_class(
 
 
 def _of_units(analysis: Analysis, few: list[int], archives: list[Arrays]) -> list[Row]:
-    """Of each clip the unit that counts most."""
+    """Synergy of maps that explain the unit that counts most, for each clip."""
     found: dict[tuple[str, str], list[Synergy]] = defaultdict(list)
     size = 0.0
     for position, archive in zip(few, archives, strict=True):

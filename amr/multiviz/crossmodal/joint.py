@@ -19,7 +19,7 @@ from amr.multiviz.unimodal.surrogate import efficient_regression, lime_kernel, s
 from amr.utils.errors import UserError
 
 Space = Literal["inputs", "encodings"]
-"""What is perturbed or differentiated: inputs, or encodings, in which case no encoder runs."""
+"""Space that is perturbed or differentiated: inputs, or encodings, in which case no encoder runs."""
 
 Side = str | tuple[str, Atoms]
 """A modality and its atoms; the name alone stands for every element an atom, in vectors (D,) and tokens (T, D)."""

@@ -190,7 +190,7 @@ def _refuse(model: Explained, inputs: Mapping[str, Tensor], names: Iterable[str]
 
 
 def _why_zero(model: Explained, encodings: Mapping[str, Tensor], target: Tensor | Unit, names: tuple[str, str]) -> str:
-    """What an all-zero map means, by 4-point ablations of the two modalities' whole encodings."""
+    """Explains an all-zero map, by 4-point ablations of the two modalities' whole encodings."""
     one, two = names
     largest, scale = 0.0, 0.0
 

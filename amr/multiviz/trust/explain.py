@@ -1,4 +1,4 @@
-"""What all scores of trust start from: a method with its options filled in, and its maps as tensors."""
+"""Explanations for the trust scores: a method with its options filled in, and its maps as tensors."""
 
 from collections.abc import Callable, Mapping
 

@@ -26,7 +26,7 @@ _NOISY = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Trust:
-    """What a page shows beside a map.
+    """Trust scores that a page shows beside a map.
 
     Args:
         importance: The map.
@@ -145,7 +145,7 @@ def _warnings(
     randomised: Mapping[str, RankCorrelation],
     stable: Stability,
 ) -> tuple[str, ...]:
-    """What speaks against a map, in words."""
+    """Evidence against a map, in words."""
     found = []
     silent = int(unfaithful.isnan().sum())
     if silent:

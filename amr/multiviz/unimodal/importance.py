@@ -1,4 +1,4 @@
-"""What every method of unimodal importance returns."""
+"""Result type of all methods of unimodal importance."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from amr.evaluation.statistics import t_quantile
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """What a method says about N clips.
+    """Importance of atoms in N clips, by one method.
 
     Args:
         values: Importance of each atom, (N, A), or of each element, (N, *input shape), where no atoms were given; of

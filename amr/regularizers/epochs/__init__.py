@@ -1,1 +1,1 @@
-"""What happens between epochs: the clips that a method chooses, and the methods that look at whole splits."""
+"""Methods that act between epochs: they choose clips, or look at whole splits."""

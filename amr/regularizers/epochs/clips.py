@@ -82,7 +82,7 @@ class EpochClips:
             iter(loop._data_fetcher)  # type: ignore[arg-type]  # which may have an iterator of all clips already
 
     def state(self) -> dict[str, Any] | None:
-        """What a checkpoint holds."""
+        """State for a checkpoint."""
         return self.chosen
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -106,7 +106,7 @@ def encode_split(module: pl.LightningModule, model: FusionModel, split: str, mos
 
 
 def mover(module: pl.LightningModule) -> Any:
-    """What takes a collated batch to the device as the Trainer does."""
+    """Function that moves a collated batch to the device as the Trainer does."""
     trainer = module.trainer
 
     def move(batch: Any) -> Any:

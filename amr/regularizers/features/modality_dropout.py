@@ -15,7 +15,7 @@ Fill = Literal["zero", "mean"]
 
 
 def draw_kept(present: Tensor, p: float) -> Tensor:
-    """Which modalities each clip keeps: each is dropped with probability p, but never all that a clip has.
+    """Draws the modalities that each clip keeps: each is dropped with probability p, but never all of a clip.
 
     A clip that would lose everything keeps one of its modalities, each equally likely. A modality of a clip with k of
     them is therefore kept with probability 1 - p + pᵏ/k.

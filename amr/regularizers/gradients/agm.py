@@ -22,7 +22,7 @@ MAX_LOSS = -math.log(1e-8)  # a clip's share in a score grows no further: bounds
 
 
 def attributed_logits(full: Tensor, without: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What each of two modalities adds to the logits (Li et al. 2023).
+    """Part of the logits that each of two modalities adds (Li et al. 2023).
 
     φ_a = ½ (F(a, v) − F(0, v) + F(a, 0)): the Shapley value of a, with F(0, 0) taken as 0. φ_a + φ_v = F(a, v).
 

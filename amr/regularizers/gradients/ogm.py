@@ -127,7 +127,7 @@ class EncoderModulation(Regularizer, abstract=True):
         return self.alpha > 0 and epoch in self.window
 
     def clip_scores(self, step: Step) -> Tensor:
-        """What is compared of each complete clip, (N, M)."""
+        """Scores of each complete clip that are compared, (N, M)."""
         raise NotImplementedError
 
     def scores(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:

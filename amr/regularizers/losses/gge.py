@@ -16,7 +16,7 @@ from amr.utils.names.ranges import Range
 
 
 def residual_targets(labels_one_hot: Tensor, bias_probabilities: Tensor) -> Tensor:
-    """What a biased model leaves of the label: ỹ = clamp(y − p, 0, 1) (Han et al. 2021, softmax form).
+    """Part of the label that a biased model does not explain: ỹ = clamp(y − p, 0, 1) (Han et al. 2021, softmax form).
 
     y − p is the negative gradient of the biased model's cross-entropy by its logits; only its positive part can be a
     target.

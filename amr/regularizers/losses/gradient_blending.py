@@ -51,7 +51,7 @@ def blend_weights(generalization_gain: Tensor, overfitting_growth: Tensor) -> Te
 
 
 def held_out_rows(ids: Sequence[str], fraction: float) -> list[bool]:
-    """Which clips are held out: a hash of the name, the same on every machine, in every run and epoch."""
+    """Whether each clip is held out, by a hash of its id: the same on every machine, in every run and epoch."""
     limit = fraction * 2**64
     return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < limit for name in ids]
 

@@ -31,7 +31,7 @@ def gap_weights(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
 
 
 def taught_divergence(first: Tensor, second: Tensor, label: Tensor, kind: Divergence) -> Tensor:
-    """What the weaker modality has to learn of each clip, (B,).
+    """Divergence that the weaker modality has to reduce for each clip, (B,).
 
     The stronger modality is the one with the larger probability of the true class. `distribution`: KL(p_strong ‖
     p_weak) over all classes, with p_strong detached. `released`: q_weak (log q_weak − q_strong) of the true class's

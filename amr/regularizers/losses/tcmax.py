@@ -35,7 +35,7 @@ def log_partition(logits: Tensor) -> Tensor:
 
 
 def tuples(rows: int, modalities: int, most: int, generator: torch.Generator) -> Tensor:
-    """Which clip gives each modality's encoding: all B^M tuples if they are no more than `most`, else as many drawn.
+    """Tuples of clips, one per modality: all B^M if there are at most `most`, otherwise `most` random ones.
 
     Args:
         rows: B.

@@ -1,4 +1,4 @@
-"""What lies beside a report, a site or a card: links between them, where both exist.
+"""Links between a report, a site and a card, if they exist beside each other.
 
 A link is relative and stays near: pages may be copied elsewhere as a whole, and those for others should not say how a
 disk is laid out.

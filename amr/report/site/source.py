@@ -46,7 +46,7 @@ LATEST = 1e7  # seconds; a window that ends later is none
 
 
 def checked(method: Callable[P, T]) -> Callable[P, T]:
-    """Of a method of `Source`: content of a wrong shape is an error that names the folder."""
+    """Wraps a method of `Source`, so that content of a wrong shape gives an error that names the folder."""
 
     @functools.wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -181,7 +181,7 @@ class Source:
 
     @checked
     def run(self) -> dict[str, Any]:
-        """What the overview shows."""
+        """Content of the overview."""
         simulation = {row["stage"]: row for row in self.table("simulation")}
         drop = ("seed", "accuracy", "shuffled")
         return {

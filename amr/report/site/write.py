@@ -28,7 +28,7 @@ MADE = "made.txt"
 
 
 class Made:
-    """What each file of a site was made from, kept in `made.txt`: a line of digest and name; a file's last one counts.
+    """Origin of each file of a site, kept in `made.txt`: a line of digest and name; a file's last one counts.
 
     Modification times do not tell: a copy, a clock that was set back or a restored backup has any time.
 

@@ -1,1 +1,1 @@
-"""What is found by name: configurations, modules that moved, the version."""
+"""Finds things by name: configurations, modules that moved, the version."""

@@ -71,7 +71,7 @@ def find_config(given: str | Path, where: str = "--config", folders: Collection[
 
 
 def data_source(given: str | Path, where: str = "--data") -> Path | str:
-    """What a user means by data: a configuration's file, or the import path of a class.
+    """Data that a user names: a configuration's file, or the import path of a class.
 
     Args:
         given: A configuration's file or name, such as `synthetic`, or a class's import path.
@@ -90,6 +90,6 @@ def data_source(given: str | Path, where: str = "--data") -> Path | str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What a message adds where a known word is close: `; did you mean X?`, or nothing."""
+    """Addition to a message if a known word is close: `; did you mean X?`, or nothing."""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

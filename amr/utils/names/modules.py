@@ -1,4 +1,4 @@
-"""What a user's own module makes, by its name on the command line: `my_module:make`."""
+"""Imports objects of a user's own module, by their name on the command line: `my_module:make`."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ def is_module(given: Any) -> bool:
 
 
 def imported(given: str, option: str) -> Any:
-    """What a name of a user's own module stands for; a function is called without arguments.
+    """Object that a name in a user's own module stands for; a function is called without arguments.
 
     The module is looked for in the current folder first. The user has named it himself, so it is imported; nothing that
     a checkpoint names is.
@@ -69,7 +69,7 @@ def imported(given: str, option: str) -> Any:
 
 @contextmanager
 def _current_folder() -> Iterator[None]:
-    """Has imports look in the current folder first, as `python -m` does."""
+    """Makes imports look in the current folder first, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

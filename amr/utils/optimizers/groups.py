@@ -68,7 +68,7 @@ class ParameterGroups:
         return still
 
     def split(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
-        """What an optimizer is given.
+        """Parameter groups for an optimizer.
 
         Args:
             parameters: Trained parameters by name, the model's as `model.` and their name within it.

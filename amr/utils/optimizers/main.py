@@ -75,7 +75,7 @@ class MainOptimizer:
         return float(group["lr"]) / reference if reference else 1.0
 
     def lightning(self, optimizer: Optimizer, scheduler: Any, trainer: Any) -> OptimizerLRScheduler:
-        """What `configure_optimizers` returns.
+        """Return value for `configure_optimizers`.
 
         Args:
             optimizer: The optimizer.

@@ -33,7 +33,7 @@ _READ_ERRORS = 16  # after which a file is given up
 
 
 class ProblemError(Exception):
-    """Why a modality of a clip cannot be used."""
+    """A modality of a clip cannot be used; the message says why."""
 
 
 class Source:

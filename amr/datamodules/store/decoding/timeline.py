@@ -1,4 +1,4 @@
-"""When each packet of a file is heard or shown, in seconds from the file's beginning.
+"""Times at which each packet of a file is heard or shown, in seconds from the file's beginning.
 
 A file's clock need not start at zero, its streams need not start or end together, and single times may be damaged.
 Times are taken as they are unless they jump: over more than the file is long, or back. Such a packet follows the one
@@ -68,7 +68,7 @@ class Track:
 
     @property
     def end(self) -> float:
-        """When the last packet ends."""
+        """Time at which the last packet ends."""
         return max((t + s for t, s in zip(self.times[-64:], self.spans[-64:], strict=True)), default=0.0)
 
 
@@ -234,7 +234,7 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """When the longer stream ends; what lies beyond the part that was read counts as there."""
+        """Time at which the longer stream ends; a part beyond what was read counts as present."""
         if not self.whole:
             return math.inf
         ends = [self.audio.end] if self.audio is not None else []
@@ -242,7 +242,7 @@ class Timeline:
 
     @property
     def picture_end(self) -> float:
-        """When the last picture goes.
+        """Time at which the last picture disappears.
 
         By the file's word for this stream, where it has one. Otherwise a picture that came at a steady rate goes after
         its period; one that was written only when something changed stays to the file's end.
