@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
-#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, draw, noise, dial-noise, colours,
-#                                          colours-draw, digits, knob, planted, report
-# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw` and `colours-draw` train the
-# rows of the answer again with other seeds.
+#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, dial-noise,
+#                                          colours, colours-draw, digits, knob, planted, report
+# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw` and
+# `colours-draw` train the rows of the answer again with other seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
@@ -37,6 +37,9 @@ part() {
     ablation)
       python $here/choose.py ablation
       grid letters ablation $letters clean "${five[@]}" ;;
+    ablation-draw)
+      cp $here/ablation.yaml $here/ablation_draw.yaml
+      grid letters ablation_draw $letters clean "${other[@]}" -- --only multi_loss form head zeros ;;
     dial-noise)
       python $here/choose.py dial
       grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
@@ -62,5 +65,5 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters dial ablation draw noise dial-noise colours colours-draw digits knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits knob planted report
 for name in "$@"; do part "$name"; done

@@ -216,19 +216,20 @@ def dial_table(results: Results, dataset: str) -> str:
     return markdown(["target of audio", *(measure.title for measure in MEASURES)], body)
 
 
-def ablation_table(results: Results, dataset: str) -> str:
+def ablation_table(results: Results, dataset: str, grid: str = "ablation") -> str:
     """The dial's form at equal targets, and that with one option changed at a time."""
-    at = (dataset, "ablation")
+    at = (dataset, grid)
     shown = (ACCURACY, SHARE, DECISION, WITHOUT_AUDIO, WITHOUT_VIDEO, ECE)
+    versus = ((DECISION, "form", "the form's"), (ACCURACY, "form", "the form's"), (ACCURACY, RIVALS[0], "Multi-loss's"))
     body = []
     for name in (name for name in ABLATED if name in results.rows(*at)):
         cells = [spread(results.of(*at, name, measure).values()) for measure in shown]
-        for measure in (DECISION, ACCURACY):
-            same = name == "form"
-            cells.append("–" if same else paired(results.of(*at, name, measure), results.of(*at, "form", measure)))
+        for measure, other, _ in versus:
+            same = name == other
+            cells.append("–" if same else paired(results.of(*at, name, measure), results.of(*at, other, measure)))
         body.append([ABLATED[name], *cells])
-    versus = [f"{measure.title} minus the form's" for measure in (DECISION, ACCURACY)]
-    return markdown(["", *(measure.title for measure in shown), *versus], body)
+    titles = [f"{measure.title} minus {whose}" for measure, _, whose in versus]
+    return markdown(["", *(measure.title for measure in shown), *titles], body)
 
 
 def sentences(results: Results, dataset: str) -> str:
@@ -256,7 +257,7 @@ def time_table(results: Results) -> str:
     """CPU seconds per run on one thread, test included."""
     body = []
     for dataset in DATASETS:
-        for grid in ("trials", "onto", "main", "dial", "ablation", "draw"):
+        for grid in ("trials", "onto", "main", "dial", "ablation", "ablation_draw", "draw"):
             seconds = [
                 value
                 for name in results.rows(dataset, grid)
@@ -523,8 +524,9 @@ def pieces(results: Results) -> dict[str, str]:
             parts[f"decisions sentences {dataset}"] = sentences(results, dataset)
         if results.rows(dataset, "draw"):
             parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
-        if results.rows(dataset, "ablation"):
-            parts[f"decisions ablation {dataset}"] = ablation_table(results, dataset)
+        for grid in ("ablation", "ablation_draw"):
+            if results.rows(dataset, grid):
+                parts[f"decisions {grid} {dataset}"] = ablation_table(results, dataset, grid)
         if targets(results, dataset):
             parts[f"decisions dial {dataset}"] = dial_table(results, dataset)
     return parts
