@@ -198,7 +198,7 @@ def attributed_rows(shares: Tensor) -> Tensor:
 def normalised_ratio(ratio: Tensor, modalities: int) -> Tensor:
     """The ratio (M,) divided by its sum; raises ValueError unless it has M positive, finite entries."""
     if ratio.shape != (modalities,):
-        raise ValueError(f"ratio: shape {tuple(ratio.shape)}, expected ({modalities},), one entry a modality")
+        raise ValueError(f"ratio: shape {tuple(ratio.shape)}, expected ({modalities},), one entry per modality")
     if not bool((torch.isfinite(ratio) & (ratio > 0)).all()):
         raise ValueError(f"ratio={ratio.tolist()}: every entry must be positive and finite")
     return ratio / ratio.sum()

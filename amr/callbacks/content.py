@@ -23,7 +23,7 @@ DRAWN = 100  # classes; W&B's chart is made of a row per cell, and draws 10,000 
 
 
 class WandbContent(pl.Callback):
-    """Adds to a W&B run, online or offline, what is no number. Without a W&B logger it does nothing.
+    """Adds media and tables to a W&B run, online or offline. Without a W&B logger it does nothing.
 
     - After a test, always: `test/confusion`, W&B's chart of the confusion matrix over all ranks; with more than 100
       classes `test/confusions`, a table of the pairs that occur. Not for several labels per clip.

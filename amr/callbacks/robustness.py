@@ -85,7 +85,7 @@ class Robustness(pl.Callback):
         self._collected = Collected()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Loads the unimodal models: what is wrong with them is told before the split's pass."""
+        """Loads the unimodal models: errors in them are reported before the split's pass."""
         if not self.test:
             return
         from amr.load import load_model

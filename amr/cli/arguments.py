@@ -1,6 +1,6 @@
 """Checks the Trainer's arguments: mistakes are reported in one line, before the first epoch if possible.
 
-Lightning tells of many by an exception as training starts, or after an epoch.
+Lightning reports many of them only by an exception when training starts, or after an epoch.
 """
 
 import errno
@@ -86,7 +86,7 @@ def check_monitors(
 
 
 def lacks_shared_memory(error: BaseException | None) -> bool:
-    """Whether loader processes failed for want of room in /dev/shm, by which they hand batches over.
+    """Whether loader processes failed because /dev/shm, through which they pass batches, is full.
 
     A process that is short of it raises as it allocates (torch's error, or its text within that of the loader's), is
     killed by a bus error as it writes, or cannot make a semaphore for its queue.

@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: For anything that the user can mend.
-        Stopped: At SIGTERM or SIGUSR1; told, and under SLURM, at SIGUSR1, requeued.
+        Stopped: At SIGTERM or SIGUSR1, with a message; under SLURM, SIGUSR1 also requeues the job.
     """
     try:
         for line in execute(arguments).result:

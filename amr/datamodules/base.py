@@ -51,7 +51,7 @@ class ClipDataModule(ExplainedClips):
         still: What becomes of a clip whose frames all show the same picture; use takes it like any other.
         drop_last: Leave out an epoch's last training batch if it is smaller.
         predict_split: Which split `predict` runs over.
-        prepare_workers: Processes that decode; None: one a core.
+        prepare_workers: Processes that decode; None: one per core.
         decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
             the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.
             auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise and with in_memory.

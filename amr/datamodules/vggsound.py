@@ -270,4 +270,4 @@ def _read_row(where: str, cells: list[str]) -> Row:
         raise UserError(f"{where}: {video!r} and {start!r} are not a video id (letters, digits, -, _) and seconds")
     if split not in ("train", "test") or not label:
         raise UserError(f"{where}: label={label!r}, split={split!r}: must be any label, and train or test")
-    return video, int(start), sys.intern(label), sys.intern(split)  # one string a label, not one a row
+    return video, int(start), sys.intern(label), sys.intern(split)  # one string per label, not one per row

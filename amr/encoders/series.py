@@ -97,7 +97,7 @@ class SeriesEncoder(Encoder):
         kernel: Steps that a convolution of a TCN sees.
         padded: Whether steps of zeros at the end are padding, which then changes nothing in the encoding and whose
             tokens are zeros. False: they are steps like any other.
-        pool: One encoding a series. False gives a token each step.
+        pool: One encoding per series. False gives one token per step.
 
     Raises:
         UserError: An option has a value that is not allowed; in use, the input has another shape.

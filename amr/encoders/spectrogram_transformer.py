@@ -19,7 +19,7 @@ class SpectrogramTransformer(Encoder):
     """The audio spectrogram transformer: a ViT on overlapping patches of a spectrogram (Gong et al. 2021).
 
     Input is (B, C, F, T), at least a patch in both directions. The encoding has shape (B, dim), or without `pool`
-    (B, t, dim), a token a step of t = 1 + (T - patch) // stride in time, averaged over frequency.
+    (B, t, dim), one token per step of t = 1 + (T - patch) // stride in time, averaged over frequency.
 
     Position embeddings are learned for `input_size`, and interpolated in frequency and time for any other input. The
     paper's class token alone stands for the clip here; its distillation token belongs to another training.

@@ -29,7 +29,7 @@ class TextEncoder(Encoder):
         layers: Number of layers.
         heads: Attention heads of a transformer; divides `dim`.
         padding: Id of padding; `amr.datamodules.Tensors` pads with 0.
-        pool: One encoding a text. False gives a token each id.
+        pool: One encoding per text. False gives one token per id.
 
     Raises:
         UserError: An option has a value that is not allowed; in use, the input holds no ids of the vocabulary.

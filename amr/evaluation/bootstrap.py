@@ -11,7 +11,7 @@ GROUPS = 32
 _ENTRIES = 2**22  # of a block of resamples: 32 MB
 
 Statistic = Callable[[Tensor], Tensor]
-"""Maps weights (R, N), how often each clip was drawn, to a number a row, (R,); NaN where it is not defined."""
+"""Maps weights (R, N), how often each clip was drawn, to one number per row, (R,); NaN if it is not defined."""
 
 
 @dataclass(frozen=True)

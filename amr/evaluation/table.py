@@ -1,4 +1,4 @@
-"""The long table of measures, a row a number with its interval, and its file."""
+"""The long table of measures, one row per number with its interval, and its file."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence

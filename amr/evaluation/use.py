@@ -37,7 +37,7 @@ def alone(correct: Tensor) -> Tensor:
 
 
 def accuracy_shapley(correct: Correct) -> Tensor:
-    """Shapley value of each modality in the accuracy (Hu, Li, Zhou 2022), a part a clip: (N, M).
+    """Shapley value of each modality in the accuracy (Hu, Li, Zhou 2022), per clip: (N, M).
 
     The mean over clips of what a modality adds to the accuracy, averaged over the orders in which modalities come;
     the values add up to the accuracy with all of them minus that with none.
@@ -49,7 +49,7 @@ def cooperation(correct: Correct, first: int, second: int) -> Tensor:
     """Gain in accuracy by two modalities together beyond what each adds alone, per clip: (N,).
 
     The Shapley interaction index (Grabisch, Roubens 1999); for two modalities v(12) − v(1) − v(2) + v(∅), Hu, Li, Zhou
-    2022's cooperation. Positive: synergy. Negative: either would do.
+    2022's cooperation. Positive: synergy. Negative: either modality is enough.
     """
     return coalition_index(correct, [first, second])
 

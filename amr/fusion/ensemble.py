@@ -79,7 +79,7 @@ class Ensemble(Fusion):
 
     @property
     def additive(self) -> bool:
-        """Whether the combined logits are a sum: not so for `probabilities`."""
+        """Whether the combined logits are a sum; false for `probabilities`."""
         return self.combination != "probabilities"
 
     @property

@@ -14,7 +14,7 @@ Inputs = dict[str, Tensor]
 
 @contextmanager
 def substituted(layer: nn.Module, output: Tensor, name: str) -> Iterator[None]:
-    """Within, the layer returns `output` in the place of its own.
+    """Makes a layer return `output` instead of its own, within the context.
 
     Args:
         layer: A layer that runs once.

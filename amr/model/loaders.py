@@ -17,7 +17,7 @@ class Loaders(pl.LightningDataModule):
     """A data module of given loaders.
 
     Args:
-        loaders: The loader of each split that there is, by name.
+        loaders: The loaders of the existing splits, by name.
         labels: Names of the classes; None: unknown.
         kinds: What the inputs of each modality are, for explanations: `amr.datamodules.atoms.Kind`, or a kind's name.
         name: Name of the data set.

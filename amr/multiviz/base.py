@@ -38,7 +38,7 @@ Target = Literal["predicted"] | int | Tensor | Unit
 """Explained target: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""
 
 Fixed = Tensor | Unit | Several
-"""A target without names to look up: classes are one a clip."""
+"""A target without names to look up: one class per clip."""
 
 
 def fixed_target(model: Explained, encodings: Mapping[str, Tensor], target: Target | Several) -> Tensor | Unit:

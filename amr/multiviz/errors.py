@@ -365,7 +365,7 @@ def compare_selections(
         ridge: λ of the classifier, on standardised features, positive.
 
     Returns:
-        A trial a seed and way.
+        One trial per seed and way to choose.
 
     Raises:
         UserError: An option is out of its range, or a first part has fewer than 5 wrong or 5 right predictions.

@@ -38,11 +38,11 @@ class Held:
         return row_blocks(copies, len(self.x), self.batch, self.x.device)
 
     def scores(self, x: Tensor, clip: Tensor) -> Tensor:
-        """Scores (R,), or (R, T) of several, of inputs x (R, ...) in the place of those of the clips (R,)."""
+        """Scores (R,), or (R, T) of several targets, if inputs x (R, ...) replace those of the clips (R,)."""
         return self._scored(encode_alone(self.model, self.modality, x), clip)
 
     def leaf_scores(self, leaf: Tensor, clip: Tensor) -> Tensor:
-        """Scores (R,) of leaves (R, ...) in the place of those of the clips (R,)."""
+        """Scores (R,) if leaves (R, ...) replace those of the clips (R,)."""
         if self.layer is None:
             return self.scores(leaf, clip)
         return self._scored(encode_vectors(self.model, self.modality, self.layer, self.x[clip], leaf), clip)

@@ -161,7 +161,7 @@ def top_units(path: SparsePath, index: int, k: int) -> list[list[tuple[int, floa
         k: How many at most; units whose coefficient is 0 are not listed.
 
     Returns:
-        A list a class of (unit, coefficient), by falling size of the coefficient whatever its sign.
+        One list per class of (unit, coefficient), by decreasing absolute value of the coefficient.
 
     Raises:
         UserError: `index` is not on the path, or `k` is below 1.

@@ -43,7 +43,7 @@ computed by one pass in eval mode, when it is first asked, without augmentation 
 costs a forward pass of the encoders over the split. A pass changes neither random states nor running statistics; its
 values are equal on all ranks, and the same for any number of them. The clips that `select` chose are in the checkpoint,
 so a run that is resumed within the epoch trains on the same. An epoch of other clips may have another number of
-batches: `global_step` counts those that there are, and a schedule per step was made for those without a choice.
+batches: `global_step` counts the actual batches, and a schedule per step was made for those without a choice.
 """
 
 import math
@@ -296,10 +296,10 @@ class Regularizer(Recorded, nn.Module):
         return {}
 
     def objectives(self, step: Step) -> dict[str, Tensor]:
-        """Scalar terms, by name, made from `step.encodings` alone, whose gradients by the encoders are handed apart.
+        """Scalar terms, by name, of `step.encodings` alone, whose gradients for the encoders are passed separately.
 
-        They train the method's own parameters and the head like any other term. What they would do to the encoders is
-        in `steps[-1].apart` of `on_gradients` instead. The names must be equal on all ranks.
+        They train the method's own parameters and the head like any other term. Their gradients for the encoders
+        are in `steps[-1].apart` of `on_gradients` instead. The names must be equal on all ranks.
         """
         return {}
 

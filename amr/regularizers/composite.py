@@ -189,7 +189,7 @@ class Composite(nn.Module):
         return loss, parts, replace(step.detached(), apart=apart)
 
     def objectives(self, step: Step, before: Apart) -> tuple[dict[str, Tensor], Apart]:
-        """All objectives, as `<method>/<key>`, cut off from the encoders, and what they would do to these.
+        """All objectives, as `<method>/<key>`, detached from the encoders, and their gradients for the encoders.
 
         Args:
             step: The step, with its graph, which is kept.

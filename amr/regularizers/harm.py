@@ -83,15 +83,15 @@ def upper_bound(accuracy: float, clips: int) -> float:
 
 
 def overasked(target: Mapping[str, float], accuracies: Mapping[str, float], chance: float, clips: int) -> list[str]:
-    """The modalities of which a target asks for more than they know.
+    """Modalities from which a target asks for more than they know.
 
-    Of each, the share by evidence is taken with the upper end of its accuracy's interval: where few clips are there to
-    tell, nothing is said.
+    For each, the share by evidence uses the upper end of its accuracy's interval, so that few clips do not cause an
+    alarm.
 
     Args:
         target: Target share of each modality; they sum to 1.
         accuracies: Accuracy of each modality alone, in [0, 1].
-        chance: Accuracy of guessing the commonest class, in [0, 1).
+        chance: Accuracy of guessing the most common class, in [0, 1).
         clips: How many clips the accuracies are of.
     """
     known = {m: evidence(accuracy, chance) for m, accuracy in accuracies.items()}

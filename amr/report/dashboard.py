@@ -109,7 +109,7 @@ def _save(board: Board) -> str:
 
 
 def _sections(modalities: list[str]) -> dict[str, list[Any]]:
-    """Panels by section. Those over runs follow the grouping of the runs table: a line a group, its spread shaded."""
+    """Panels by section. Panels over runs follow the runs table's grouping: one line per group, its spread shaded."""
     import wandb_workspaces.reports.v2.interface as wr
 
     from amr import regularizers

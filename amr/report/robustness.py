@@ -213,7 +213,7 @@ def _dots(rows: Sequence[Row], kinds: Mapping[str, Key], title: str, unit: str) 
 
 
 def _shapley(rows: Sequence[Row], modality: str) -> Plot | None:
-    """Dominance against the Shapley share: a small mark a run, a large one for their mean."""
+    """Dominance against the Shapley share: a small mark per run, a large one for their mean."""
     axes: Axes | None = None
     figure = new_figure(3.6 + 0.17 * math.ceil(len(rows) / 2))
     dots: dict[int, Line2D] = {}

@@ -38,7 +38,7 @@ def _points(rows: Sequence[Row], modality: str) -> list[tuple[list[float], list[
 
 
 def plot_scatter(rows: Sequence[Row], modality: str, even: float) -> Plot | None:
-    """Accuracy against one modality's dominance: a small mark a run, a large one for the mean; None without data."""
+    """Accuracy against one modality's dominance: a small mark per run, a large one for the mean; None without data."""
     figure = small_figure(rows)
     axes = figure.subplots()
     dots: dict[int, Line2D] = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-MOST = 8  # rows that one panel can show; more get a small panel a method
+MOST = 8  # rows that one panel can show; more get a small panel per method
 PLAIN: dict[str, Any] = {"color": COLOURS[0], "linestyle": "-"}
 WITH_AMR: dict[str, Any] = {"color": COLOURS[1], "linestyle": (0, (4, 1.5))}
 NAIVE: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 1.1}

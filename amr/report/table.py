@@ -85,7 +85,7 @@ class Row:
 
     @property
     def unimodal(self) -> bool:
-        """Whether its models have one modality; not so a foreign run that merely logged no shares."""
+        """Whether its models have one modality; false for a foreign run that merely logged no shares."""
         return len(self.runs[0].modalities) == 1 and self.runs[0].modalities != (ALL,)
 
     @property

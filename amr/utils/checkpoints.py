@@ -270,7 +270,7 @@ def _check_tensors(content: Mapping[str, Any], size: int) -> None:
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor in nested mappings and sequences, but for the checksum's entry, and its place.
+    """Each tensor in nested mappings and sequences with its place, without the checksum's entry.
 
     Raises:
         ValueError: There are too many values, they are nested too deeply, or a key is not a text or number.

@@ -25,7 +25,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
     @property
     def status(self) -> int:
-        """Exit status: 128 plus the signal's number; 0 on the other ranks, lest their launcher kill the first."""
+        """Exit status: 128 plus the signal's number; 0 on the other ranks, otherwise the launcher would kill rank 0."""
         return 128 + self.signal if str(self) else 0
 
 

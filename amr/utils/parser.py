@@ -1,4 +1,4 @@
-"""The configuration parser, with every mistake told in one line."""
+"""The configuration parser, which reports every mistake in one line."""
 
 import copy
 import inspect

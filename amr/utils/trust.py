@@ -1,4 +1,4 @@
-"""Limits which classes may be built that a file from elsewhere names: a checkpoint, a run's folder.
+"""Limits the classes that a file of unknown origin (a checkpoint, a run's folder) may build by name.
 
 jsonargparse imports whatever a configuration names, and a constructor is code. So the names are checked as text, before
 anything is imported; then each must be a class of the base class that its place expects; and while the configuration is

@@ -1,6 +1,6 @@
 """`amr benchmark`: a grid of methods, plain and with AMR, x seeds, each cell trained and tested in its own process.
 
-DIR/ holds runs/<row>-s<seed>-<hash>/, logs/, cells/<hash>.json (a record a finished cell), and the outcome:
+DIR/ holds runs/<row>-s<seed>-<hash>/, logs/, cells/<hash>.json (one record per finished cell), and the outcome:
 results.parquet, table.md, report.html and grid.json. A cell is known by the hash of its resolved configuration. With
 `tuning` in the grid, or `--tune`, they and tuning.json say what was tried and chosen.
 """

@@ -57,7 +57,7 @@ class Cell:
     Attributes:
         row: The row.
         seed: The seed.
-        arguments: Arguments of `amr fit`, but for the teachers and the run's folder.
+        arguments: Arguments of `amr fit`, without the teachers and the run's folder.
         config: The resolved configuration, all defaults filled in.
         teachers: Cells that must be finished before, by modality.
     """

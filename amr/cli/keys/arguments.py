@@ -27,7 +27,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     A run's folder in front, or for `--ckpt`, stands for its checkpoint; a configuration's name for its file.
 
     Raises:
-        UserError: A mistake that can be told without building anything.
+        UserError: A mistake that can be found without building anything.
     """
     given = list(arguments)
     if given and not given[0].startswith("-"):

@@ -119,7 +119,7 @@ def acts_on(kind: Any) -> list[str]:
 
 
 def page_of(name: str) -> Path:
-    """The page of a method: its own, or that of a relative that tells of its configuration."""
+    """The page of a method: its own, or that of a related method that mentions its configuration."""
     own = PAGES / f"{name}.md"
     told = (p for p in sorted(PAGES.glob("*.md")) if f"configs/methods/{name}.yaml" in p.read_text(encoding="utf-8"))
     return own if own.is_file() else next(told)

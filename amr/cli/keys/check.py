@@ -106,7 +106,7 @@ def _is_class(value: str) -> bool:
 
 
 def _is_unknown_class(value: str) -> bool:
-    """Whether a value can only be a class by its bare name, of which it is said later what is near."""
+    """Whether a value can only be a class by its bare name; similar names are suggested later."""
     return value.isidentifier() and not any(full.partition("/")[2] == value for full in shipped())
 
 

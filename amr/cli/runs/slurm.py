@@ -1,4 +1,4 @@
-"""SLURM: a job that was told to end is started again."""
+"""SLURM: starts a job again that was asked to end."""
 
 import os
 import subprocess

@@ -37,7 +37,7 @@ def baseline_of(kind: str, how: How | int | float | Tensor, x: Tensor) -> Tensor
         A number, or a tensor that broadcasts to x: one input (1, ...), or one for each clip of a blur.
 
     Raises:
-        UserError: The kind has no mean or no blur, or ids have a value that is no id.
+        UserError: The kind has no mean or no blur, or ids have a value that is not an id.
     """
     if isinstance(how, str):
         if how not in get_args(How):

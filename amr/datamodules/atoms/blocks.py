@@ -126,7 +126,7 @@ def series_atoms(
         shape: One input's, (T, channels).
         windows: Windows in time, 1 to T; sizes differ by one step at most.
         names: Names of the channels. Empty: they have none.
-        seconds: Duration, positive; None: unknown, and windows are told by their steps alone.
+        seconds: Duration, positive; None: unknown, and windows are described by their steps alone.
         groups: Neighbouring channels go together, in as many groups, 1 to channels; 0: each by itself.
 
     Returns:

@@ -71,7 +71,7 @@ def _reframed(frame: bytes, options: DecodeOptions) -> bytes:
 
 
 def check_origin(origin: Path, store: Path, plan: Plan, options: DecodeOptions) -> None:
-    """Refuse to convert what is not the same clips, all of them, kept alike but for what can be converted.
+    """Refuse to convert a store that lacks clips, or whose options differ where they cannot be converted.
 
     Raises:
         UserError: It says what differs.

@@ -1,4 +1,4 @@
-"""How a clip becomes a record batch of a shard, and what is said of it a line of text."""
+"""Packs a clip into a record batch of a shard, and its problems into a line of text."""
 
 import json
 import zlib
@@ -70,7 +70,7 @@ def parts(column: Any) -> list[Any]:
 
 
 def _binary(values: Any, checksum: int) -> tuple[Any, int]:
-    """A column of one row with an array's bytes, and the checksum that goes on over them."""
+    """A column of one row with an array's bytes, and the running checksum updated with them."""
     content = pa.py_buffer(np.ascontiguousarray(values))
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, _offsets([content.size]), content])
     return column, zlib.crc32(content, checksum)
@@ -81,7 +81,7 @@ def _offsets(sizes: list[int]) -> Any:
 
 
 def packed_reasons(decoded: Decoded) -> dict[str, str]:
-    """All that is said of a clip, by modality."""
+    """All problems of a clip, by modality."""
     reasons = {**decoded.notes, **decoded.problems}
     if decoded.still:
         reasons["video"] = f"{STILL}: {reasons['video']}" if "video" in reasons else STILL

@@ -87,7 +87,7 @@ def prepare(
             read. None: the media are decoded.
 
     Returns:
-        The report, which is also written to the store: `report.csv` (id, modality, reason: a row a problem) and
+        The report, which is also written to the store: `report.csv` (id, modality, reason: one row per problem) and
         `report.html`.
 
     Raises:

@@ -25,7 +25,7 @@ def unpacked(file: Any) -> NDArray[np.uint8]:
     """The picture (height, width, 3) in a buffer with a file, which it shares its memory with.
 
     Raises:
-        ValueError: It holds no such file, or not all of it.
+        ValueError: It holds no such file, or only a part of it.
     """
     header = _HEADER.match(bytes(memoryview(file)[:_LONGEST]))
     if header is None:

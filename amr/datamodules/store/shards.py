@@ -84,7 +84,7 @@ def write_shard(
 ) -> None:
     """Write (id, decoded clip) rows so that the shard is either there, whole and on disk, or not there.
 
-    One row is held at a time. The file carries the SHA-256 of itself, taken with zeros in the place of the digest; see
+    One row is held at a time. The file carries the SHA-256 of itself, computed with zeros for the digest; see
     `is_sound`.
 
     Args:

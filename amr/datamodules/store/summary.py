@@ -69,7 +69,7 @@ def _facts(report: PrepareReport) -> list[str]:
 
 
 def _problems(report: PrepareReport, named: Mapping[tuple[str, str], list[str]]) -> str:
-    """A row a reason, the most frequent first, with the first clips."""
+    """One row per reason, the most frequent first, with the first clips."""
     rows = []
     for (modality, reason), count in report.reasons.most_common():
         names = named[modality, reason]

@@ -39,7 +39,7 @@ def labels_of(values: Mapping[str, Values], given: Sequence[str] | None, ids: Se
 
     Args:
         values: The columns, by name.
-        given: Class names in the order of the class indices; None: the values that there are, sorted.
+        given: Class names in the order of the class indices; None: the values that occur, sorted.
         ids: The clips' names, for messages.
 
     Raises:

@@ -86,7 +86,7 @@ def kind_atoms(kind: Kind, shape: Sequence[int], *, coarse: bool = False) -> Ato
 
 
 def _pieces(key: str, place: Tensor, most: int) -> Atoms:
-    """Neighbouring places together, so that there are `most` atoms at most; place (D,) counts from 0."""
+    """Groups neighbouring places, so that at most `most` atoms result; place (D,) counts from 0."""
     count = int(place.max()) + 1
     blocks = min(most, count)
     edges = [block * count // blocks for block in range(blocks + 1)]

@@ -37,12 +37,12 @@ class Information:
     """A decomposition in bits, each term with its 95 % interval over clips.
 
     Attributes:
-        unique: What the first, and what the second variable alone knows of the target.
-        redundant: What either would do for.
-        synergistic: What only both together know.
+        unique: Information about the target that only the first, and only the second variable has.
+        redundant: Information that both variables have.
+        synergistic: Information that only both together have.
         total: Mutual information of both with the target.
         entropy: Entropy of the target, or of the group of classes that it is in; an upper bound of `total`.
-        groups: How many groups the target's classes were dealt into; their number, if each is a group of its own.
+        groups: How many groups the target's classes were assigned to; the number of classes if each is its own.
     """
 
     unique: tuple[Interval, Interval]

@@ -28,8 +28,8 @@ def early_fusion(
     Args:
         model: A model with logits (B, C), such as `VisualBertForQuestionAnswering`.
         modalities: The argument of the model's `forward` by modality, such as `{"text": "input_ids"}`.
-        masks: The argument that takes a modality's mask, such as `{"text": "attention_mask"}`. An id is there unless
-            it is `padding`; of numbers (B, T, F), a row is there unless all of it is 0.
+        masks: The argument that takes a modality's mask, such as `{"text": "attention_mask"}`. An id is present unless
+            it is `padding`; of numbers (B, T, F), a row is present unless all its values are 0.
         embeddings: Layers by modality, as for `amr.multiviz.explained`. That of the argument `input_ids` is the model's
             `get_input_embeddings()` if it is not given.
         padding: Id that fills texts up; None: the model's `config.pad_token_id`.

@@ -1,4 +1,4 @@
-"""The kinds of maps, and what there is to know of each."""
+"""The kinds of maps, with the facts about each."""
 
 from typing import NamedTuple
 

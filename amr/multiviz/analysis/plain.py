@@ -158,7 +158,7 @@ class PlainClips(pl.LightningDataModule):
                     raise UserError(f"data.kinds.{name}: {error}") from None
 
     def digest(self) -> str:
-        """SHA-256 of the analysed split, by which another one, or another order, is told from it."""
+        """SHA-256 of the analysed split, which distinguishes it from another split or order."""
         digest = hashlib.sha256(repr([(clip.id, clip.label) for clip in self._read.clips]).encode())
         for name, x in self._read.inputs.items():
             digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())

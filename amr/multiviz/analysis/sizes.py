@@ -16,7 +16,7 @@ def masks_of(samples: int, atoms: int) -> int:
 
 
 def joint_samples(samples: int, first: int, second: int) -> int:
-    """Masks a repeat of joint LIME and SHAP of so many atoms; of few atoms all that there are."""
+    """Number of masks per repeat of joint LIME and SHAP for so many atoms; all possible ones for few atoms."""
     drawn = max(samples, 2 * (2 + (1 + first) * (1 + second)))
     return max(drawn, 1 << first + second) if first + second <= WHOLE else drawn
 

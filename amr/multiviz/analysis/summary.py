@@ -304,7 +304,7 @@ def _at(arrays: Arrays, name: str, *place: int) -> float | None:
 
 
 class _Long:
-    """A table with a row a value, built of whole maps: text is the same all over a map."""
+    """A table with one row per value, built from whole maps: text columns are constant within a map."""
 
     def __init__(self) -> None:
         self.texts: list[Row] = []
@@ -313,7 +313,7 @@ class _Long:
         self.spread: dict[str, list[NDArray[Any]]] = {}
 
     def add(self, text: Row, unit: int | None, values: NDArray[Any], **spread: NDArray[Any] | None) -> None:
-        """One map, with what there is of the spread of its values."""
+        """One map, with the known spread of its values."""
         self.texts.append(text)
         self.units.append(unit)
         self.values.append(values)

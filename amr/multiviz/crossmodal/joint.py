@@ -123,7 +123,7 @@ def joint_shap(
     regressors these are the faithful interactions of order 2 (Tsai et al. 2023), those within a modality left at zero;
     a_i + ½ Σ_j p_ij is atom i's share.
 
-    Where `samples` reaches the 2^n − 2 masks that there are, each is taken once, and the errors are 0. Otherwise every
+    If `samples` reaches all 2^n − 2 masks, each is taken once, and the errors are 0. Otherwise every
     repeat has the masks of one atom and of all but one, and the others are drawn by the kernel, each with its
     complement. 3 + 2n + repeats·(S − 2n) rows per clip of each of the two encoders, or 2^n + 1; one fewer of the head.
 
@@ -284,7 +284,7 @@ def _inner_masks(atoms: int, pairs: int, repeats: int, seed: int) -> tuple[Tenso
 
 
 def _r2(values: Tensor, fitted: Tensor, weights: Tensor) -> Tensor:
-    """Weighted R², (R, N), of values and fits (R, S, N) but for a constant; 1 where constant values are fitted."""
+    """Weighted R², (R, N), of values and fits (R, S, N), up to a constant; 1 if constant values are fitted."""
     share = (weights / weights.sum(-1, keepdim=True))[..., None]
 
     def variance(x: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def _mixed(
     label, everyone = outer[1].label.to(slope.device), torch.arange(len(slope))
     rows = []
     for atom in range(outer[2]):
-        members = (label == atom).expand(slope.shape)  # a label (*input shape), or one a clip
+        members = (label == atom).expand(slope.shape)  # a label (*input shape), or one per clip
         curvature = _gradient(slope[members].sum(), leaves[inner[0]])
         rows.append(inner[1].of(everyone).sum(by_element(inner[0], curvature))[:, : inner[2]])
     return torch.stack(rows, dim=1)

@@ -80,7 +80,7 @@ def insertion(
         importance: Map of atoms, (N, A). Its sign counts: what speaks against the target comes last.
         baseline: What an atom is that is not there: a number, or a tensor that broadcasts to one input.
         orders: Random orders of each clip, R, at least 1.
-        steps: Steps from the baseline to the clip, of equal numbers of atoms but for one; at least 1, A at most.
+        steps: Steps from the baseline to the clip, whose numbers of atoms differ by at most one; between 1 and A.
         seed: Seed of the random orders.
         batch: Rows that the encoder and the head take at once.
 

@@ -118,7 +118,7 @@ def kernel_shap(
     The surrogate is held to φ_1 + ... + φ_A = f(x) − f(x̄), so the values add up exactly. Every fit has the coalitions
     of one atom and of all but one, which alone determine every value and weigh most; the others are drawn with the
     kernel's probability, each with its complement (Covert & Lee 2021). Where `samples` reaches the 2^A − 2 coalitions
-    that there are, each is taken once: the values are exact. All clips share the draws.
+    possible, each is taken once: the values are exact. All clips share the draws.
     2 (A + 1) + repeats · (samples − 2 A) rows per clip, or 2^A.
 
     Args:

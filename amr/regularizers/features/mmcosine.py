@@ -70,7 +70,7 @@ class CosineHead(Fusion):
             weights = linear.modality_weights()
         if weights is None:
             raise UserError(
-                f"model.mmcosine: the fusion {type(linear).__name__} is not a sum of linear terms, one a modality; "
+                f"model.mmcosine: the fusion {type(linear).__name__} is not a sum of linear terms, one per modality; "
                 "must be Concat, Sum or Late without a hidden layer"
             )
         super().__init__(linear.dims, linear.num_classes, sum(linear.dims.values()))

@@ -36,7 +36,7 @@ def modulation_coefficients(scores: Tensor, alpha: float) -> Tensor:
         ValueError: If the scores are not (M,) with M >= 2.
     """
     if scores.ndim != 1 or len(scores) < 2:
-        raise ValueError(f"scores: shape {tuple(scores.shape)}, expected (M,) with M >= 2, one score a modality")
+        raise ValueError(f"scores: shape {tuple(scores.shape)}, expected (M,) with M >= 2, one score per modality")
     count = len(scores)
     rest = scores.expand(count, count)[~torch.eye(count, dtype=torch.bool, device=scores.device)].view(count, count - 1)
     ratio = (scores / rest.mean(1)).nan_to_num(nan=1.0)  # infinity becomes the largest number

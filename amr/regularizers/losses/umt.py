@@ -152,7 +152,7 @@ class UMT(Regularizer):
         return encodings, logits
 
     def _load(self, name: str, model: FusionModel) -> FusionModel:
-        from amr.load import load_model  # which asks for the methods that there are
+        from amr.load import load_model  # imported late, because it imports the methods
 
         key, given = f"model.{self.name}.teachers.{name}", self.teachers[name]
         if not isinstance(given, str | Path):

@@ -1,4 +1,4 @@
-"""Writes the site: its program, the media, a script a clip, and last the index, so that what is there is whole."""
+"""Writes the site: its program, the media, one script per clip, and last the index, so that no part is incomplete."""
 
 import functools
 import hashlib
@@ -198,7 +198,7 @@ def _begin(sources: Sequence[Source], out: Path) -> None:
     if marker.is_file() and read_json(marker) != wanted:
         for folder in ("data", "thumbs"):
             shutil.rmtree(out / folder, ignore_errors=True)
-        (out / MADE).unlink(missing_ok=True)  # media whose origin is not at hand could be those of another clip
+        (out / MADE).unlink(missing_ok=True)  # media of unknown origin could be those of another clip
     _replace(marker, f"{json.dumps(wanted)}\n".encode())
     for file in sorted(STATIC.rglob("*")):
         if file.is_file():
@@ -207,14 +207,14 @@ def _begin(sources: Sequence[Source], out: Path) -> None:
 
 
 def _media(source: Source, out: Path, made: Made) -> dict[str, dict[str, Any]]:
-    """The window of each shown clip, cut once; what the page is told of it, by id."""
+    """Cuts the window of each shown clip once; returns the facts for the page, by id."""
     found: dict[str, dict[str, Any]] = {}
     progress = Progress(f"media of {printable(source.summary['title'])}", len(source.shown), "clips")
     for id in source.shown:
         row = source.rows[id]
         target = out / "media" / f"{row['slug']}.mp4"
         if source.summary.get("root") is None and not any(row.get(f"file_{m}") for m in source.modalities):
-            found[id] = {"none": True}  # the inputs are all that there is
+            found[id] = {"none": True}  # there are only the inputs
             progress.advance(1)
             continue
         files, why = source.media(id)

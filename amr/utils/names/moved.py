@@ -98,7 +98,7 @@ class _Function(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Gives an old name today's module itself, so that there is one of each class."""
+    """Gives an old name today's module itself, so that each class exists once."""
 
     def __init__(self) -> None:
         self._specs: dict[str, Any] = {}

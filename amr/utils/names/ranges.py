@@ -55,7 +55,7 @@ class Choices:
 def radical_inverse(number: int, base: int) -> float:
     """The digits of a whole number from 1, mirrored at the point: van der Corput's sequence, in (0, 1).
 
-    The first n of them are spread evenly for any n, so that more trials keep those that there are.
+    The first n of them are spread evenly for any n, so that more trials keep the earlier ones.
     """
     value, weight = 0.0, 1 / base
     while number:

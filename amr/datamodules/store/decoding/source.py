@@ -192,7 +192,7 @@ def _default(streams: Any) -> Any:
 def _missing_bytes(file: IO[bytes], size: int) -> tuple[bool, float]:
     """Whether a file is shorter than its own structure says; and how many times longer it should be.
 
-    The second is 1 but for WAV and AVI, for which FFmpeg takes the rest of a cut file for all of it.
+    The second is 1 except for WAV and AVI, where FFmpeg takes the remaining part of a cut file for the whole.
     """
     head = file.read(64)
     if head[:4] == b"RIFF":
