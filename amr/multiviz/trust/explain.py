@@ -17,8 +17,8 @@ from amr.utils.errors import UserError
 Explain = Callable[[Explained, Mapping[str, Tensor], int], Importance]
 """A method with its options filled in: model, inputs and seed to a map. The seed is ignored by methods that draw none.
 
-Fill in the target as classes: "predicted" would be looked up again for every noisy clip and re-drawn model. What belongs
-to a model, such as Grad-CAM's layer, must be taken from the model that is passed.
+Fill in the target as classes: "predicted" would be looked up again for every noisy clip and re-drawn model. Parts of a
+model, such as Grad-CAM's layer, must be taken from the model that is passed.
 """
 SILENT = 1e-6
 """Changes below this part of the score's size are taken for rounding."""

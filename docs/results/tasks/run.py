@@ -156,7 +156,7 @@ class Faulty:
 
 
 def faults(model: Explained, samples: Samples, seed: int) -> Iterator[Row]:
-    """Of errors that were planted, the share that is put down to where they were planted."""
+    """Share of planted errors that are attributed to the stage where they were planted."""
     generator, labels = torch.Generator().manual_seed(seed), samples.labels
     encodings = {m: e.detach() for m, e in model.encode(samples.inputs).items()}
     logits = logits_of(model, encodings)
@@ -326,7 +326,7 @@ def tables(rows: list[Row]) -> str:
     shown = ["U", "+ C", "+ R", "+ P"]
     lines += [
         "",
-        "**Simulated user**: how often, in %, it names the model's answer when it sees the stages up to one.",
+        "**Simulated user**: how often, in %, it predicts the model's answer from the stages up to each column.",
         "",
     ]
     lines += ["| task | " + " | ".join(shown) + " | agreement at + P |", "|---|---|---|---|---|---|"]
@@ -334,7 +334,7 @@ def tables(rows: list[Row]) -> str:
         lines.append(f"{line} {mean_of(rows, task, 'agreement', '+ P', digits=2, per=1)} |")
     lines += [
         "",
-        "**Planted faults**: of the errors that a fault made, % put down to it, and what the others are called.",
+        "**Planted faults**: errors that each fault caused, in %: attributed rightly, and to each kind.",
         "",
     ]
     lines += [
@@ -349,7 +349,8 @@ def tables(rows: list[Row]) -> str:
     ways = ["before", "random", "entropy", "errors"]
     lines += [
         "",
-        f"**A debugging round**: accuracy in % before, after training on {BUDGET} clips chosen in one of three ways.",
+        f"**A debugging round**: accuracy in %, before and after training on {BUDGET} clips that are chosen in one of"
+        " three ways.",
         "",
     ]
     lines += ["| task | " + " | ".join(ways) + " | AUC of the units | from the hole: random | entropy | errors |"]
@@ -416,15 +417,15 @@ def claims(rows: list[Row]) -> str:
         ),
         ("a sparse layer predicts as well from few units", f"accuracy lost: {extremes(lost)} points"),
         (
-            "each stage helps people to foresee the model's answer",
+            "each stage helps people to predict the model's answer",
             f"a student names it more often with + C than with U in {raised[0]} of {len(names)} tasks, with + R than "
             f"with + C in {raised[1]}, with + P than with + R in {raised[2]}",
         ),
         (
-            "errors can be put down to a stage",
+            "errors can be attributed to a stage",
             "; ".join(f"{extremes(found, '% ')} of the planted errors of {kind}" for kind, found in blamed.items()),
         ),
-        ("units of errors lead to clips that mend the model", "; ".join(debugged)),
+        ("units of errors lead to clips that improve the model", "; ".join(debugged)),
     ]
     return "\n".join(["| the paper says | here |", "|---|---|", *(f"| {said} | {here} |" for said, here in table)])
 
@@ -435,7 +436,10 @@ BEGIN, END = "<!-- numbers: docs/results/tasks/run.py --page -->\n", "<!-- end o
 def filled(page: str, rows: list[Row]) -> str:
     """The page with these numbers."""
     before, _, rest = page.partition(BEGIN)
-    beside = "**Beside the paper's claims.** Its evidence is from people, ours from planted truth and a simulated user."
+    beside = (
+        "**The paper's claims and our results.** The paper's evidence comes from people, ours from planted truth and a"
+        " simulated user."
+    )
     return f"{before}{BEGIN}\n{tables(rows)}\n\n{beside}\n\n{claims(rows)}\n\n{END}{rest.partition(END)[2]}"
 
 
