@@ -39,7 +39,11 @@ def free_port() -> str:
 
 def fit_on(world: int, model: FusionClassifier, data: pl.LightningDataModule, **flags: Any) -> None:
     """Two epochs on that many ranks, of which this process is one."""
-    flags = {"max_epochs": 2, **flags}
+    trainer_on(world, **{"max_epochs": 2, **flags}).fit(model, data)
+
+
+def trainer_on(world: int, **flags: Any) -> pl.Trainer:
+    """A trainer on that many ranks, of which this process is one."""
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=world,
@@ -52,7 +56,7 @@ def fit_on(world: int, model: FusionClassifier, data: pl.LightningDataModule, **
         **flags,
     )
     assert trainer.world_size == world
-    trainer.fit(model, data)
+    return trainer
 
 
 def on_one_and_two_ranks(train: Callable[[int, str], T], cases: Iterable[str]) -> dict[str, tuple[T, T, T]]:

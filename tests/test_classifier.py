@@ -3,6 +3,7 @@
 import copy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,13 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from amr.attribution import attribution_shares, ratio_penalty
-from amr.callbacks import BestCheckpoint, Dominance
+from amr.callbacks import BestCheckpoint, Dominance, content
 from amr.classifier import FusionClassifier
 from amr.fusion import Attention, Concat, Fusion, Gated
 from amr.fusion.base import FusionFactory
 from amr.regularizers import AMR, Dropout, ModalityDropout, Regularizer, Step
 from amr.utils.errors import UserError
-from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks
+from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks, trainer_on
 from tests.toy import Linear, Tokens, Toy
 from tests.training import assert_equal, build, fit, weights
 
@@ -632,6 +633,8 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 def train(world: int, case: str) -> dict[str, Tensor]:
+    if case == "confusion":
+        return confusion(world)
     options, lacking = CASES[case]
     model = build(fusion=Gated, amr=AMR(**options))
     fit_on(world, model, Toy(batch_size=16, lacking=lacking))
@@ -641,9 +644,31 @@ def train(world: int, case: str) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def ddp() -> dict[str, Any]:
     """Final weights of each case, by one process and by each of two gloo ranks."""
-    return on_one_and_two_ranks(train, CASES)
+    return on_one_and_two_ranks(train, [*CASES, "confusion"])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_equal_one_process_on_the_joined_batch(ddp: dict[str, Any], case: str) -> None:
     assert_ranks_equal(ddp[case], atol=1e-6)
+
+
+def confusion(world: int) -> dict[str, Tensor]:
+    """What a test of 31 clips gives W&B: the counts (C, C) of each chart that this rank logs, on one another."""
+    run = SimpleNamespace(experiment=SimpleNamespace(disabled=False))
+    logged: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "wandb_loggers", lambda trainer: [run])
+        patch.setattr(content, "log_confusion", lambda logger, counts, labels: logged.append(counts.clone()))
+        trainer = trainer_on(world, callbacks=[content.WandbContent()])
+        trainer.test(build(), Toy(clips=31, batch_size=16), verbose=False)
+    return {"counts": torch.stack(logged) if logged else torch.zeros(0)}
+
+
+def test_the_confusion_matrix_counts_every_ranks_clips_once(ddp: dict[str, Any]) -> None:
+    one, first, second = (part["counts"] for part in ddp["confusion"])
+    label = Toy(clips=31).label
+    assert one.shape == (1, 3, 3)
+    assert torch.equal(one[0].sum(1), label.bincount())
+    assert one[0].diag().sum() < 31  # with some off the diagonal: rows are not columns
+    assert torch.equal(first, one)
+    assert len(second) == 0  # rank 0 alone has a run
