@@ -151,6 +151,7 @@ def encode(
     ids: Sequence[str] | None = None,
     keep_on: torch.device | str | None = None,
     cache: Path | None = None,
+    see: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Encoded:
     """Encodes a split's clips that have every modality, without augmentation; under DDP each process its part.
 
@@ -167,6 +168,8 @@ def encode(
         keep_on: The device that the encodings are moved to batch by batch; None: the model's.
         cache: A file that they are read from, if it is there and whole, and written to; None: neither. Its folder must
             be one model's and its data's, for the file does not say whose it is.
+        see: Called with each batch that is encoded here, so that what else is made of the inputs needs no pass of its
+            own; not called where the encodings are read from `cache`.
 
     Returns:
         The clips, in the order of their ids.
@@ -186,6 +189,8 @@ def encode(
     wanted, lacking = None if ids is None else set(ids), 0
     with undisturbed(model), torch.no_grad():
         for batch in _batches(model, data, split, most, seed, wanted):
+            if see is not None:
+                see(batch)
             rows = complete_rows(model.modalities, batch.get("present"))
             asked = [i for i, id in enumerate(batch["id"]) if wanted is None or id in wanted]
             keep = [i for i in asked if rows is None or rows[i]]

@@ -26,6 +26,8 @@ from amr.model.task import check_classes, task_of
 from amr.multiviz import unimodal
 from amr.multiviz.analysis.plain import PlainClips
 from amr.multiviz.analysis.plan import Plan
+from amr.multiviz.analysis.thumbs import FILE as THUMBNAILS
+from amr.multiviz.analysis.thumbs import Thumbnails
 from amr.multiviz.unimodal import grad_cam, guided_backprop
 from amr.utils.arrays import Arrays, is_whole, slug, write_arrays, write_table
 from amr.utils.checkpoints import read_checkpoint
@@ -50,6 +52,7 @@ class Analysis:
         chosen: Positions in it of the clips that are explained.
         fine: Atoms of each modality, of the split's clips in the dataset's order where they differ between clips.
         coarse: Larger ones.
+        thumbnails: Small pictures of the clips, made while they were encoded.
         logits: Logits of the split, (N, C).
         predicted: Their largest, (N,): of several labels per clip the likeliest one.
         several: Whether a clip has several labels.
@@ -72,17 +75,19 @@ class Analysis:
         self.device = device_of(model)
         notes = self.out / "notes.json"
         self.notes: dict[str, str] = read_object(notes) if is_whole(notes) else {}
-        self.clips = self._encode(self.split, None)
+        listed = {clip.id: i for i, clip in enumerate(data.clips_of(self.split).clips)}
+        self.fine = {m: data.split_atoms(m, self.split) for m in model.modalities}
+        self.coarse = {m: data.split_atoms(m, self.split, coarse=True) for m in model.modalities}
+        self.thumbnails = Thumbnails(data, self.fine, listed)
+        drawn = is_whole(self.out / THUMBNAILS)
+        self.clips = self._encode(self.split, None, None if drawn else self.thumbnails.see)
         require_gradient(self.clips.encodings)
         count = min(plan.clips, len(self.clips.ids))
         if count < 2:
             raise UserError(f"--split={self.split}: {count} clips have every modality; must be at least 2")
         self.place = {id: i for i, id in enumerate(self.clips.ids)}
-        listed = {clip.id: i for i, clip in enumerate(data.clips_of(self.split).clips)}
         self.index = [listed[id] for id in self.clips.ids]
         self.chosen = [self.place[id] for id in sorted(stable_order(self.place, self.seed)[:count])]
-        self.fine = {m: data.split_atoms(m, self.split) for m in model.modalities}
-        self.coarse = {m: data.split_atoms(m, self.split, coarse=True) for m in model.modalities}
         self.logits, self.features = self.head(self.clips)
         self.predicted, self.several = self.logits.argmax(1), task_of(model) == "labels"
         self.probabilities = self.logits.double().sigmoid() if self.several else self.logits.double().softmax(1)
@@ -215,10 +220,10 @@ class Analysis:
                 logits.append(head(part).cpu())
         return torch.cat(logits), torch.cat(features)
 
-    def _encode(self, split: Split, most: int | None) -> Encoded:
+    def _encode(self, split: Split, most: int | None, see: Callable[[Any], None] | None = None) -> Encoded:
         """A split's clips, or `most` of them, in the listing's order; encoded once: from the file if it is there."""
         path = self.out / f"encodings-{split}.pt"
-        found = encode(self.model, self.data, split, most, seed=self.seed, keep_on="cpu", cache=path)
+        found = encode(self.model, self.data, split, most, seed=self.seed, keep_on="cpu", cache=path, see=see)
         if not self.data.clips_of(split).clips:  # of loaders that list nothing
             return found
         place = {clip.id: i for i, clip in enumerate(self.data.clips_of(split).clips)}

@@ -93,6 +93,8 @@ def analyze(
         for stage in STAGES:
             if any(stage == wanted or stage in STAGES[wanted] for wanted in stages):
                 getattr(work, stage)(analysis)
-        thumbs.write(analysis)
+        analysis.thumbnails.write(
+            analysis.out / thumbs.FILE, analysis.clips.ids, analysis.data.clips_of(analysis.split)
+        )
         summary.write(analysis)
     return plan.out

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from amr.attribution import attribution_shares
 from amr.cli import main
+from amr.datamodules.loader import ClipDataset
 from amr.evaluation.use import calibration
 from amr.load import load_model
 from amr.multiviz import crossmodal as c
@@ -336,6 +337,31 @@ def test_calibration_equals_torchmetrics() -> None:
     assert error == pytest.approx(float(multiclass_calibration_error(probabilities, labels, 5, 15)), abs=1e-6)
     assert sum(each["clips"] for each in bins) == 200
     assert bins[0]["accuracy"] is None  # no confidence below 1/5
+
+
+def test_thumbnails_are_made_while_clips_are_encoded(
+    whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("plan.json", "encodings-train.pt"):
+        shutil.copy(whole / file, tmp_path)
+    expected = pq.read_table(whole / "thumbs.parquet")
+    reads: list[Any] = []
+    read = ClipDataset.__getitem__
+
+    def counted(dataset: ClipDataset, key: Any) -> Any:
+        reads.append(key)
+        return read(dataset, key)
+
+    monkeypatch.setattr(ClipDataset, "__getitem__", counted)
+    for encoded in (True, False):  # what is encoded already is read for its picture
+        analysis = Analysis.open(plan(checkpoint, tmp_path))
+        assert len(reads) == (0 if encoded else len(expected))
+        analysis.thumbnails.write(tmp_path / "thumbs.parquet", analysis.clips.ids, analysis.data.clips_of("train"))
+        assert len(reads) == len(expected)
+        assert pq.read_table(tmp_path / "thumbs.parquet").equals(expected)
+        for file in ("thumbs.parquet", "encodings-train.pt"):
+            (tmp_path / file).unlink()
+        reads.clear()
 
 
 def test_it_goes_on_where_it_stopped(

@@ -92,7 +92,8 @@ def test_a_model_and_data_of_a_module(capsys: pytest.CaptureFixture[str]) -> Non
     assert arrays["U/text/lime"].shape == (1, len(arrays["text_fine/text"]))
     assert arrays["C/text/image/ablation"].shape == (1, len(arrays["text_fine/text"]), 16)
     empty = arrays["text_fine/text"] == ""  # of shorter texts
-    assert np.abs(arrays["U/text/occlusion"][0][empty]).max(initial=0) == 0
+    # Up to rounding: a row of the head may differ by a bit with its place in the batch.
+    assert np.abs(arrays["U/text/occlusion"][0][empty]).max(initial=0) < 1e-6 < np.abs(arrays["U/text/occlusion"]).max()
     assert (Path("out/site/index.html")).is_file()
 
 
