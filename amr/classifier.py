@@ -1,4 +1,4 @@
-"""The one LightningModule: naive fusion, unimodal models and every method, alone or combined."""
+"""The LightningModule for naive fusion, unimodal models and every method, alone or combined."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -155,7 +155,7 @@ class FusionClassifier(pl.LightningModule):
     # ---------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
-        """Refuses, by name, what the methods would be wrong under."""
+        """Refuses, by name, settings under which the methods would be wrong."""
         check_trainer(self.trainer)
 
     def on_train_start(self) -> None:
@@ -170,7 +170,7 @@ class FusionClassifier(pl.LightningModule):
         self._clips.choose(self, self.model, self.regularizers, self._seed)
 
     def on_train_epoch_start(self) -> None:
-        """Puts the clips in place that a method chooses for the epoch."""
+        """Installs the clips that a method chooses for the epoch."""
         self._clips.choose(self, self.model, self.regularizers, self._seed)
         self._start_logging("train")
 
@@ -274,7 +274,7 @@ class FusionClassifier(pl.LightningModule):
         return self.main_optimizer.lightning(optimizer, scheduler, self.trainer)
 
     def on_train_epoch_end(self) -> None:
-        """Hands the epoch's metrics, validation's included, to the methods, and logs what they report."""
+        """Passes the epoch's metrics, including validation's, to the methods, and logs what they report."""
         self.regularizers.on_epoch_end(self._epoch_state())
         self.log_dict({f"train/{key}": value for key, value in self.regularizers.report().items()})
 

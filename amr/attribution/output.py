@@ -195,5 +195,5 @@ def _leaf(encoding: Tensor, graph: bool) -> Tensor:
 
 
 def _double(x: Tensor) -> torch.dtype:
-    """Double precision, where the device has it: the divergence of near predictions is a small rest of large terms."""
+    """Double precision if the device has it: the divergence is a small difference of large terms."""
     return x.dtype if x.device.type == "mps" else torch.float64

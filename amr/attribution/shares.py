@@ -272,7 +272,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def modules_in(model: object, depth: int = 2) -> list[nn.Module]:
-    """The module itself, or the modules among the attributes of an object that is none, and of its attributes."""
+    """The module itself or, for an object that is not a module, the modules among its attributes and theirs."""
     if isinstance(model, nn.Module):
         return [model]
     if isinstance(owner := getattr(model, "__self__", None), nn.Module):  # a method of it
@@ -334,7 +334,7 @@ def require_gradient(encodings: Mapping[str, Tensor]) -> None:
 
 
 def _detached(encoding: Tensor) -> Tensor:
-    """A copy of its own, of at least single precision."""
+    """A separate copy in at least single precision."""
     return at_least_float32(encoding.detach().clone())
 
 

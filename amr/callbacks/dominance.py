@@ -72,7 +72,7 @@ class MeanShares(Metric):
         return dict(zip(self.modalities, total[3:] / total[2], strict=True)) if total[2] > 0 else {}
 
     def totals(self) -> Tensor:
-        """The sums over all ranks, (C, 3 + M); every rank must ask, whether it has had clips or not."""
+        """The sums over all ranks, (C, 3 + M); every rank must call this, with or without clips."""
         with self.sync_context():
             return self.sums.clone()
 
@@ -323,12 +323,12 @@ class Dominance(pl.Callback):
 
 
 def _usual_step(batches: float) -> int:
-    """Every which training batch is measured in an epoch of so many, which may be infinite."""
+    """Interval of measured training batches in an epoch of `batches`, which may be infinite."""
     return max(1, int(min(8, batches // 16)))
 
 
 def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
-    """Outputs of steps as those of one."""
+    """Joins the outputs of several steps to one."""
     first = outputs[0]
     joined: Any = {key: torch.cat([output[key] for output in outputs]) for key in ("logits", "label")}
     joined["encodings"] = {m: torch.cat([output["encodings"][m] for output in outputs]) for m in first["encodings"]}

@@ -54,7 +54,7 @@ class Guard(pl.Callback):
     # ------------------------------------------------------------------------------------------------------ signals
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes the signals over, from Lightning too.
+        """Replaces the signal handlers, including Lightning's.
 
         On SIGTERM, Lightning would broadcast within the handler, which can deadlock, and leave without saving; under
         SLURM, it would write a checkpoint of its own and requeue the job. nohup has SIGHUP ignored, and so it
@@ -72,14 +72,14 @@ class Guard(pl.Callback):
             Guard.active = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
         Guard.active = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         self.teardown(trainer, pl_module, "fit")
 
     def _note(self, number: int, _: Any) -> None:
@@ -116,7 +116,7 @@ class Guard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Reads the answer: nothing has been changed yet but buffers."""
+        """Reads the answer; until then only buffers have changed."""
         assert self._asked is not None
         assert isinstance(pl_module, FusionClassifier)
         bad, number = self._asked.read()
@@ -172,7 +172,7 @@ class Guard(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts progress back by the batches of a step that was not taken: as at the end of the batch before."""
+        """Resets progress by the batches of a step that was not taken, to the end of the batch before."""
         if not self._rewind:
             return
         loops = checkpoint["loops"]["fit_loop"]

@@ -22,7 +22,7 @@ class Bar(TQDMProgressBar):
     """Lightning's progress bar with the shares on it, and without the version number of the logger."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Lightning's entries, and what the last validation found of each modality, in percent."""
+        """Lightning's entries, and the shares of the last validation, in percent."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         # Not of the trainer's metrics: to ask for these is collective, and only rank 0 has a bar.

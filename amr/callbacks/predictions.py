@@ -87,7 +87,7 @@ class PredictionWriter(pl.Callback):
             status(f"predictions: {self.out}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leaves no half a file."""
+        """Removes an incomplete file."""
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()

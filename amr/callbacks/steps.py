@@ -37,7 +37,7 @@ class StepLog(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Takes what only this moment has: the gradients, unscaled and not yet clipped."""
+        """Records the gradients, which at this moment are unscaled and not yet clipped."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._due = every > 0 and (trainer.global_step + 1) % every == 0 and bool(_loggers(trainer))
         if not self._due:

@@ -1,4 +1,4 @@
-"""How a run presents itself in W&B."""
+"""Presents a run in W&B: its axes, summaries and identity."""
 
 from pathlib import Path
 from typing import Any

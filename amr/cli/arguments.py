@@ -27,7 +27,7 @@ MOST = 500  # characters of Lightning's message
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuses arguments of the Trainer that a run cannot be had with.
+    """Refuses arguments of the Trainer with which a run is not possible.
 
     Args:
         trainer: The configuration's `trainer` section.
@@ -58,7 +58,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
 def check_monitors(
     callbacks: Sequence[Callback], scheduler: str | None, modalities: Iterable[str], logged: Sequence[str]
 ) -> None:
-    """Refuses callbacks that this model cannot serve: what they watch is not measured, or they set what it has not.
+    """Refuses callbacks that watch a value that is not measured, or set one that this model does not have.
 
     Args:
         callbacks: The user's. Where one is of the user's own making, any metric may be logged by it.

@@ -1,4 +1,4 @@
-"""`amr configs`: what comes with amr, and a copy to change."""
+"""`amr configs`: lists the shipped configurations, and copies one to edit."""
 
 import argparse
 from pathlib import Path

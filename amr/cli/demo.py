@@ -1,4 +1,4 @@
-"""`amr demo`: the whole of it in a few minutes, from nothing: clips, two runs, the table, its page and the site."""
+"""`amr demo`: makes clips, two runs, the table, its page and the site in a few minutes."""
 
 import argparse
 import shlex

@@ -153,12 +153,12 @@ class AmrCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is asked for: a parser of each takes long to make."""
+        """Makes only the requested command's parser, because making all takes long."""
         known = LightningCLI.subcommands()
         return {self._asked: known[self._asked]} if self._asked in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what is a run's, not the model's."""
+        """Adds the options of a run that are not the model's."""
         parser.add_argument(
             "--name", type=str | None, help="folder of the run under runs_dir (<dataset>-<method>-s<seed>)"
         )
@@ -332,13 +332,13 @@ class AmrCLI(LightningCLI):
         return folder
 
     def _job_type(self, facts: dict[str, Any]) -> str:
-        """W&B's job type: a unimodal model is what teachers are."""
+        """W&B's job type; unimodal models have that of teachers."""
         if self.subcommand != "fit":
             return "eval"
         return "teacher" if len(facts["modalities"]) == 1 else "train"
 
     def _loggers(self, options: Namespace, folder: Path, facts: dict[str, Any], given: list[Logger]) -> list[Logger]:
-        """Ours, beside the given ones; of W&B's, which has a single run per process, the given one."""
+        """Our loggers and the given ones; W&B has a single run per process, so a given W&B logger replaces ours."""
         loggers: list[Logger] = [CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1)]
         if options.wandb != "disabled" and not any(isinstance(logger, WandbLogger) for logger in given):
             import wandb  # half a second, which `fit --help` and a run without it need not spend

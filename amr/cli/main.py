@@ -1,4 +1,4 @@
-"""The command line: finds the command, and tells every mistake in one line. Heavy imports are inside the commands."""
+"""The command line: finds the command, and reports every mistake in one line. Heavy imports are inside commands."""
 
 import sys
 from collections.abc import Callable, Sequence

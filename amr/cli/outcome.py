@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and the one line that a user's mistake or Ctrl-C gets."""
+"""Ends a command: its exit status, and one line for a user's mistake or Ctrl-C."""
 
 import signal
 import sys

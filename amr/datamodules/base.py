@@ -314,7 +314,7 @@ class ClipDataModule(ExplainedClips):
             self.texts = self.list_texts(dict(state_dict[TEXT]))
 
     def _default_store(self) -> Path:
-        """Named by all that two stores could differ in without being versions of each other."""
+        """Named by everything in which two stores can differ without being versions of each other."""
         what = json.dumps([self._kept.identity(), self.name, str(self.root.resolve())], sort_keys=True)
         return Path("stores") / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 

@@ -56,7 +56,7 @@ class Corruption:
 
 
 class Corruptible(ABC):
-    """A data module whose clips can be had corrupted: what measuring robustness needs to know of it."""
+    """A data module whose clips can be corrupted, with what the measures of robustness need."""
 
     @property
     @abstractmethod
@@ -125,14 +125,14 @@ def babble(wave: Tensor, snr_db: float, context: Context) -> Tensor:
 
 
 def time_mask(wave: Tensor, fraction: float, _: Context) -> Tensor:
-    """One stretch of that part of the clip is silent."""
+    """Silences one stretch, a fraction of the clip."""
     wave = wave.clone()
     wave[_stretch(len(wave), fraction)] = 0
     return wave
 
 
 def frequency_mask(wave: Tensor, fraction: float, context: Context) -> Tensor:
-    """One band is taken out, of that part of the range in mels (O'Shaughnessy 1987)."""
+    """Removes one band, a fraction of the range in mels (O'Shaughnessy 1987)."""
     spectrum = torch.fft.rfft(wave)
     hertz = torch.linspace(0, context.sample_rate / 2, len(spectrum))
     mel = torch.log10(1 + hertz / 700)
@@ -143,14 +143,14 @@ def frequency_mask(wave: Tensor, fraction: float, context: Context) -> Tensor:
 
 
 def clipping(wave: Tensor, fraction: float, _: Context) -> Tensor:
-    """The loudest samples, that part of all, are cut off at one level."""
+    """Cuts off the loudest samples, a fraction of all, at one level."""
     size = wave.abs()
     limit = size.sort().values[min(int((1 - fraction) * len(wave)), len(wave) - 1)]
     return wave.clamp(-limit, limit)
 
 
 def resampling(wave: Tensor, factor: float, _: Context) -> Tensor:
-    """Sampled at a rate lower by that factor, and back: what lies above the new Nyquist frequency is lost."""
+    """Resamples to a rate lower by a factor, and back; content above the new Nyquist frequency is lost."""
     spectrum = torch.fft.rfft(wave)
     spectrum[int(len(spectrum) / factor) :] = 0  # what an ideal resampler there and back leaves
     back: Tensor = torch.fft.irfft(spectrum, len(wave))
@@ -158,7 +158,7 @@ def resampling(wave: Tensor, factor: float, _: Context) -> Tensor:
 
 
 def silence(wave: Tensor, fraction: float, context: Context) -> Tensor:
-    """Packets of 20 ms, that part of all, are lost and silent."""
+    """Silences packets of 20 ms, a fraction of all."""
     size = max(1, round(_PACKET * context.sample_rate))
     lost = torch.randperm(-(-len(wave) // size))
     lost = lost[: math.ceil(fraction * len(lost))]
@@ -176,7 +176,7 @@ def noise(frames: Tensor, sigma: float, _: Context) -> Tensor:
 
 
 def blur(frames: Tensor, fraction: float, _: Context) -> Tensor:
-    """A Gaussian's, with that part of the shorter side for its standard deviation."""
+    """Blurs by a Gaussian whose standard deviation is a fraction of the shorter side."""
     sigma = fraction * min(frames.shape[-2:])
     # Four standard deviations either way: cut off at two, the kernel's own deviation is 0.88 sigma.
     reach = max(1, math.ceil(4 * sigma))
@@ -190,7 +190,7 @@ def blur(frames: Tensor, fraction: float, _: Context) -> Tensor:
 
 
 def occlusion(frames: Tensor, area: float, _: Context) -> Tensor:
-    """A grey block covers that part of the picture, in all frames the same."""
+    """Covers a fraction of the picture by a grey block, at the same place in all frames."""
     rows, columns = (_stretch(side, math.sqrt(area)) for side in frames.shape[-2:])
     frames = frames.clone()
     frames[..., rows, columns] = 127
@@ -198,7 +198,7 @@ def occlusion(frames: Tensor, area: float, _: Context) -> Tensor:
 
 
 def frame_drop(frames: Tensor, fraction: float, _: Context) -> Tensor:
-    """Frames after the first, that part of them, are lost, and the last one before them stays."""
+    """Loses a fraction of the frames after the first; the last frame before a lost one is repeated."""
     after = len(frames) - 1
     lost = set((1 + torch.randperm(after))[: math.ceil(fraction * after)].tolist())
     kept = [0]
@@ -208,7 +208,7 @@ def frame_drop(frames: Tensor, fraction: float, _: Context) -> Tensor:
 
 
 def contrast(frames: Tensor, kept: float, _: Context) -> Tensor:
-    """Grey levels move towards the clip's mean, until that part of their distance is left."""
+    """Moves grey levels towards the clip's mean, until a fraction of their distance is left."""
     mean = frames.float().mean()
     return _grey_levels(mean + (frames.float() - mean) * kept)
 

@@ -29,7 +29,7 @@ COARSE = {"audio": (4, 4), "video": (2, 2, 2)}  # blocks, where pairs of atoms a
 
 
 class ExplainedClips(ListedClips):
-    """The part of a data module that explains its clips' inputs and spoils them; `ClipDataModule` has the rest."""
+    """The part of a data module that explains and corrupts its clips' inputs; `ClipDataModule` has the rest."""
 
     decode: DecodeOptions
     audio: AudioTransform

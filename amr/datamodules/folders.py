@@ -26,7 +26,7 @@ def check_folder(folder: Path, key: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder; no name is too odd to ask."""
+    """Whether a file or folder exists; false for names that the system refuses."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long a name, or a folder that may not be read
@@ -34,7 +34,7 @@ def is_there(path: Path) -> bool:
 
 
 class RootFolder:
-    """Says of a path whether it stays inside a folder, links followed; one or two system calls a path.
+    """Checks whether a path stays inside a folder, with links followed; one or two system calls per path.
 
     Args:
         root: The folder.
@@ -81,7 +81,7 @@ class RootFolder:
 
 
 def found_elsewhere(root: Path, paths: Sequence[Path]) -> str:
-    """The end of a message that no path is in `root`: where one of the first is, if that is near; or nothing."""
+    """End of a message that `root` has none of the paths: a near place that has one of the first, or nothing."""
     for folder in islice(_near(root), _LOOKED_AT):
         if any(is_there(folder / path) for path in paths[:_LOOKED_FOR]):
             return f"; found under {folder}: use --data.root {folder}"

@@ -78,7 +78,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         return None
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning's hook: the clips' names stay where they are; Lightning would walk through them one by one."""
+        """Lightning's hook: leaves the clips' names as they are, because Lightning would move them one by one."""
         if not isinstance(batch, dict):
             return move_data_to_device(batch, device)
         rest = {key: value for key, value in batch.items() if key != "id"}
@@ -143,7 +143,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
         return [clip.label for clip in self.usable(split)]
 
     def _balanced(self) -> Tensor:
-        """Weights of the training clips (N,), float64: every class has the same in all."""
+        """Weights of the training clips (N,), float64, with the same total for every class."""
         classes = self.classes_of("train")
         counts = Counter(classes)
         return torch.tensor([1 / counts[label] for label in classes], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Batches that depend on the seed, the epoch and the clips alone: not on workers, ranks, or where a run was resumed."""
+"""Batches that depend only on the seed, the epoch and the clips, not on workers, ranks, or where a run was resumed."""
 
 import hashlib
 from collections import Counter

@@ -150,11 +150,11 @@ class VGGSound(ClipDataModule):
         return labels
 
     def _default_store(self) -> Path:
-        """One a list: another list's shards would replace this one's."""
+        """One store per list: another list's shards would replace this one's."""
         return Path(f"{super()._default_store()}-{self.csv.stem}")
 
     def _check_listing(self) -> None:
-        """Nothing is left to check: the reader has checked each line, and `_scan` looks after paths."""
+        """Checks nothing: the reader has checked each line, and `_scan` checks paths."""
 
 
 def read_tags(clips: Collection[Clip], tags: Path | None = None) -> dict[str, frozenset[str]]:

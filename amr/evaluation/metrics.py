@@ -171,7 +171,7 @@ def _agreement(
     labels: Tensor,
     classes: int,
 ) -> None:
-    """Whether the accounts (N, M) of how much a modality counts rank clips, and classes, alike."""
+    """Adds rank correlations, over clips and classes, between the measures (N, M) of how much a modality counts."""
     for (first, one), (second, two) in combinations(accounts.items(), 2):
         for m, name in enumerate(names):
             x, y = one[among, m], two[among, m]

@@ -94,7 +94,7 @@ def evidence_rows(
     score: Score = "probability",
     ig_steps: int | None = None,
 ) -> list[Row]:
-    """Whether dominance follows what is there: shares and accuracy by the modalities that show the clip's class."""
+    """Whether dominance follows the evidence: shares and accuracy by the modalities that show the clip's class."""
     try:
         evidence = data.evidence()
     except UserError as error:

@@ -111,7 +111,7 @@ def measure(
 
 
 def _digest(model: Explained, *clips: Encoded) -> str:
-    """SHA-256 of a model's weights and of clips as it sees them, by which what was measured before is known again."""
+    """SHA-256 of a model's weights and of clips as it sees them, by which earlier measurements are recognized."""
     digest = hashlib.sha256()
     tensors = [value for module in modules_in(model) for value in module.state_dict().values()]
     for part in clips:

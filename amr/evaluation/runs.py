@@ -196,7 +196,7 @@ def _number(file: Path, line: int, column: str, text: str) -> float:
 
 
 def one_nan(value: float) -> float:
-    """`value`, but every NaN the same object: containers compare by identity first, so equal runs compare equal."""
+    """`value` with one object for every NaN: containers compare by identity first, so equal runs compare equal."""
     return math.nan if math.isnan(value) else value
 
 

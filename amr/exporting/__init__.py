@@ -221,7 +221,7 @@ def export_model(
 
 
 def _module(model: "FusionModel", encodings: bool) -> Any:
-    """The model with an argument a modality and a dictionary of outputs."""
+    """The model with one argument per modality and a dictionary of outputs."""
     from torch import Tensor, nn
 
     several = model.task == "labels"
@@ -260,7 +260,7 @@ def _program(module: Any, model: "FusionModel", examples: "Mapping[str, Tensor]"
 
 
 def _culprit(model: "FusionModel", examples: "Mapping[str, Tensor]") -> str:
-    """The part that torch.export does not get through, in the configuration's words."""
+    """The part that torch.export cannot export, in the configuration's words."""
     import torch
 
     batch = torch.export.Dim("batch")

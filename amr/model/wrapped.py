@@ -33,7 +33,7 @@ def explained(
     batch_rows: int = 64,
     task: Task = "classes",
 ) -> "ExplainedModule":
-    """Makes a model that every analysis takes of any module, in one of three ways.
+    """Wraps any module as a model that every analysis accepts, in one of three ways.
 
     - Nothing but the module: an encoding is the input itself, and the head is the whole network.
     - `embeddings`: an encoding is what the named layer makes of the input, such as the vectors of word ids; the head is

@@ -57,5 +57,5 @@ def draw_maps(
 
 
 def _plain(text: str) -> str:
-    """Text in which a dollar is a dollar."""
+    """Text with escaped dollars, which would start a formula."""
     return text.replace("$", r"\$")

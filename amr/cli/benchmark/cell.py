@@ -1,4 +1,4 @@
-"""A cell's process: it trains, tests and leaves a record."""
+"""A cell's process: trains, tests and writes a record."""
 
 import gc
 import io
@@ -23,7 +23,7 @@ from amr.utils.names.version import __version__
 
 
 def forkserver() -> ForkServerContext:
-    """Makes processes out of one that has imported what `fit` needs, and has done nothing else."""
+    """Forks processes from one that has imported what `fit` needs, and has done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["amr.cli.benchmark.preload"])
     return context
@@ -102,7 +102,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """Kills this process and its loaders once what started it, the grid or the first rank, is gone."""
+    """Kills this process and its loaders when the process that started it (the grid or the first rank) is gone."""
     starter, parent = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:

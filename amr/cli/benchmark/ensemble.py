@@ -1,4 +1,4 @@
-"""`amr ensemble`: one model out of unimodal runs, without training; it is measured, and is a run like any other."""
+"""`amr ensemble`: one model from unimodal runs, without training, measured as any other run."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""A grid at work: its cells' processes, what they left, and the table of it all."""
+"""Runs a grid: its cells' processes, their records, and the table of all."""
 
 import json
 import os
@@ -31,7 +31,7 @@ GRACE = 20.0  # seconds for a cell's step and its checkpoint, when the grid is s
 
 
 class Grid:
-    """Cells and the folder they go to.
+    """Cells of a grid and their folder.
 
     Args:
         cells: Teachers before those that need them.
@@ -77,11 +77,11 @@ class Grid:
         return [c for c in self.cells if not (c in self.records or c in self.failed or c in self.running)]
 
     def folder(self, cell: Cell) -> Path:
-        """The cell's run."""
+        """Folder of the cell's run."""
         return self._folders[cell]
 
     def best(self, cell: Cell) -> Path:
-        """The checkpoint that is tested, and that teaches."""
+        """The checkpoint that is tested, and used as a teacher."""
         return self.folder(cell) / "checkpoints" / "best.ckpt"
 
     def log(self, cell: Cell) -> Path:
@@ -140,7 +140,7 @@ class Grid:
         return "\n".join([*lines, f"{len(self.records)}/{len(self.cells)} cells finished"])
 
     def run(self) -> None:
-        """Trains and tests what is not finished. A cell that fails stops only those that it would have taught."""
+        """Trains and tests unfinished cells. A cell that fails stops only those of which it is a teacher."""
         while self.waiting or self.running:
             for cell in self.waiting:
                 if lost := [teacher for teacher in cell.teachers.values() if teacher in self.failed]:
@@ -185,7 +185,7 @@ class Grid:
             self._say(str(error), last=True)
 
     def stop(self) -> None:
-        """Ends what is running: training saves where it is, and what does not end is killed; nothing is left half."""
+        """Ends running cells: training saves its state, and a process that does not end is killed."""
         for process, _ in self.running.values():
             process.terminate()
         until = time.monotonic() + GRACE
@@ -222,7 +222,7 @@ class Grid:
             print(f"benchmark: {line}", file=sys.stderr, flush=True)
 
     def write(self, page: bool = False) -> None:
-        """Writes the table and the facts of what is finished, and the page if asked."""
+        """Writes the table and the facts about finished cells, and the page on request."""
         if not self.tables:
             return
         began = time.monotonic()

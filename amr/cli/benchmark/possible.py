@@ -1,4 +1,4 @@
-"""Whether a grid's cells can be trained at all: their models are built without weights, before any cell is trained."""
+"""Checks whether a grid's cells can be trained, by building their models without weights before any training."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ MOST = 4  # rows that the message names with their reason
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Refuses cells whose model cannot be: methods that exclude each other, a fusion or modalities that do not fit.
+    """Refuses cells whose model is impossible: methods that exclude each other, a fusion or modalities that do not fit.
 
     Models are built on torch's meta device, where weights take no memory. Weights' files are not read, nor are those of
     teachers, which are not there yet.
@@ -55,7 +55,7 @@ def _reason(cell: Cell) -> str | None:
 
 
 def _without_files(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A `model` section whose parts start from nothing."""
+    """A `model` section without pretrained weights."""
     from amr.load import drop_weights
 
     kept = copy.deepcopy(dict(section))

@@ -1,4 +1,4 @@
-"""How long a grid took and takes."""
+"""Times of a grid: how long it took, and will take."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -33,6 +33,6 @@ def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, as coarse as they are many."""
+    """A duration in words, coarser for longer times."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

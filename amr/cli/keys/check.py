@@ -207,7 +207,7 @@ def _keys_of(classes: Sequence[Mapping[str, Key]]) -> dict[str, Key]:
 
 
 def _longest(keys: Mapping[str, Key], words: list[str]) -> str | None:
-    """The longest key that is the words' beginning."""
+    """The longest key with which the words begin."""
     for count in range(len(words), 0, -1):
         if (name := ".".join(words[:count])) in keys:
             return name
@@ -215,7 +215,7 @@ def _longest(keys: Mapping[str, Key], words: list[str]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, Key], taken: list[str], words: list[str], where: str) -> None:
-    """Raises, with what is near and what is allowed at the place of the first wrong word."""
+    """Raises an error with similar and allowed names at the place of the first wrong word."""
     right = 0
     while right < len(words) and any(k.startswith(".".join(words[: right + 1]) + ".") for k in keys):
         right += 1
@@ -228,14 +228,14 @@ def _unknown(keys: Mapping[str, Key], taken: list[str], words: list[str], where:
 
 
 def _check_choice(key: Key, name: str, value: Any, where: str) -> None:
-    """Raises where a value is none of a key's few."""
+    """Raises an error if a value is not among a key's choices."""
     choices = key.get("choices")
     if choices and isinstance(value, str) and value not in choices:
         raise UserError(f"{where}{name}={value}: must be one of {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def _check_class(key: Key, name: str, value: Any, where: str) -> None:
-    """Raises where a value names a class that amr does not have."""
+    """Raises an error if a value names a class that amr does not have."""
     if isinstance(value, Mapping):
         value = value.get("class_path")
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][\w.]*", value) or value in ("null", "true", "false"):

@@ -52,7 +52,7 @@ class Built(TypedDict):
 
 
 class Schema(TypedDict):
-    """All of it: `fit`'s keys, such as `trainer.max_epochs`, and the classes by their public path."""
+    """The whole schema: `fit`'s keys, such as `trainer.max_epochs`, and the classes by their public path."""
 
     keys: dict[str, Key]
     classes: dict[str, Built]

@@ -18,7 +18,7 @@ from amr.utils.resume import told
 
 
 class RunRecord(Callback):
-    """Writes run.json and config.yaml as training starts, when nothing can be refused any more.
+    """Writes run.json and config.yaml when training starts and all checks have passed.
 
     Args:
         folder: The run's folder.

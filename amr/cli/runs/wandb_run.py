@@ -1,4 +1,4 @@
-"""The W&B run that goes with a run: its id, its place for files, its errors and its end."""
+"""The W&B run of a run: its id, its folder for files, its errors and its end."""
 
 import os
 import re

@@ -187,7 +187,7 @@ def vector_atoms(dim: int, blocks: int) -> Atoms:
 
 
 def flat_atoms(dim: int | Sequence[int]) -> Atoms:
-    """Every element an atom: for vectors (D,) and encodings, also of tokens (T, D).
+    """One atom per element, for vectors (D,) and encodings, also of tokens (T, D).
 
     Raises:
         UserError: The shape has more than two dimensions, or a size is below 1.

@@ -1,4 +1,4 @@
-"""Kinds of inputs: what the atoms of a modality are, what they are called, and what they become when taken away."""
+"""Kinds of inputs: the atoms of a modality, their names, and their baselines."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -149,7 +149,7 @@ class Kind:
 
     @property
     def apart(self) -> frozenset[int]:
-        """Ids in no word."""
+        """Ids that belong to no word."""
         if self.special is not None:
             return frozenset(self.special)
         if self.tokenizer is not None:  # what is unknown, or masked, is a word of the text

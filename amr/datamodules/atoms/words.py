@@ -54,7 +54,7 @@ def words_of(pieces: Pieces) -> tuple[list[int], list[str]]:
 
 
 def token_atoms(texts: Sequence[Pieces], length: int, *, most: int | None = None) -> ClipAtoms:
-    """Each word of each text an atom.
+    """One atom per word of each text.
 
     Args:
         texts: The pieces of each clip's text; a text may be shorter than `length`.

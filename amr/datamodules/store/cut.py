@@ -1,4 +1,4 @@
-"""A clip's window as one small mp4 that any browser plays: what a person is shown of it."""
+"""A clip's window as one small mp4 that any browser plays."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -33,7 +33,7 @@ def killers_of(journal: Path) -> set[str]:
 
 
 class Deaths:
-    """Says whether to try a group again whose worker died: as long as clips explain the deaths."""
+    """Decides whether to retry a group whose worker died: as long as clips explain the deaths."""
 
     def __init__(self) -> None:
         self.total = 0

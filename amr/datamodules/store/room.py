@@ -1,4 +1,4 @@
-"""How much room a store will take: what a few clips take, scaled by the size of all of their files."""
+"""Estimates the size of a store from a few clips, scaled by the size of all files."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ OVERHEAD = 1000  # bytes that a clip takes in a shard besides its data
 
 
 def check_room(estimated: tuple[float, float], count: int, store: Path, options: DecodeOptions) -> None:
-    """Say how much room the clips will take, and refuse what surely has none.
+    """Report how much room the clips will take, and refuse a disk that is surely too small.
 
     Args:
         estimated: Bytes that they will take, and the standard error.

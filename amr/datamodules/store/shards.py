@@ -42,7 +42,7 @@ _DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionErr
 
 
 def shard_path(store: Path, group: int, start: int = 0) -> Path:
-    """Where the shard lies whose first clip is number `start` of a group.
+    """Path of the shard whose first clip is number `start` of a group.
 
     A group is a fixed number of clips that follow each other in the listing. Most fill one shard; clips that are long
     take more, each named by its first clip.
@@ -349,7 +349,7 @@ class ClipStore:
         return min(set(ids) - held, default=None)
 
     def shard_of(self, id: str) -> Path:
-        """The file that holds a clip, or would."""
+        """The file that holds a clip, or would hold it."""
         return self._shards[max(bisect_right(self._first, id) - 1, 0)]
 
     def get(self, id: str) -> dict[str, Any]:

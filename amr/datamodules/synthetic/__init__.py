@@ -1,1 +1,1 @@
-"""Clips that are made: their evidence, and where it is planted, is known."""
+"""Synthetic clips, whose evidence and its place are known."""

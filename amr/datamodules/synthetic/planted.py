@@ -72,7 +72,7 @@ class Planted:
             raise UserError(f"data.task={self.task!r}: must be one of {', '.join(TASKS)}, or null")
 
     def label(self, index: int) -> int:
-        """Class of a clip; the classes take turns."""
+        """Class of a clip; classes alternate."""
         return index % self.classes
 
     def cues(self, index: int) -> dict[str, int]:

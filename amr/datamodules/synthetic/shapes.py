@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes, with questions about them or with captions. What a word speaks of is known."""
+"""Pictures of coloured shapes, with questions or captions. The object that a word names is known."""
 
 import torch
 from torch import Tensor

@@ -46,7 +46,7 @@ class Recipe:
     video_noise: float
 
     def label(self, index: int) -> int:
-        """Class of a clip; the classes take turns."""
+        """Class of a clip; classes alternate."""
         return index % self.classes
 
     def cues(self, index: int) -> dict[str, int]:

@@ -77,7 +77,7 @@ class Adapter(ExplainedModule):
 
     @property
     def network(self) -> Any:
-        """The model, whose parts have no types of their own."""
+        """The wrapped model, whose parts are untyped."""
         return self.module
 
     @property

@@ -20,7 +20,7 @@ def early_fusion(
     num_classes: int | None = None,
     batch_rows: int = 64,
 ) -> ExplainedModule:
-    """Makes a model that every analysis takes of any classifier of transformers.
+    """Wraps any classifier of transformers as a model that every analysis accepts.
 
     Encodings are the vectors of ids, and of the other modalities their inputs, or what the layers make of them that
     `embeddings` names. The head is the whole network.

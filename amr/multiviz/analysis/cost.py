@@ -90,7 +90,7 @@ def _seconds_per_row(analysis: Analysis) -> dict[str, float]:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ PARTNERS, MASKS = 4, 64  # of DIME where a row of the head costs a pass of the w
 
 
 def masks_of(samples: int, atoms: int) -> int:
-    """Masks a repeat of LIME and KernelSHAP."""
+    """Number of masks per repeat of LIME and KernelSHAP."""
     return max(samples, 2 * atoms + 2) // 2 * 2
 
 
@@ -22,7 +22,7 @@ def joint_samples(samples: int, first: int, second: int) -> int:
 
 
 def partners_of(analysis: Analysis) -> tuple[int, int]:
-    """Masks a repeat of DIME, and clips that lend their other modalities to one.
+    """Number of masks per repeat of DIME, and of clips that are paired with one.
 
     Where the head is the whole network these are few: all of them would cost more than all other maps together.
     """

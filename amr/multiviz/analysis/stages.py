@@ -163,7 +163,7 @@ def clips(analysis: Analysis) -> None:
 
 
 def trust(analysis: Analysis) -> None:
-    """How far each kind of map can be believed on this model, from a few clips; a row is the unit of work."""
+    """How far each kind of map can be trusted on this model, from a few clips; a row is the unit of work."""
     table = analysis.out / "trust.parquet"
     if is_whole(table):
         return

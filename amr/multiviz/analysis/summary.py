@@ -299,7 +299,7 @@ def _modality_row(analysis: Analysis, n: int, arrays: Arrays, id: str) -> Row:
 
 
 def _at(arrays: Arrays, name: str, *place: int) -> float | None:
-    """A number of the predicted class; None from an archive of before that had it."""
+    """A number of the predicted class; None for an older archive that lacks it."""
     return float(arrays[name][(0, *place)]) if name in arrays else None
 
 
@@ -322,7 +322,7 @@ class _Long:
             self.spread.setdefault(name, []).append(there)
 
     def table(self, axes: tuple[str, ...]) -> Any:
-        """All of them; `axes` name the maps' dimensions."""
+        """All maps; `axes` name their dimensions."""
         import pyarrow as pa
 
         sizes = [v.size for v in self.values]

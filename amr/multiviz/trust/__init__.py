@@ -1,4 +1,4 @@
-"""Trust: how far a map of one modality's atoms can be believed.
+"""Trust: how far a map of one modality's atoms can be trusted.
 
 Scores that perturb inputs encode the clips once and then run nothing but that modality's encoder and the head; scores
 of a method call it again: on noisy clips, on copies of the model with other parameters, with other seeds. `synergy` is

@@ -1,4 +1,4 @@
-"""SMV: clips are trained again by the modality that contributes too little to their prediction."""
+"""SMV: clips are repeated with the modality that contributes too little to their prediction."""
 
 from typing import ClassVar, Literal
 
@@ -36,7 +36,7 @@ def contributions(right: Tensor, present: Tensor) -> Tensor:
 
 
 def repeats(contribution: Tensor, present: Tensor) -> Tensor:
-    """How often each clip is trained again by each modality alone: 2 (1 − φ_m), rounded, where φ_m < 1.
+    """How often each clip is repeated with each modality alone: 2 (1 − φ_m), rounded, where φ_m < 1.
 
     That is once where φ_m = ½, twice where it is 0, three times where it is −½.
 
@@ -139,7 +139,7 @@ class SMV(Regularizer):
 
 
 def _right(seen: Seen) -> dict[str, Tensor]:
-    """Whether each clip is right from each set of modalities, (B, 2^M)."""
+    """Whether each clip is right with each set of modalities, (B, 2^M)."""
     names = seen.model.modalities
     sets = [[name for m, name in enumerate(names) if index >> m & 1] for index in range(1 << len(names))]
     logits = torch.stack([seen.model.head(only(seen.encodings, chosen)) for chosen in sets], 1)

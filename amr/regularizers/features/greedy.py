@@ -1,4 +1,4 @@
-"""Greedy: gates between the modalities, held still for the one that learns too fast through them."""
+"""Greedy: gates between the modalities; the gate of the one that learns too fast through them is held."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Modality dropout: whole encodings disappear, a clip at a time, never all of a clip's."""
+"""Modality dropout: drops whole encodings, per clip, but never all of a clip."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

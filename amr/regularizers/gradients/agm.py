@@ -1,4 +1,4 @@
-"""Adaptive gradient modulation: each encoder's steps follow how its modality does against its own past."""
+"""Adaptive gradient modulation: each encoder's steps depend on its modality's lead, compared with the past."""
 
 import itertools
 import math

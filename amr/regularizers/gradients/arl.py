@@ -1,4 +1,4 @@
-"""ARL: encoders' gradients are weighted towards the modality whose predictions vary least, against what is in use."""
+"""ARL: gradients are weighted towards the modality whose predictions vary least and on which the model relies less."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""CGGM: classifiers beside the model say which encoder has learned least lately, and which way its modality pulls."""
+"""CGGM: classifiers on the encodings find the encoder that gained least, and the direction of its modality."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar

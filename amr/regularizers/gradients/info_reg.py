@@ -1,4 +1,4 @@
-"""InfoReg: while a modality still takes up information fast, the one that is ahead is held near its epoch's start."""
+"""InfoReg: while a leading modality takes up information fast, it is held near its weights at the epoch's start."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal

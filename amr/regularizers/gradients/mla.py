@@ -1,4 +1,4 @@
-"""MLA: the modalities take turns with one shared head, and a later one may not undo what an earlier one taught it."""
+"""MLA: the modalities take turns with one shared head, and a later turn may not undo an earlier one."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal

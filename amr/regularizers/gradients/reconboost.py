@@ -1,4 +1,4 @@
-"""ReconBoost: one modality at a time learns what the others leave, and then all learn together."""
+"""ReconBoost: one modality at a time learns what the others do not explain, and then all learn together."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -164,7 +164,7 @@ class GradientBlending(Regularizer):
         return {"epochs": self._epochs}
 
     def restore_state(self, state: Mapping[str, object]) -> None:
-        """Goes on counting epochs."""
+        """Continues counting epochs."""
         self._epochs = cast(int, state["epochs"])
 
     def _estimate(self, before: Tensor, after: Tensor) -> None:

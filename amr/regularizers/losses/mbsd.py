@@ -1,4 +1,4 @@
-"""MBSD: of each clip, the modality that does well teaches the one that does badly."""
+"""MBSD: for each clip, the modality that does better teaches the one that does worse."""
 
 from collections.abc import Mapping
 from itertools import combinations

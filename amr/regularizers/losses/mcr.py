@@ -1,4 +1,4 @@
-"""MCR: every modality is made to matter, by what the prediction does when its encoding is another clip's."""
+"""MCR: makes every modality matter, by the change of the prediction when its encoding is another clip's."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

@@ -1,4 +1,4 @@
-"""MIDAS: clips whose modalities come from two classes are labelled by both, as far as each modality is sure."""
+"""MIDAS: clips whose modalities come from two classes are labelled with both, as far as each modality is certain."""
 
 from collections.abc import Sequence
 from typing import ClassVar

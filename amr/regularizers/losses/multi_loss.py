@@ -1,4 +1,4 @@
-"""Multi-loss: every modality also learns by a classifier of its own, with no balancing at all."""
+"""Multi-loss: every modality also learns by its own classifier, without any balancing."""
 
 from collections.abc import Mapping
 from typing import ClassVar

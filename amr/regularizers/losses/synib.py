@@ -1,4 +1,4 @@
-"""SynIB: where one modality's evidence is spoilt, the prediction is to know nothing."""
+"""SynIB: if one modality's evidence is corrupted, the prediction should be uniform."""
 
 import math
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ class SynIB(Regularizer):
         self.window = Window(self.name, start_epoch, end_epoch)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """One term per modality that is spoilt: the mean over the clips of all ranks that have every modality."""
+        """One term per corrupted modality: the mean over the clips of all ranks that have every modality."""
         if self.weight == 0 or step.epoch not in self.window:
             return {}
         names = step.model.modalities
@@ -95,7 +95,7 @@ class SynIB(Regularizer):
         return {name: self.weight * term for name, term in zip(names, terms.unbind(), strict=True)}
 
     def _spoilt_logits(self, step: Step, encodings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits with each modality spoilt in turn, (N, C)."""
+        """Logits with each modality corrupted in turn, (N, C)."""
         generator = torch.Generator(step.label.device).manual_seed(step.seed)
         logits = {}
         for name in step.model.modalities:

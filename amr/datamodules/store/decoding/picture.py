@@ -221,7 +221,7 @@ class Shaper:
 
 
 class Turns:
-    """Says what makes a frame upright.
+    """Finds the operations that make a frame upright.
 
     Args:
         photo: File of a still picture, whose EXIF orientation counts; None: the frames' display matrix does.

@@ -182,7 +182,7 @@ class Timeline:
 
     @staticmethod
     def _span(track: Track, packet: Any, after: Any) -> float:
-        """How long a packet lasts that does not say."""
+        """Duration of a packet that does not give one."""
         if track.kind == "video":
             return track.period
         now, then = packet.pts, None if after is None else after.pts
