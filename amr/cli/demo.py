@@ -60,6 +60,11 @@ def demo(
     from amr.report.site import write_site
 
     out = Path(out)
+    if clips < CLIPS or epochs < EPOCHS:
+        status(
+            f"demo: {clips} clips and {epochs} epochs; with fewer than {CLIPS} and {EPOCHS} the models may stay near "
+            "chance, and the shares of such models say little"
+        )
     run_prepare(with_files(["--config", "synthetic", *_data(out, clips)]))
     for name in METHODS:
         status(f"\n{name}: {epochs} epochs")

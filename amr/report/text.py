@@ -119,13 +119,21 @@ def _moved(rows: Sequence[Row]) -> str:
     if "dominance" not in moved:
         return ""
     name, before, after, count = moved["dominance"]
-    text = f"AMR takes {name}'s attribution share from {before:.0f} to {after:.0f} %"
+    text = f"AMR {'takes' if _moves(before, after) else 'leaves'} {name}'s attribution share {_way(before, after)}"
     if "decision" in moved:
         _, decided, decides, _ = moved["decision"]
-        text += f", and its share of the decisions from {decided:.0f} to {decides:.0f} %"
+        text += f", and its share of the decisions {_way(decided, decides)}"
         if abs((after - before) - (decides - decided)) > 100 * PARTED:
             text += ": the decisions did not follow as far"
     return f"{text} (mean over {count} {'method' if count == 1 else 'methods'})."
+
+
+def _moves(before: float, after: float) -> bool:
+    return f"{before:.0f}" != f"{after:.0f}"
+
+
+def _way(before: float, after: float) -> str:
+    return f"from {before:.0f} to {after:.0f} %" if _moves(before, after) else f"at {after:.0f} %"
 
 
 def further_text(shown: Sequence[Row], further: Sequence[Row]) -> str:

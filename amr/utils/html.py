@@ -6,9 +6,11 @@ from html import escape
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 CSS = """
-:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #fff; --card: #f6f8fa; }
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #fff; --card: #f6f8fa;
+  --edge: rgb(20 22 26 / .22); }
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --soft: #9da7b3; --line: #3a424c; --page: #0d1117; --card: #161b22; }
+  :root { --text: #e6edf3; --soft: #9da7b3; --line: #3a424c; --page: #0d1117; --card: #161b22;
+    --edge: rgb(255 255 255 / .24); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: var(--text); background: var(--page);
@@ -20,7 +22,10 @@ a.save { display: inline-block; padding: .15rem .7rem; border: 1px solid var(--l
 p, ul, dl { max-width: 75ch; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 code, pre { font: .875em/1.5 ui-monospace, monospace; }
 pre { padding: .75rem; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.scroll { overflow-x: auto; } .soft, caption { color: var(--soft); }
+.scroll { overflow-x: auto;  /* shaded at the right where more is hidden; the left is the row's head, which stays */
+  background: linear-gradient(270deg, var(--page) 45%, transparent) 100% 0 / 48px 100% no-repeat local,
+    linear-gradient(270deg, var(--edge), transparent) 100% 0 / 16px 100% no-repeat scroll; }
+.soft, caption { color: var(--soft); }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .93rem; }
 caption { text-align: left; font-size: .9rem; padding-bottom: .4rem; }
 th, td { padding: .35rem .65rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }

@@ -34,7 +34,8 @@ def test_the_printed_lines_train_the_same_model_again(
     """Both models are tested and stand in the table; a line that the demo prints repeats a model bit for bit."""
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--out", "my demo", "--clips", "60", "--epochs", "1", "--explained", "0"]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "demo: 60 clips and 1 epochs; with fewer than 1200 and 10 the models may stay near chance" in said
     lines = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  amr fit ")]
     assert [line[-1] for line in lines] == ["naive-again", "amr-again"]
     runs = tmp_path / "my demo/runs"

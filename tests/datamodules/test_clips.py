@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from amr.cli import main
 from amr.datamodules import Clips
 from amr.utils.errors import UserError
 from tests.datamodules.conftest import write_csv
@@ -118,6 +119,17 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
         Clips(tmp_path / "list.csv")
     with pytest.raises(UserError, match=r"data.csv=.*none.csv: no such file"):
         Clips(tmp_path / "none.csv")
+
+
+def test_prepare_of_another_folder_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not one clip can be used: a script must not go on."""
+    (tmp_path / "list.csv").write_text("id,file,label,split\n1,1.mp4,a,train\n2,2.mp4,b,test\n")
+    command = ["prepare", "--data", "amr.datamodules.Clips", "--data.csv", str(tmp_path / "list.csv")]
+    assert main([*command, "--data.store", str(tmp_path / "store"), "--data.prepare_workers", "0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "amr: no clip of 2 can be used (audio file missing: 2, video file missing: 2); "
+        "--data.root must be the folder in which their paths begin"
+    )
 
 
 def test_fit_on_an_unprepared_folder(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

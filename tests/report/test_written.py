@@ -88,6 +88,12 @@ def test_the_finding(folder: Path) -> None:
     )
 
 
+def test_a_share_that_stays_is_not_taken_anywhere(tmp_path: Path) -> None:
+    for method in ("naive", "amr"):
+        seeds(tmp_path, method, [0.5, 0.5], 0.7)
+    assert finding(rows_of(tmp_path)).endswith("AMR leaves audio's attribution share at 70 % (mean over 1 method).")
+
+
 def test_one_seed_claims_nothing(tmp_path: Path) -> None:
     for method, accuracy in {"naive": 0.5, "umt": 0.9}.items():
         seeds(tmp_path, method, [accuracy])

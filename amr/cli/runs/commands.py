@@ -161,6 +161,8 @@ def run_prepare(arguments: Sequence[str]) -> None:
         UserError: For anything that the user can mend.
     """
     from amr.datamodules import ClipDataModule
+    from amr.datamodules.store.prepare import MISSING
+    from amr.datamodules.store.report import describe_reasons
     from amr.utils.parser import OneLineParser
 
     parser = OneLineParser(prog="amr prepare", description="Decodes a dataset's clips into its store.")
@@ -180,7 +182,11 @@ def run_prepare(arguments: Sequence[str]) -> None:
     if config.verify:
         verify(module)
     else:
-        prepare(module, scheduler=config.scheduler, convert=config.convert)
+        report = prepare(module, scheduler=config.scheduler, convert=config.convert)
+        if report.total and report.empty == report.total:
+            missing = all(reason == MISSING for _, reason in report.reasons)
+            hint = "; --data.root must be the folder in which their paths begin" if missing else ""
+            raise UserError(f"no clip of {report.total} can be used ({describe_reasons(report.reasons)}){hint}")
 
 
 def _datamodule(data: "str | Path | ClipDataModule", options: Options | None) -> "ClipDataModule":
