@@ -36,7 +36,7 @@ def output_change(
     Args:
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
-        picks: Which of the donors replaces the modality in each of K re-pairings, (B, K) int64 in [0, N); -1 for none.
+        picks: Donor that replaces the modality in each of K re-pairings, (B, K) int64 in [0, N); -1 for none.
         donors: Encodings that replace a modality, (N, ..., D_m) by modality; None for `encodings` themselves.
         gradient: Where gradient flows. `head`: to the head, by the re-paired predictions. `encoder`: also to the
             donor's encoding of modality m in D^m. `all`: to everything, the clip's other encodings and p(e) included.
@@ -91,7 +91,7 @@ def output_shares(
     Args:
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, ..., D_m).
-        picks: Which of the donors replaces the modality in each of K re-pairings, (B, K) int64 in [0, N); -1 for none.
+        picks: Donor that replaces the modality in each of K re-pairings, (B, K) int64 in [0, N); -1 for none.
         donors: Encodings that replace a modality, (N, ..., D_m) by modality; None for `encodings` themselves.
         gradient: Where gradient flows: `head`, `encoder`, `all`, or None for nowhere.
 

@@ -134,7 +134,7 @@ def shapley_shares(
     Args:
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
-        baseline: What a modality outside the coalition becomes, (1, D_m) or (1, ..., D_m), e.g. the mean encoding.
+        baseline: Replacement of a modality outside the coalition, (1, D_m) or (1, ..., D_m), e.g. the mean encoding.
         score: What v is.
         create_graph: Keep the graph, so that a function of the shares can be differentiated by the head's parameters.
 

@@ -108,7 +108,7 @@ class Dominance(pl.Callback):
     `metrics` holds each split's `MeanShares`, and `totals` what they were over all ranks at the last end of an epoch.
 
     Args:
-        score: What is attributed: `probability` (log-odds) or `logit`.
+        score: Score that is attributed: `probability` (log-odds) or `logit`.
         train: Whether to measure on training batches too.
         table: CSV for the table by class of the last validation (and test); None for no file.
         ig_steps: Points of integrated gradients, to log these in place of gradient⊙input's shares; None for the latter.

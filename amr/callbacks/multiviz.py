@@ -200,7 +200,7 @@ def draw_clip(trainer: pl.Trainer, module: FusionClassifier, inputs: dict[str, T
         trainer: Its data module, one of amr's, makes the pictures.
         module: The model.
         inputs: Input of each modality, (1, ...).
-        title: What stands above the picture.
+        title: Title above the picture.
 
     Returns:
         The title, and the picture as PIL has it.

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     """Saves the workspace and the report in W&B, or writes their specification where there is no account.
 
     Args:
-        options: What `add_arguments` defines.
+        options: Options that `add_arguments` defines.
 
     Returns:
         Exit status.

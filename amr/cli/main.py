@@ -24,7 +24,7 @@ class Command:
 
     Attributes:
         help: One line for `amr --help`.
-        module: Where its `run` is. It takes the parsed options if the module has `add_arguments`, else the arguments.
+        module: Module with its `run`, which takes parsed options if there is `add_arguments`, else the arguments.
         run: Name of that function.
         arguments: Name of the function that adds its arguments to a parser; empty if it parses by itself.
     """

@@ -39,18 +39,18 @@ class ClipDataModule(ExplainedClips):
     Args:
         root: Folder of the data set; no clip's path may lead outside.
         store: Folder for the decoded clips; None: a folder in `stores/` named by data set and options.
-        modalities: Which ones the batches hold, in this order.
+        modalities: Modalities that the batches hold, in this order.
         decode: What is kept of each clip.
         audio: Transform of the waveform.
         video: Transform of the frames.
         batch_size: Clips a batch and rank.
         num_workers: Loader processes.
         seed: Seed of order and augmentation. Splits do not depend on it.
-        missing: What becomes of a clip that lacks a modality, or whose data could not be decoded: skip leaves it out;
+        missing: Treatment of a clip that lacks a modality, or whose data could not be decoded: skip leaves it out;
             keep takes it with zeros for input and `present` False, unless it lacks all.
-        still: What becomes of a clip whose frames all show the same picture; use takes it like any other.
+        still: Treatment of a clip whose frames all show the same picture; use takes it like any other.
         drop_last: Leave out an epoch's last training batch if it is smaller.
-        predict_split: Which split `predict` runs over.
+        predict_split: Split over which `predict` runs.
         prepare_workers: Processes that decode; None: one per core.
         decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
             the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.

@@ -28,7 +28,7 @@ class Clips(ClipDataModule):
             folder or else to `root`); None: those in the CSV, sorted.
         name: Name of the data set in tables and folders; None: of the root folder and the CSV.
         text: The column that is a text, and how it becomes token ids: the modality `text`. None: no text.
-        modalities: Which ones the batches hold, in this order. None: audio and video, and the text if there is one.
+        modalities: Modalities that the batches hold, in this order. None: audio, video, and the text if there is one.
         kwargs: See `ClipDataModule`.
     """
 

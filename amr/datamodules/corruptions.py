@@ -33,7 +33,7 @@ class Context:
 
     Attributes:
         sample_rate: Samples a second.
-        others: That many other waveforms, drawn at random.
+        others: Function that draws a number of other waveforms at random.
     """
 
     sample_rate: int = 16000
@@ -45,7 +45,7 @@ class Corruption:
     """One way in which a modality goes wrong.
 
     Attributes:
-        unit: What a level is.
+        unit: Unit of a level.
         levels: That of severities 1 to 5.
         apply: From what is stored, a level and the context to the same, corrupted.
     """
@@ -272,7 +272,7 @@ class OtherWaves:
     """Sounds to mix in, by chance, from a store.
 
     Args:
-        store: Where they lie.
+        store: Store that holds them.
         ids: Ids of clips that have sound.
     """
 

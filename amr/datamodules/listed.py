@@ -28,7 +28,7 @@ class ListedClips(pl.LightningDataModule, Corruptible):
     Attributes:
         name: Name of the data set.
         labels: Class names in the order of the class indices.
-        modalities: Which ones the batches hold, in this order.
+        modalities: Modalities that the batches hold, in this order.
         clips: The listing.
         root: Folder of the clips' media files; None where there are none.
     """

@@ -72,7 +72,7 @@ class ClipDataset(ListedDataset):
     Args:
         clips: In order.
         labels: Class names; a clip's label is an index into them.
-        store: Where the clips lie.
+        store: Store that holds the clips.
         transforms: By modality, in the order of the batch: called with the stored data and `train`.
         blanks: Each modality's input for clips that lack it.
         train: Whether to augment.

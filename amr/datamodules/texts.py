@@ -30,7 +30,7 @@ class TextColumn:
         length: Number of tokens T: longer texts are cut, shorter ones padded at the end. None: the longest text's.
         vocabulary: Tokens' texts in the order of ids from 2 on, or a text file with one per line. None: those of the
             training clips, the most frequent first.
-        unit: What one token is: a word between blanks, or a character.
+        unit: Unit of one token: a word between blanks, or a character.
         most: Largest size of a vocabulary that is made.
 
     Raises:
@@ -134,7 +134,7 @@ class CorruptedText:
     """A transform of a clip's text, which is corrupted.
 
     Args:
-        corruption: What befalls it.
+        corruption: Corruption to apply.
         level: How much.
         key: Seed of the corruption, besides the clip.
     """

@@ -34,7 +34,7 @@ class SpectrogramTransformer(Encoder):
         heads: Attention heads.
         mlp_ratio: Width of a layer's hidden layer, as a multiple of `dim`.
         dropout: Dropout of embeddings, attention's output and hidden layers, in [0, 1).
-        pooling: What is a clip's encoding: the class token (cls) or the patches' average (mean).
+        pooling: Encoding of a clip: the class token (cls) or the patches' average (mean).
         pool: One encoding per clip. False gives a token per step in time, and leaves `pooling` without effect.
         weights: None for a random initialization, else a local file (of this class or of a torchvision ViT of the same
             sizes) or a name such as "ViT_B_16_Weights.IMAGENET1K_V1", for the default sizes. As in the paper, one

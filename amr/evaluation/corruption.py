@@ -79,10 +79,10 @@ def corruption_rows(
         train: Training clips, for the mean encoding that the dial's parts are measured from; None: that of `clean`.
         resamples: Number of resamples of the bootstrap.
         seed: Seed of resamples and corruptions.
-        score: What shares attribute.
+        score: Score that shares attribute.
         ig_steps: Points of integrated gradients; None for gradient⊙input.
         parts: Where what is done is kept, and a digest of the model and its data, without which it is not used.
-        context: What the encoders run in.
+        context: Context in which the encoders run.
     """
     assert isinstance(data, Corruptible)
     labels, names = clean.labels, list(model.modalities)

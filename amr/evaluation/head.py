@@ -117,7 +117,7 @@ def coalition_outputs(
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...).
-        baseline: What a modality outside the coalition becomes.
+        baseline: Replacement of a modality outside the coalition.
         function: Maps encodings (R, ...) to (R, K); None: the head.
         batch: Head rows at a time.
 

@@ -50,7 +50,7 @@ def measure_encodings(
         train: Training clips, for the mean encoding that replaces a missing one; None: the mean is of `clean`.
         resamples: Number of resamples of the bootstrap.
         seed: Seed of resamples and pairings.
-        score: What shares attribute.
+        score: Score that shares attribute.
         ig_steps: Points of integrated gradients, each a head row more for a share; None for gradient⊙input.
         details: Whether to have the rows that are never logged (`Row.is_detail`): by class, by confidence, of the dial.
     """
@@ -146,7 +146,7 @@ def attribution(
         centre: What is taken off the encodings, (1, ...), before they are multiplied by the gradient: with the mean
             encoding, only what differs from clip to clip is attributed. None: nothing, as dominance is defined.
             Integrated gradients start there.
-        score: What is attributed.
+        score: Score that is attributed.
         ig_steps: Points of integrated gradients; None for gradient⊙input.
     """
     head, device = head_of(model), device_of(model)

@@ -68,11 +68,11 @@ def measure(
         train_clips: At most so many training clips are encoded; None for all.
         resamples: Number of resamples of the bootstrap.
         seed: Seed of resamples, pairings and corruptions.
-        score: What shares attribute, as in `attribution_shares`; the run's `dominance.score` for its own dominance.
+        score: Score that shares attribute, as in `attribution_shares`; for the run's dominance its `dominance.score`.
         ig_steps: Points of integrated gradients; the run's `dominance.ig_steps`.
         parts: A folder of its own, for each corruption that is done: a later call with the same model, clips and
             options continues from there. It is the caller's to remove; None: nothing is kept.
-        context: What the encoders run in, e.g. autocast.
+        context: Context in which the encoders run, e.g. autocast.
 
     Returns:
         The rows; a measure that is not defined (no clip of a kind, a correlation of constants) has none.

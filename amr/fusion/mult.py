@@ -102,7 +102,7 @@ class MulT(Fusion):
         heads: Number of attention heads; divides `dim`.
         layers: Number of layers of each crossmodal transformer.
         self_layers: Number of layers of each target's self-attention.
-        readout: Which token stands for a target: `last`, as in the paper, or `mean` for the mean over its tokens.
+        readout: Token that stands for a target: `last`, as in the paper, or `mean` for the mean over its tokens.
         positions: Whether to add positions; False for encodings that mark the order themselves.
         hidden: Width of a hidden ReLU layer before the classifier; None for none.
         classifier_init: How the classifier starts: `torch` or `xavier_normal`, as `Fusion` says.

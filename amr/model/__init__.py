@@ -116,7 +116,7 @@ class FusionModel(nn.Module):
 
         Args:
             batch: A batch as loaders give them, with or without label, or the inputs alone; it may be on any device.
-            score: What is attributed, `probability` (log-odds) or `logit`.
+            score: Score that is attributed, `probability` (log-odds) or `logit`.
             ig_steps: Number of points of integrated gradients; None for gradient times input.
 
         Returns:
@@ -164,7 +164,7 @@ def fusion_model(model: object, key: str = "model") -> FusionModel:
 
     Args:
         model: The model or its classifier.
-        key: What the message calls it.
+        key: Name in the message.
 
     Raises:
         UserError: It is neither.
@@ -180,7 +180,7 @@ def bare_model(model: object, key: str = "model") -> Explained:
 
     Args:
         model: A `FusionModel`, a `FusionClassifier`, or another `Explained`.
-        key: What the message calls it.
+        key: Name in the message.
 
     Raises:
         UserError: It is none of these.

@@ -18,8 +18,8 @@ def substituted(layer: nn.Module, output: Tensor, name: str) -> Iterator[None]:
 
     Args:
         layer: A layer that runs once.
-        output: What it returns, of the shape that it would return.
-        name: What messages call it.
+        output: Output that replaces its own, of the same shape.
+        name: Name in messages.
 
     Raises:
         UserError: The layer does not run once, or its own output is of another shape.

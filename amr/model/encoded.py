@@ -163,7 +163,7 @@ def encode(
         split: Split whose clips are used, such as `test`.
         most: At most so many, chosen by a hash of their ids.
         seed: Seed of the choice.
-        context: What the encoders run in.
+        context: Context in which the encoders run.
         ids: Only these clips.
         keep_on: The device that the encodings are moved to batch by batch; None: the model's.
         cache: A file that they are read from, if it is there and whole, and written to; None: neither. Its folder must

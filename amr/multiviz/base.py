@@ -47,7 +47,7 @@ def fixed_target(model: Explained, encodings: Mapping[str, Tensor], target: Targ
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...).
-        target: What is explained.
+        target: Explained class or unit.
 
     Returns:
         Class of each clip, (N,) int64, or the unit.

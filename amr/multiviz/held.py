@@ -121,7 +121,7 @@ def hold(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The one whose input is free.
-        target: What is scored.
+        target: Scored class or unit.
         atoms: Pieces of the input.
         batch: Rows at a time.
         several: Whether the caller knows what to do with scores (N, T).

@@ -63,14 +63,14 @@ class AMR(Regularizer):
         momentum: Momentum of sgd, in [0, 1).
         start_epoch: First epoch in which it acts.
         end_epoch: First epoch in which it acts no more; None for never.
-        score: What is attributed: see `amr.attribution.attribution_shares`.
+        score: Score that is attributed: see `amr.attribution.attribution_shares`.
         level: `batch`: the mean share is to have the ratio (the paper); `sample`: every clip's.
         follow_schedule: Whether the rate follows the main schedule.
         ratio_from: In place of `ratio`, the path of a checkpoint with that modality alone, by modality: the target is
             the ratio of their best validation accuracies.
         ratio_epochs: Epochs, from `start_epoch` on, over which the target moves linearly to the ratio, a step an epoch;
             None for the ratio at once.
-        ratio_start: Where it moves from, a positive number per modality; None for the shares of the first batch.
+        ratio_start: Ratio from which it moves, a positive number per modality; None for the shares of the first batch.
         ig_steps: Number of points of integrated gradients, >= 1; None for 8. Given without `attribution`, it stands
             for `integrated_gradients`, with a warning.
         attribution: What the shares are of: `gradient_input` (the paper), `integrated_gradients` from zero encodings

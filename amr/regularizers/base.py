@@ -85,7 +85,7 @@ class Step:
         seed: For random numbers that must be the same on all ranks; a function of (seed, epoch, batch).
         run_seed: The run's seed, for random numbers that must not depend on how an epoch is cut into batches.
         lr: The main learning rate, of the first parameter group.
-        micro_batches: How many are accumulated in one step; the trainer divides every loss by it.
+        micro_batches: Number of micro-batches in one step; the trainer divides every loss by it.
         loss_scale: Factor of the loss in 16-mixed, which keeps small gradients from vanishing; 1 elsewhere.
         label_smoothing: Label smoothing of the main cross-entropy.
         objective: The main loss of other logits; None for the cross-entropy.

@@ -25,7 +25,7 @@ def find_runs(paths: Iterable[str | Path], beside: Beside | None = None) -> list
 
     Args:
         paths: Files, folders and globs.
-        beside: What is known of folders that hold W&B's runs; added to.
+        beside: Known folders that hold W&B's runs; added to.
 
     Raises:
         UserError: A path leads to no run.
@@ -49,7 +49,7 @@ def read_run(path: str | Path, beside: Beside | None = None) -> Run:
 
     Args:
         path: The run.
-        beside: What is known of folders that hold W&B's runs; added to.
+        beside: Known folders that hold W&B's runs; added to.
 
     Raises:
         UserError: It is not a run, or one of its files cannot be read; the message names the file.

@@ -77,7 +77,7 @@ def read_checkpoint(path: Path, where: str = "", *, verify: bool = True) -> dict
 
     Args:
         path: The file.
-        where: What the message begins with.
+        where: Beginning of the message.
         verify: Whether to compare the checksum, which reads the whole file.
 
     Raises:
@@ -114,7 +114,7 @@ def check_checkpoint(path: Path, where: str = "") -> None:
 
     Args:
         path: The file.
-        where: What the message begins with.
+        where: Beginning of the message.
     """
     read_checkpoint(path, where, verify=False)
 
@@ -128,7 +128,7 @@ def unimodal_accuracy(path: Path, modality: str, num_classes: int, where: str = 
         path: A checkpoint, or its run's folder; `~` is the home folder.
         modality: The one modality that the model must have.
         num_classes: The number of classes that it must have.
-        where: What the message begins with.
+        where: Beginning of the message.
 
     Raises:
         UserError: If it is not such a checkpoint, or holds no validation accuracy above 0.

@@ -326,7 +326,7 @@ def read_table(
 
     Args:
         file: The file.
-        allowed: What it should be, the end of an error's message.
+        allowed: Allowed values, the end of the error's message.
         needs: Columns that it must have.
         only: Columns to read, of those that it has; None for all.
 
@@ -352,7 +352,7 @@ def table_batches(
 
     Args:
         file: The file.
-        allowed: What it should be, the end of an error's message.
+        allowed: Allowed values, the end of the error's message.
         needs: Columns that it must have.
         only: Columns to read, of those that it has; None for all.
         most: Rows, values and bytes that the file may declare of these columns.

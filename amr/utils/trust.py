@@ -139,7 +139,7 @@ def check(section: Mapping[str, Any], where: str) -> None:
 
     Args:
         section: The configuration: `model`, `data`, `trainer`, or some of them.
-        where: What the message begins with: the file.
+        where: Beginning of the message: the file.
     """
     for modality in _modalities(section):
         if not isinstance(modality, str) or not modality.isidentifier():

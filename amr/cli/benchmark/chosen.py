@@ -15,7 +15,7 @@ class Chosen:
     Attributes:
         seed: The trials' seed.
         rows: Per row, `candidates`, their `val/acc` (None of a trial that failed), and the number `chosen`.
-        trials: How many each row was to have.
+        trials: Number of trials that each row should have.
     """
 
     seed: int

@@ -10,7 +10,7 @@ def time_left(
     """Seconds that a grid will take from now on; None before a cell is finished.
 
     Args:
-        seconds: What finished cells took, by kind.
+        seconds: Seconds that finished cells took, by kind.
         waiting: The kinds of the cells that have not begun.
         running: Kind and seconds so far of those that have.
         jobs: How many run at once.

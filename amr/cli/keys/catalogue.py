@@ -43,10 +43,10 @@ class Method(TypedDict):
         path: Its class.
         page: Its page in docs/methods.
         about: What it does, in a sentence.
-        measures: What it measures in training.
+        measures: Quantity that it measures in training.
         acts_on: What it changes.
         rows: Forward rows per clip for each of `CASES`, by place: see `amr.cli.keys.costs.Cost`.
-        needs: What it asks of the model, the data and the run.
+        needs: Requirements on the model, the data and the run.
         modalities: Fewest modalities.
         several_labels: Whether it is defined for several labels per clip.
         excludes: Methods that it cannot be combined with.

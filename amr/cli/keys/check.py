@@ -59,7 +59,7 @@ def with_files(arguments: Sequence[str], folders: Collection[str] = RUN_FOLDERS)
 
     Args:
         arguments: As typed; a configuration that is written out stays.
-        folders: Where a name that several configurations have is looked for.
+        folders: Folders in which to look for a name that several configurations have.
     """
     resolved: list[str] = []
     previous = ""

@@ -28,7 +28,7 @@ class Atoms:
             Ends, `bottom` and `right` are exclusive. `word`, `token`, `column`, `channel`, `step`, `bin` and
             `dimension`, with `end_` of each, count from 0.
         grid: Number of atoms along each axis, for drawing; atom a is at `unravel_index(a, grid)`.
-        names: What people call each atom, such as a table's column. Empty: they have no names.
+        names: Names of the atoms for people, such as a table's column. Empty: they have no names.
 
     Raises:
         UserError: An atom is empty or has no coordinates, or the grid has another number of cells.
@@ -135,7 +135,7 @@ class ClipAtoms(Atoms):
         label: Each element's atom, -1 to A - 1, int64 (N, *input shape), of N clips; or (1, *input shape), of all.
         coordinates: As in `Atoms`, of all clips.
         grid: As in `Atoms`.
-        texts: What each atom of each clip is called, N tuples of A texts; empty texts of atoms without an element.
+        texts: Names of each clip's atoms, N tuples of A texts; empty texts of atoms without an element.
 
     Raises:
         UserError: A label is no atom, the grid has another number of cells, or texts are not N × A.

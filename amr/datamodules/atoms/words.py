@@ -97,7 +97,7 @@ def segment_atoms(segments: torch.Tensor, shape: Sequence[int], names: Sequence[
         segments: Each pixel's segment, (N, H, W) integers: 0 to A - 1, and -1 for pixels in none. One map, (1, H, W),
             serves all clips.
         shape: One input's, (C, H, W) or (frames, C, H, W).
-        names: What each segment of each clip is called. Empty: they are numbered.
+        names: Names of each clip's segments. Empty: they are numbered.
 
     Raises:
         UserError: The maps are of another size than the images, or not of integers.

@@ -70,7 +70,7 @@ def prepare(
     died is left out, with that for its reason.
 
     Args:
-        clips: What the store shall hold.
+        clips: Clips that the store shall hold.
         store: Its folder; made if absent.
         options: How to decode.
         root: Folder that the clips' files are relative to.
@@ -132,7 +132,7 @@ def verify(clips: Sequence[Clip], store: Path, options: DecodeOptions, *, shard_
     """Reread every byte of the store.
 
     Args:
-        clips: What the store shall hold.
+        clips: Clips that the store shall hold.
         store: Its folder.
         options: How the clips were decoded.
         shard_size: Clips in a group, as in `prepare`.

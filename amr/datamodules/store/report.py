@@ -22,7 +22,7 @@ class PrepareReport:
         decoded: Clips decoded by this run; the others lay in finished shards.
         reasons: Number of clips by (modality, reason), the reason without its details.
         bytes: Size of the store's shards.
-        seconds: What decoding took; 0: nothing was to be done.
+        seconds: Seconds that decoding took; 0: nothing was to be done.
         deaths: Worker processes that died at it.
     """
 

@@ -55,7 +55,7 @@ class CorruptedTensors(TensorDataset):
     Args:
         clean: The clips.
         modality: The modality.
-        corruption: What befalls it.
+        corruption: Corruption to apply.
         level: How much.
         seed: Seed of the corruption, besides the clip.
     """

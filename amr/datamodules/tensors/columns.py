@@ -38,7 +38,7 @@ class Column:
             first is not.
         vocabulary: Tokens' texts in the order of ids from 2 on, or a text file with one per line. None: those of the
             training clips, the most frequent first. Ids in the data need none.
-        unit: What one token of a text is: a word between blanks, or a character.
+        unit: Unit of one token of a text: a word between blanks, or a character.
         most: Largest size of a vocabulary that is made.
         present: Name of a boolean column that says which clips have the modality. None: those that have a value.
 

@@ -64,13 +64,13 @@ class Tensors(ListedClips):
         name: Name of the data set in tables and folders. None: the file's, or `tensors`.
         split_seed: Seed of the fractions' draw.
         stratify: Whether the fractions are those of each class.
-        missing: What becomes of a clip that lacks a modality: `skip` leaves it out, `keep` takes it with zeros for
+        missing: Treatment of a clip that lacks a modality: `skip` leaves it out, `keep` takes it with zeros for
             input and `present` False, unless it lacks all. A clip lacks what is null, or NaN throughout.
         batch_size: Clips per batch and rank.
         num_workers: Loader processes.
         seed: Seed of the order of training clips.
         drop_last: Leave out an epoch's last training batch if it is smaller.
-        predict_split: Which split `predict` runs over.
+        predict_split: Split over which `predict` runs.
         follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of
             the folder `root` made.
         balance: Whether each training epoch draws as many clips with replacement, every class alike; of several labels

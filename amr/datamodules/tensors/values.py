@@ -25,7 +25,7 @@ class Modality:
 
     Attributes:
         x: Inputs, (N, ...), float32, or int64 of tokens; zero of clips that lack the modality.
-        present: Which clips have it, boolean (N,).
+        present: Whether each clip has it, boolean (N,).
         fitted: What was taken from the training clips, in plain types: means and deviations, length, vocabulary.
         names: A table's name of each dimension, `column=value` of a category; empty otherwise.
         owner: A table's column of each dimension, counted from 0; empty otherwise.
@@ -59,7 +59,7 @@ def modality_of(
         name: Its name, for messages.
         column: What it is.
         values: Its columns, N entries each, by name.
-        train: Which clips train, boolean (N,): means, deviations and vocabularies are theirs.
+        train: Whether each clip trains, boolean (N,); means, deviations and vocabularies come from these clips.
         ids: The clips' names, for messages.
         fitted: What another module took from its training clips; None: taken here.
         vocabulary: Tokens' texts, where they are given.

@@ -46,7 +46,7 @@ class AudioTransform:
         sample_rate: Samples a second of the input. The stored waveform is resampled to it in single precision (soxr,
             high quality), as `librosa.load` does; None keeps the store's rate. `n_fft` and `hop_length` count samples
             at this rate.
-        padding: What log_stft and log_mel see beyond both ends of the input, n_fft // 2 samples: the input reflected,
+        padding: Values that log_stft and log_mel see beyond both ends, n_fft // 2 samples: the input reflected,
             or zeros, as librosa does since 0.9.
     """
 

@@ -126,7 +126,7 @@ class Dial:
         """Logits of all coalitions at a position of the dial; at w = 1 they are those given, to the bit.
 
         Args:
-            position: Which of `settings`.
+            position: Index in `settings`.
             logits: Logits of all coalitions, (2^M, N, C) float64, missing modalities having the mean encoding.
 
         Returns:

@@ -43,7 +43,7 @@ class Analysis:
     """A checkpoint, its data and the folder of results.
 
     Args:
-        plan: What is analysed, and how far.
+        plan: Scope of the analysis.
         model: The checkpoint's.
         data: Its data.
 
@@ -103,7 +103,7 @@ class Analysis:
         """Builds everything, and refuses a folder with another analysis.
 
         Args:
-            plan: What is analysed, and how far.
+            plan: Scope of the analysis.
             model: The model; None: the checkpoint's.
             source: The data; None: those that the plan or the run names.
         """

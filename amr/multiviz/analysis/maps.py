@@ -97,7 +97,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
 
     Args:
         analysis: What they need to know.
-        modality: Which one they explain.
+        modality: Modality that they explain.
         target: Classes (T,). Of one clip and several classes they give (T, A), of a clip for each class the same.
         positions: The clips.
     """

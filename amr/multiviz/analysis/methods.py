@@ -9,7 +9,7 @@ class Method(NamedTuple):
     Attributes:
         stage: U, C, D, R or P.
         method: Its name in arrays and tables.
-        title: What people call it.
+        title: Name for people.
         atoms: fine or coarse; None where there are none.
         signed: Whether it tells what speaks for from what speaks against.
         unit: Unit of its values.

@@ -53,7 +53,7 @@ def analyze(
         clips: Clips that are explained, at least 2.
         classes: Classes that each clip is explained for, at least 1.
         units: Penultimate units that each clip is explained for, 0 or more.
-        stages: Which of the stages; what they need is made, too.
+        stages: Stages to run; those that they need are run, too.
         seed: Seed of the choice of clips and of sampled methods.
         samples: Masks a repeat of LIME, SHAP and DIME, at least 1.
         trust: Import paths of packages or classes, besides those of amr and its kin, that the run's files may name.

@@ -36,11 +36,11 @@ def ablation(
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...); their encodings with space="encodings".
-        target: What is explained, fixed on the clips as they are; `Several` share all rows.
+        target: Explained class or unit, fixed on the clips as they are; `Several` share all rows.
         first: A modality and its atoms.
         second: Another one.
-        baseline: What a replaced atom becomes.
-        space: What is perturbed.
+        baseline: Replacement of an atom.
+        space: Space that is perturbed.
         batch: Head rows at a time.
         encoder_batch: Encoder rows at a time.
 

@@ -28,7 +28,7 @@ def contributions(
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...).
-        target: What is explained.
+        target: Explained class or unit.
         pairings: See `emap_estimate`.
         seed: Seed of the pairings.
         batch: Head rows at a time.

@@ -62,11 +62,11 @@ def dime(
         model: The model.
         inputs: Input of the explained modality, (N, ...); others are not used.
         encodings: Encoding of each modality, (N, ...), of the same clips: what UC is a mean over.
-        target: What is explained; `Several` share all rows.
+        target: Explained class or unit; `Several` share all rows.
         side: The explained modality and its atoms.
-        baseline: What an atom that is not kept becomes.
+        baseline: Replacement of an atom that is not kept.
         clips: Which of the clips to explain; None for all.
-        space: What is perturbed.
+        space: Space that is perturbed.
         samples: Masks a repeat, S; the first keeps all atoms, the others each with probability ½.
         repeats: Independent sets of masks; values are their mean, and their spread gives the errors.
         width: Width of `lime_kernel`.

@@ -69,11 +69,11 @@ def joint_lime(
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...); their encodings with space="encodings".
-        target: What is explained, fixed on the clips as they are; `Several` share all rows.
+        target: Explained class or unit, fixed on the clips as they are; `Several` share all rows.
         first: A modality and its atoms.
         second: Another one.
-        baseline: What an atom that is not kept becomes.
-        space: What is perturbed.
+        baseline: Replacement of an atom that is not kept.
+        space: Space that is perturbed.
         samples: Masks a repeat, S; at least as many as coefficients.
         repeats: Independent sets of masks; values are their mean, and their spread gives the errors.
         width: Width of the kernel; large for a surrogate that is right on average over all masks.

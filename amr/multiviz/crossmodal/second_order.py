@@ -54,7 +54,7 @@ def second_order(
         model: The model. Convolutions, smooth activations and attention can be differentiated twice; cuDNN's recurrent
             layers and compiled encoders cannot.
         inputs: Input of each modality, (N, ...); their encodings with space="encodings".
-        target: What is explained.
+        target: Explained class or unit.
         first: A modality, whose every element is an atom; or with it atoms, or one set of elements, boolean of the
             shape of one input.
         second: Another one.

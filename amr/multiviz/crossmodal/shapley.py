@@ -53,8 +53,8 @@ def modality_shapley(
     Args:
         model: The model.
         encodings: Encoding of each modality, (N, ...).
-        target: What is explained; "predicted" is the class predicted with all modalities.
-        baseline: What a modality outside the coalition becomes. Before the target, as in 0.1, it is understood, too.
+        target: Explained class or unit; "predicted" is the class predicted with all modalities.
+        baseline: Replacement of a modality outside the coalition. Before the target, as in 0.1, it is understood, too.
         batch: Head rows at a time.
 
     Returns:
@@ -111,7 +111,7 @@ def interaction_error(
         model: The model.
         encodings: Encoding of each modality of the explained clips, (N, ...).
         donors: Encodings of the clips whose mean is the baseline, (D, ...), D at least 2.
-        target: What is explained; "predicted" is the class predicted with all modalities.
+        target: Explained class or unit; "predicted" is the class predicted with all modalities.
         batch: Head rows at a time.
 
     Returns:

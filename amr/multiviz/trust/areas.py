@@ -76,9 +76,9 @@ def insertion(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The modality whose atoms the map is of.
-        target: What was explained; "predicted" is the class of the unperturbed clip.
+        target: Class or unit that was explained; "predicted" is the class of the unperturbed clip.
         importance: Map of atoms, (N, A). Its sign counts: what speaks against the target comes last.
-        baseline: What an atom is that is not there: a number, or a tensor that broadcasts to one input.
+        baseline: Replacement of an absent atom: a number, or a tensor that broadcasts to one input.
         orders: Random orders of each clip, R, at least 1.
         steps: Steps from the baseline to the clip, whose numbers of atoms differ by at most one; between 1 and A.
         seed: Seed of the random orders.

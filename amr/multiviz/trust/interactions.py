@@ -48,10 +48,10 @@ def interaction_sensitivity_n(
             the two inputs' distances from the baseline.
         first: A modality and its atoms, the map's rows.
         second: Another one, the map's columns.
-        baseline: What a replaced atom becomes.
+        baseline: Replacement of an atom.
         sizes: Pairs (n1, n2); None for (1, 1) and about a quarter, half and three quarters of both.
         subsets: Pairs of sets of each size, at least 2.
-        space: What is perturbed.
+        space: Space that is perturbed.
         seed: Seed of the sets, which all clips share.
         batch: Rows at a time.
 

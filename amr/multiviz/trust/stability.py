@@ -21,7 +21,7 @@ class Stability:
     Args:
         correlation: Spearman's rank correlation, (N,).
         overlap: Part of the most important atoms that two maps have in common, (N,).
-        top: How many atoms those are.
+        top: Number of those atoms.
     """
 
     correlation: Tensor

@@ -95,7 +95,7 @@ def synergy(
     Args:
         model: The model.
         inputs: Input of each modality, (N, ...).
-        target: What was explained; "predicted" is the class of the unperturbed clip.
+        target: Class or unit that was explained; "predicted" is the class of the unperturbed clip.
         maps: Map of atoms (N, A) of each of at least two modalities. Its sign counts, as in `insertion`.
         baseline: What an atom becomes that is not kept.
         orders: Random draws of each clip, R, at least 1.

@@ -70,7 +70,7 @@ def lime(
         modality: The modality that is explained.
         target: As in `gradient`, or `Several`, which share the rows.
         atoms: The atoms.
-        baseline: What an absent atom becomes: a number, or a tensor that broadcasts to one input.
+        baseline: Replacement of an absent atom: a number, or a tensor that broadcasts to one input.
         samples: Points a fit, at least A + 2.
         repeats: Independent draws; their mean is returned.
         width: Width of the kernel, positive; smaller is more local.
@@ -127,7 +127,7 @@ def kernel_shap(
         modality: The modality that is explained.
         target: As in `gradient`, or `Several`, which share the rows.
         atoms: The atoms.
-        baseline: What an absent atom becomes: a number, or a tensor that broadcasts to one input.
+        baseline: Replacement of an absent atom: a number, or a tensor that broadcasts to one input.
         samples: Coalitions a fit besides the empty and the full one; even, at least 2 A + 2.
         repeats: Independent draws; their mean is returned.
         seed: Seed of the draws.

@@ -36,7 +36,7 @@ class G2D(UMT):
         start_epoch: First epoch in which an encoder waits.
         end_epoch: First epoch in which none does; the authors take half of their 300 epochs. None if it acts until the
             end.
-        parameters: Which of an encoder's gradients are zeroed: `conv`: those of convolutions' weights (the released
+        parameters: Gradients of an encoder that are zeroed: `conv`: those of convolutions' weights (the released
             code); `all`: all.
 
     Raises:

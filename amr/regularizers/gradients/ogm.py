@@ -170,7 +170,7 @@ class OGM(EncoderModulation):
             documented setting has and which is the gentler of the two, and 0.8 for CREMA-D.
         start_epoch: First epoch in which it acts.
         end_epoch: First epoch in which it acts no more; None for never.
-        parameters: Which of an encoder's gradients are scaled: `conv`: those of convolutions' weights (the released
+        parameters: Gradients of an encoder that are scaled: `conv`: those of convolutions' weights (the released
             code); `all`: all.
 
     Raises:

@@ -41,7 +41,7 @@ def single_cells(
     Args:
         shown: Rows of the report's table.
         rows: All rows, which they are compared with; None if these are all.
-        known: What reads the outcomes; None: read here.
+        known: Function that reads the outcomes; None: read here.
     """
     rows = shown if rows is None else rows
     known = known or outcomes_reader([*rows, *shown])
@@ -65,7 +65,7 @@ def effect_cells(
     Args:
         shown: Rows, of which those with AMR are in the table.
         rows: All rows, which they are compared with; None if these are all.
-        known: What reads the outcomes; None: read here.
+        known: Function that reads the outcomes; None: read here.
     """
     rows = shown if rows is None else rows
     if (effects := amr_cells(shown, rows)) is None:

@@ -41,8 +41,8 @@ def find_config(given: str | Path, where: str = "--config", folders: Collection[
 
     Args:
         given: What the user wrote.
-        where: What a message begins with.
-        folders: Where a name that several configurations have is looked for.
+        where: Beginning of a message.
+        folders: Folders in which to look for a name that several configurations have.
 
     Raises:
         UserError: There is no such file and no such name, or several configurations have it.
@@ -75,7 +75,7 @@ def data_source(given: str | Path, where: str = "--data") -> Path | str:
 
     Args:
         given: A configuration's file or name, such as `synthetic`, or a class's import path.
-        where: What a message begins with.
+        where: Beginning of a message.
 
     Raises:
         UserError: It is none of them.
