@@ -30,7 +30,7 @@ part() {
     trials) python $here/choose.py trials; grid letters trials $letters logged 0 ;;
     onto) python $here/choose.py onto; grid letters onto $letters logged 0 ;;
     letters) python $here/choose.py main; grid letters main $letters all "${five[@]}" ;;
-    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 ;;
+    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${few[@]}" ;;
     dial)
       python $here/choose.py dial
       grid letters dial $letters all "${five[@]}" ;;
