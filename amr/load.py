@@ -113,7 +113,7 @@ def data_section(checkpoint: Path, given: str | Path | None = None) -> dict[str,
 
     Args:
         checkpoint: The checkpoint.
-        given: What the user has named: a configuration with a `data` section, by its file or name, or a class, which
+        given: Data that the user names: a configuration with a `data` section, by its file or name, or a class, which
             is built with its defaults. None for the run's own configuration, which may name classes of `amr` and those
             that the user trusts.
 

@@ -14,6 +14,7 @@ PHRASES = {
     r"\b(rows?|frames?|numbers?|images?|vectors?|once|one|\)) a (clip|class|modality|row|batch|step|unit)\b": (
         "`per clip`, not `a clip`"
     ),
+    r"^(What|That|Which) (?!the store has)": "name the thing: `Score that is attributed`, not `What is attributed`",
     r"\banew\b": "again",
     r"\blest\b": "otherwise",
     r"\bgoes on\b": "continues, or resumes",
@@ -83,7 +84,10 @@ def test_phrases_that_may_not_come_back() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize(("line", "phrase"), [("Of the noise.", "^Of "), ("Rows a clip, one a class.", " a ")])
+@pytest.mark.parametrize(
+    ("line", "phrase"),
+    [("Of the noise.", "^Of "), ("Rows a clip, one a class.", " a "), ("What is explained.", "What")],
+)
 def test_the_search_finds_them(line: str, phrase: str) -> None:
     (text,) = argument_lines(f'def f(x):\n    """What.\n\n    Args:\n        x: {line}\n    """\n')
     assert any(phrase in pattern and re.search(pattern, text) for pattern in PHRASES)

@@ -57,7 +57,7 @@ def attribution_shares(
     Args:
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
-        score: What f is.
+        score: Definition of f.
         create_graph: Keep the graph, so that a function of the shares can be differentiated by the head's parameters.
         ig_steps: Number of points of integrated gradients, each a pass of the head; None for gradient⊙input.
 
@@ -135,7 +135,7 @@ def shapley_shares(
         head: Maps encodings to logits of shape (B, C).
         encodings: Encoding of each modality, (B, D_m) or (B, ..., D_m).
         baseline: Replacement of a modality outside the coalition, (1, D_m) or (1, ..., D_m), e.g. the mean encoding.
-        score: What v is.
+        score: Definition of v.
         create_graph: Keep the graph, so that a function of the shares can be differentiated by the head's parameters.
 
     Returns:

@@ -152,7 +152,7 @@ def log_checkpoint(logger: WandbLogger, path: Path, best: ModelCheckpoint) -> No
     Args:
         logger: Logger of a run that is online.
         path: The checkpoint.
-        best: What chose it; its metric and value are noted with the artifact.
+        best: Callback that chose it; its metric and value are noted with the artifact.
     """
     import wandb
 

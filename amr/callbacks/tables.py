@@ -18,7 +18,7 @@ def guarded(name: str, log: Callable[[], Any]) -> None:
     """Logs. Where W&B fails, one line says so: a run whose training has ended well keeps its results.
 
     Args:
-        name: What is logged, for that line.
+        name: Name of the logged content, for that line.
         log: Logs it.
     """
     import wandb

@@ -40,7 +40,7 @@ class ClipDataModule(ExplainedClips):
         root: Folder of the data set; no clip's path may lead outside.
         store: Folder for the decoded clips; None: a folder in `stores/` named by data set and options.
         modalities: Modalities that the batches hold, in this order.
-        decode: What is kept of each clip.
+        decode: Options that decide what is kept of each clip.
         audio: Transform of the waveform.
         video: Transform of the frames.
         batch_size: Clips a batch and rank.

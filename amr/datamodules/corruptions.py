@@ -46,7 +46,7 @@ class Corruption:
 
     Attributes:
         unit: Unit of a level.
-        levels: That of severities 1 to 5.
+        levels: Level of each of the severities 1 to 5.
         apply: From what is stored, a level and the context to the same, corrupted.
     """
 
@@ -289,8 +289,8 @@ class CorruptedAudio:
     """A transform of sound, after a corruption.
 
     Args:
-        transform: What follows.
-        corruption: What comes first.
+        transform: Transform that follows.
+        corruption: Corruption that comes first.
         level: Level of the corruption.
         context: The sample rate and other sounds.
         key: Seed of the corruption, besides the clip.

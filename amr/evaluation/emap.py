@@ -148,7 +148,7 @@ def projection(
         pairings: See `emap_estimate`.
         seed: Seed of the pairings.
         batch: Rows at a time.
-        form: What the function is declared to be. It is checked on combinations of the clips: a subclass or another
+        form: Declared form of the function. It is checked on combinations of the clips: a subclass or another
             layer in a head's place may have changed it, and then the projection is found without it.
     """
     if pairings < 1:

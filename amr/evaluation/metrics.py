@@ -143,7 +143,7 @@ def attribution(
     Args:
         model: The model.
         clips: The clips.
-        centre: What is taken off the encodings, (1, ...), before they are multiplied by the gradient: with the mean
+        centre: Subtracted from the encodings, (1, ...), before they are multiplied by the gradient: with the mean
             encoding, only what differs from clip to clip is attributed. None: nothing, as dominance is defined.
             Integrated gradients start there.
         score: Score that is attributed.

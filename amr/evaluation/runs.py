@@ -44,7 +44,7 @@ class Run:
         settings: config.yaml, flattened to `{"model.amr.weight": "0.5"}`, without the seed and the run's own name.
         has_metrics: Whether any metrics were written.
         title: How tables and plots call the method; the method's name where none is given.
-        notes: What went wrong in reading, and starts with other settings, to be said beside the table.
+        notes: Problems in reading, and starts with other settings, to report beside the table.
         robustness: Robustness of the test split, by (measure, modality, corruption, severity), from robustness.parquet.
     """
 

@@ -51,7 +51,7 @@ def export(
     Args:
         checkpoint: A run's folder, or a checkpoint of it, or a model.
         out: Folder for the files; those that are there are replaced.
-        format: What to write.
+        format: Formats to write.
         encodings: Whether to give each modality's encoding out, too.
         data: A configuration with a `data` section, by its file or name, or a class; None for the run's own data. Or a
             data module, or loaders by split, of which a batch says what the inputs are.

@@ -22,7 +22,7 @@ def combined(logits: Tensor, combination: Combination) -> Tensor:
 
     Args:
         logits: f_m of each of M models, (M, B, C).
-        combination: Which of the three.
+        combination: One of the three combinations.
     """
     if combination == "logits":
         return logits.sum(0)

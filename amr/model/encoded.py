@@ -101,7 +101,7 @@ class Collected:
         """Keeps a batch's clips.
 
         Args:
-            outputs: What the classifier's step returned.
+            outputs: Output of the classifier's step.
 
         Returns:
             Positions in the batch of the clips that were kept, (n,) int64.

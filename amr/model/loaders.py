@@ -19,7 +19,7 @@ class Loaders(pl.LightningDataModule):
     Args:
         loaders: The loaders of the existing splits, by name.
         labels: Names of the classes; None: unknown.
-        kinds: What the inputs of each modality are, for explanations: `amr.datamodules.atoms.Kind`, or a kind's name.
+        kinds: Kind of each modality's inputs, for explanations: `amr.datamodules.atoms.Kind`, or a kind's name.
         name: Name of the data set.
     """
 
@@ -63,7 +63,7 @@ def as_data(data: Any, split: str | None = None) -> pl.LightningDataModule:
     Args:
         data: A data module; a mapping of loaders by split, with `labels`, `kinds` and `name` of the data or without; or
             batches alone.
-        split: What batches alone are of; None: they are refused.
+        split: Split to which bare batches belong; None: they are refused.
 
     Raises:
         UserError: It is none of these.

@@ -55,7 +55,7 @@ class ClipPass:
         model: The model.
         loader: The loader whose data set is passed over; its order plays no part.
         move: Takes a collated batch to the model's device, in the batch format.
-        name: What the loader is, such as `train_dataloader`; for messages.
+        name: Name of the loader, such as `train_dataloader`; for messages.
 
     Raises:
         UserError: If the loader has no data set with a length and indices.

@@ -30,7 +30,7 @@ def check_classes(model: Any, what: str, *, several: bool = False) -> None:
 
     Args:
         model: The model.
-        what: What is not defined for it.
+        what: Name of the function that is not defined for the task.
         several: Whether it is defined for several labels per clip.
 
     Raises:

@@ -33,7 +33,7 @@ class ErrorReport:
 
     Attributes:
         clips: Positions of the wrong predictions, (E,) int64.
-        kinds: What is to blame, one a wrong prediction.
+        kinds: Cause of each wrong prediction.
         modalities: The modality whose perception is to blame; None for other kinds.
         perception: Confidence that each modality's perception is, (E, M), in [0, 1], modalities in the model's order.
         interaction: Confidence that the interaction is, (E,), in [0, 1].

@@ -19,7 +19,7 @@ class Held:
     """The score as a function of one modality's input, with everything else of N clips held fixed.
 
     Attributes:
-        leaf: What gradients are by, (N, ...): the input, or the embeddings of ids.
+        leaf: Leaf of the gradients, (N, ...): the input, or the embeddings of ids.
         layer: The layer that embeds the ids; None where gradients are by the input.
     """
 

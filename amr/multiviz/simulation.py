@@ -57,7 +57,7 @@ def krippendorff_alpha(ratings: ArrayLike | Sequence[Sequence[float | None]], le
     Args:
         ratings: Values, (raters, items); None or NaN where a rater was not asked. Items with fewer than two ratings
             do not count.
-        level: What the values mean.
+        level: Level of measurement of the values.
 
     Returns:
         α, at most 1.

@@ -73,7 +73,7 @@ class AMR(Regularizer):
         ratio_start: Ratio from which it moves, a positive number per modality; None for the shares of the first batch.
         ig_steps: Number of points of integrated gradients, >= 1; None for 8. Given without `attribution`, it stands
             for `integrated_gradients`, with a warning.
-        attribution: What the shares are of: `gradient_input` (the paper), `integrated_gradients` from zero encodings
+        attribution: Basis of the shares: `gradient_input` (the paper), `integrated_gradients` from zero encodings
             (see `amr.attribution.attribution_shares` for both), `shapley`: exact Shapley values, where a modality
             outside the coalition has the batch's mean encoding (see `amr.attribution.shapley_shares`), or `output`: how
             far the prediction moves when a modality is another clip's (see `amr.attribution.output_change`). None, as

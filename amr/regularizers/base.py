@@ -264,7 +264,7 @@ class Regularizer(Recorded, nn.Module):
 
         Args:
             epoch: Epoch, from 0.
-            scores: What a pass over the training clips says of them; no pass is made unless something is asked.
+            scores: Values from a pass over the training clips; no pass is made unless something is asked.
 
         Returns:
             Weights (N,), float, of which N clips are drawn with replacement; or how often each clip is trained, (N,)

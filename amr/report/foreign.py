@@ -38,7 +38,7 @@ def starts(folder: Path, beside: Beside | None = None) -> list[Path]:
 
     Args:
         folder: One of them.
-        beside: What is known already; added to, so that no folder is listed twice.
+        beside: Folders that are already known; added to, so that no folder is listed twice.
     """
     folder = folder.resolve() if folder.is_symlink() else folder  # W&B's latest-run
     file = wandb_file(folder)

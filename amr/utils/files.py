@@ -127,7 +127,7 @@ def locked(folder: Path, instead: str, *, wait: bool = False, beside: bool = Fal
 
     Args:
         folder: Made if absent.
-        instead: What a second process can do, the end of its message, such as "choose another --name".
+        instead: Advice for a second process, the end of its message, such as "choose another --name".
         wait: Wait for the other process to end instead of refusing.
         beside: Put the lock's file beside the folder, which is then not made, and remove it at the end: for a folder
             that is given to others as it is.

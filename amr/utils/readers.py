@@ -58,7 +58,7 @@ def reading(file: Path, allowed: str) -> Iterator[None]:
 
     Args:
         file: The file or folder whose content is looked at within the block.
-        allowed: What the content should be.
+        allowed: Expected content.
 
     Raises:
         UserError: The block met a missing key, a wrong type, a number out of range, or a damaged file.
@@ -279,7 +279,7 @@ def some_arrays(
         only: Names of the arrays to read, if it has them; None for all.
         archive_bytes: Largest size of the file.
         array_bytes: Largest size of the arrays that are read.
-        allowed: What the file should be, the end of an error's message.
+        allowed: Expected file, the end of an error's message.
 
     Raises:
         UserError: It cannot be read, is damaged, holds Python objects, or is larger.

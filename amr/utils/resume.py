@@ -36,7 +36,7 @@ def recipe(
     Args:
         optimizer: Fresh.
         scheduler: Fresh; None for a constant rate.
-        interval: What the schedule counts, `epoch` or `step`.
+        interval: Unit that the schedule counts, `epoch` or `step`.
         parameters: Trained parameters by name.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}

@@ -60,7 +60,7 @@ def problem_of_stdout(after: OSError | None = None) -> str | None:
     """Why stdout cannot be written: its disk is full, or its reader is gone; None if it can.
 
     Args:
-        after: What a write to an unknown file has raised. Then a line end is written, for the failed text is forgotten.
+        after: Error of a write to an unknown file. Then a line end is written, because the failed text is lost.
     """
     try:
         sys.stdout.flush()

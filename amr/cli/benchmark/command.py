@@ -83,7 +83,7 @@ def benchmark(
         dry_run: Whether to train nothing, and only say what is finished and what would be run.
         options: Further keys of every cell, before its row's own, such as `{"trainer.max_epochs": 10}`; pairs where a
             key comes twice.
-        command: What the records say that the grid was made with.
+        command: Command that the records name as the grid's origin.
 
     Returns:
         The folder, the table, and the cells that failed.

@@ -40,7 +40,7 @@ class Grid:
         wandb: W&B's mode and project, as arguments.
         command: The command, for the records.
         tables: Whether `write` writes anything; False for trials, which are no result.
-        chosen: What validation chose of each row's trials; None if there were none.
+        chosen: Trial of each row that validation chose; None if there were none.
     """
 
     def __init__(

@@ -42,16 +42,16 @@ class Method(TypedDict):
         title: Its name for people.
         path: Its class.
         page: Its page in docs/methods.
-        about: What it does, in a sentence.
+        about: Its effect, in a sentence.
         measures: Quantity that it measures in training.
-        acts_on: What it changes.
+        acts_on: Things that it changes.
         rows: Forward rows per clip for each of `CASES`, by place: see `amr.cli.keys.costs.Cost`.
         needs: Requirements on the model, the data and the run.
         modalities: Fewest modalities.
         several_labels: Whether it is defined for several labels per clip.
         excludes: Methods that it cannot be combined with.
         ranges: Ranges that `amr benchmark --tune` tries, as text, by option.
-        released: What the released code does otherwise than the paper, in a sentence.
+        released: Difference of the released code from the paper, in a sentence.
         citation: The paper.
     """
 

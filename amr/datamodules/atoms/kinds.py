@@ -64,7 +64,7 @@ class Kind:
         tokenizer: A tokenizer with `convert_ids_to_tokens`, as Hugging Face's; its special and mask tokens are used.
         special: Ids that are in no word and never replaced: padding, begin, end. None: the tokenizer's, or those of the
             vocabulary that are called so, such as `[PAD]`.
-        baseline: What an atom becomes that is taken away: zero, mean, blur (`baseline_of`), a number, an id, or a
+        baseline: Replacement of a removed atom: zero, mean, blur (`baseline_of`), a number, an id, or a
             tensor that broadcasts to one input. None: zero; of a table, series, image or frames the mean; of tokens
             the mask token, else padding, else the unknown one.
         seconds: Duration of one input of time. None: unknown, and steps are counted.

@@ -78,7 +78,7 @@ class Atoms:
         Args:
             x: One input (*input shape), or one per row (S, *input shape).
             keep: Atoms that stay, boolean (S, A).
-            baseline: What the others become: a number, or a tensor that broadcasts to x.
+            baseline: Replacement of the others: a number, or a tensor that broadcasts to x.
 
         Returns:
             New tensor, (S, *input shape).

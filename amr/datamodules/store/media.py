@@ -69,7 +69,7 @@ class DecodeOptions:
         size: Shorter side of the stored frames in pixels; None keeps the native size.
         crop: Part of the source frame to keep, before resizing: top, left, height, width in pixels.
         jpeg_quality: 1 to 95.
-        damage: What to do with a modality of which a part is lost: `keep` what is sound if less than a tenth is lost,
+        damage: Treatment of a modality of which a part is lost: `keep` what is sound if less than a tenth is lost,
             and report how much; `skip` it.
         frames: How frames are stored. jpeg: compressed, with `jpeg_quality`. raw: as uint8 pixels, which are read
             several times faster and take 5 to 15 times the room.

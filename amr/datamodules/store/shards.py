@@ -299,7 +299,7 @@ class ClipStore:
         folder: Store that `prepare` filled.
 
     Attributes:
-        problems: What was wrong with clips: {id: {modality: reason}}; sound clips have no entry.
+        problems: Problems of clips: {id: {modality: reason}}; sound clips have no entry.
         settings: Settings of the spectrograms of each shard, as JSON; None stands for shards that have none.
 
     Raises:

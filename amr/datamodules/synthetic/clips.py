@@ -49,7 +49,7 @@ class Synthetic(ClipDataModule):
         classes: Number of classes, at least 2.
         clips: Number of clips, at least 10 per class.
         clips_seed: Seed of the clips; apart from `seed`, so that runs with several seeds share them.
-        task: What tells the class, and then where that is is known too; None: both modalities, by `evidence`.
+        task: Task, which decides where the class shows; its place is then known. None: both modalities, by `evidence`.
         evidence: Probability by modality that the clip's class is shown; of clips without a task.
         audio_snr_db: Power of the tone to that of the white noise over it, dB. A task is easy from 0 on.
         video_noise: Standard deviation of the noise over the frames, of 255.

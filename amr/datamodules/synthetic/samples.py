@@ -19,7 +19,7 @@ class Samples:
         inputs: Input of each modality, (N, ...).
         labels: Class of each sample, (N,) int64.
         classes: Names of the classes.
-        kinds: What the inputs of each modality are; `kinds[m].atoms(inputs[m])` are the atoms below.
+        kinds: Kind of each modality's inputs; `kinds[m].atoms(inputs[m])` are the atoms below.
         evidence: Atoms of each modality that decide the class, boolean (N, A_m).
         together: Pairs of atoms of two modalities that decide only together, boolean (N, A_1, A_2) by the names of the
             two; empty where the modalities add up. A sample without such a pair has none.

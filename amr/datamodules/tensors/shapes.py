@@ -74,7 +74,7 @@ def kind_atoms(kind: Kind, shape: Sequence[int], *, coarse: bool = False) -> Ato
     """The atoms of one kind of input, the same for all clips: columns, channels × windows, tokens, or blocks.
 
     Args:
-        kind: What the inputs are.
+        kind: Kind of the inputs.
         shape: One input's.
         coarse: Fewer atoms: neighbouring columns, channels or tokens together.
     """

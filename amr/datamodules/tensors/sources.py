@@ -35,7 +35,7 @@ def read_columns(source: Any, names: Iterable[str], where: str) -> dict[str, Val
         source: A file (npz, parquet, safetensors); arrays by name; or a dataset of torch or Hugging Face, whose items
             are dictionaries, or tuples, whose columns are then called 0, 1, ...
         names: Names of the columns.
-        where: What the source is, for messages.
+        where: Name of the source, for messages.
 
     Raises:
         UserError: It cannot be read, lacks a column, or its columns have different numbers of rows.

@@ -26,7 +26,7 @@ class Modality:
     Attributes:
         x: Inputs, (N, ...), float32, or int64 of tokens; zero of clips that lack the modality.
         present: Whether each clip has it, boolean (N,).
-        fitted: What was taken from the training clips, in plain types: means and deviations, length, vocabulary.
+        fitted: Values taken from the training clips, in plain types: means and deviations, length, vocabulary.
         names: A table's name of each dimension, `column=value` of a category; empty otherwise.
         owner: A table's column of each dimension, counted from 0; empty otherwise.
     """
@@ -57,11 +57,11 @@ def modality_of(
 
     Args:
         name: Its name, for messages.
-        column: What it is.
+        column: Kind of its inputs.
         values: Its columns, N entries each, by name.
         train: Whether each clip trains, boolean (N,); means, deviations and vocabularies come from these clips.
         ids: The clips' names, for messages.
-        fitted: What another module took from its training clips; None: taken here.
+        fitted: Values that another module took from its training clips; None: taken here.
         vocabulary: Tokens' texts, where they are given.
 
     Raises:

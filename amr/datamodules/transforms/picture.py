@@ -18,7 +18,7 @@ class Picture:
         element: The element of the input that is shown at each place, of those of one channel that go together the
             first: position in the flattened input, (height, width) int64.
         atom: The atom at each place, (height, width) int64.
-        unit: What the axes mean, in a few words.
+        unit: Meaning of the axes, in a few words.
     """
 
     image: NDArray[np.float32]

@@ -196,7 +196,7 @@ class VideoTransform:
         Args:
             chosen: The frames.
             device: Where.
-            corrupt: What befalls a clip's decoded frames, (frames, channels, h, w) uint8, first.
+            corrupt: Corruption of a clip's decoded frames, (frames, channels, h, w) uint8, first.
 
         Returns:
             (clips, frames, channels, height, width) float32; zeros for a clip without frames.

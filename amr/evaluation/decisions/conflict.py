@@ -120,7 +120,7 @@ def conflict_rows(
         model: The model.
         encodings: Encoding of each modality, (N, ...).
         labels: Class of each clip, (N,) int64.
-        logits: What the model says of the clips as they are, (N, C), on the CPU.
+        logits: Logits of the unchanged clips, (N, C), on the CPU.
         seed: Seed of the partners.
         details: Whether to add the rows by class, by confidence, and of the pairs that are right.
     """

@@ -89,7 +89,7 @@ class Dial:
 
     Attributes:
         settings: Its positions.
-        offsets: What modality m's part is where m has its mean encoding, (M, C) float64, on the CPU. Of an
+        offsets: Modality m's part for its mean encoding, (M, C) float64, on the CPU. Of an
             additive head it is f_m(mean), which is weighted with the rest of the part; zeros (M, 1) otherwise.
         exact: Whether the parts are those of an additive head, so that the dialled logits are Σ_m w_m f_m exactly;
             otherwise they are Shapley values, and v(∅) is a constant.

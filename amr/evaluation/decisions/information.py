@@ -205,7 +205,7 @@ def unique_information(
     Args:
         clean: The clips; 40 at least.
         train: Training clips that probes, or clusters, are fitted to.
-        variables: What an encoding becomes: `classes`, the class that a linear probe of it predicts, or `clusters`.
+        variables: Form of an encoding: `classes`, the class that a linear probe of it predicts, or `clusters`.
         seed: Seed of clusters, deals and resamples.
 
     Raises:

@@ -63,7 +63,7 @@ class Analysis:
         features: Penultimate features, (N, D).
         place: Position in the split of each clip's id.
         index: Position in the split's dataset of each clip.
-        notes: What was left out, and why, by what it is about.
+        notes: Parts that were left out, and why, by their subject.
     """
 
     def __init__(self, plan: Plan, model: Explained, data: ListedClips | PlainClips) -> None:

@@ -96,7 +96,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
     """U's methods that fit the network, by name.
 
     Args:
-        analysis: What they need to know.
+        analysis: State that they need.
         modality: Modality that they explain.
         target: Classes (T,). Of one clip and several classes they give (T, A), of a clip for each class the same.
         positions: The clips.

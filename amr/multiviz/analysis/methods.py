@@ -13,7 +13,7 @@ class Method(NamedTuple):
         atoms: fine or coarse; None where there are none.
         signed: Whether it tells what speaks for from what speaks against.
         unit: Unit of its values.
-        about: What it says.
+        about: Meaning of the map.
         caution: When not to believe it.
     """
 

@@ -32,7 +32,7 @@ class PlainSplit:
 
     Attributes:
         clips: The clips, in the loader's order.
-        batches: What the loader gave, on the CPU.
+        batches: Inputs from the loader, on the CPU.
         inputs: Input of each modality (N, ...).
         tokens: Text of each token of each clip, of modalities whose batches bring it.
         segments: Segments of images (N, H, W), of modalities whose batches bring them.

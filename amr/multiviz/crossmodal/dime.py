@@ -24,7 +24,7 @@ class Dime:
     Args:
         unimodal: Weights for the additive part, (K, A); (K, T, A) of several targets.
         multimodal: Weights for the rest, (K, A). The two add up to LIME's weights for the score.
-        clips: Which clips, positions among the N.
+        clips: Positions of the clips among the N.
     """
 
     unimodal: Estimate
@@ -65,7 +65,7 @@ def dime(
         target: Explained class or unit; `Several` share all rows.
         side: The explained modality and its atoms.
         baseline: Replacement of an atom that is not kept.
-        clips: Which of the clips to explain; None for all.
+        clips: Positions of the clips to explain; None for all.
         space: Space that is perturbed.
         samples: Masks a repeat, S; the first keeps all atoms, the others each with probability ½.
         repeats: Independent sets of masks; values are their mean, and their spread gives the errors.

@@ -58,7 +58,7 @@ def second_order(
         first: A modality, whose every element is an atom; or with it atoms, or one set of elements, boolean of the
             shape of one input.
         second: Another one.
-        space: What is differentiated by.
+        space: Space of the derivatives.
         batch: Clips at a time.
 
     Returns:

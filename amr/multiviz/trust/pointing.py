@@ -15,7 +15,7 @@ class Pointing:
 
     Args:
         hits: 1 or 0 per clip, (N,) float64; between the two where several atoms are the largest and some of them count.
-        chance: What an atom at random scores, a clip, (N,): the share of atoms that count.
+        chance: Score of a random atom, per clip, (N,): the share of atoms that count.
     """
 
     hits: Tensor
@@ -37,7 +37,7 @@ def pointing_game(values: Tensor, counts: Tensor) -> Pointing:
 
     Args:
         values: Maps, (N, ...): of atoms, or of pairs of them. The sign does not matter.
-        counts: Which atoms or pairs are a hit, boolean of the same shape; at least one per clip.
+        counts: Whether each atom or pair is a hit, boolean of the same shape; at least one per clip.
 
     Returns:
         Hits and what chance is. Of atoms that tie for the largest value each has an equal part, so a constant map is

@@ -37,7 +37,7 @@ class Trust:
         max_sensitivity: See `max_sensitivity`, (N,).
         randomisation: See `randomisation_test`.
         stability: See `stability`.
-        warnings: What speaks against the map, in words; empty if nothing does.
+        warnings: Evidence against the map, in words; empty if nothing does.
     """
 
     importance: Importance
@@ -96,7 +96,7 @@ def trust(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The modality that is explained.
-        target: What `explain` explains; see `Explain` on "predicted".
+        target: Target of `explain`; see `Explain` on "predicted".
         explain: The method. Its map must be of atoms.
         baseline: As in `insertion`.
         orders: As in `insertion`.

@@ -97,7 +97,7 @@ def synergy(
         inputs: Input of each modality, (N, ...).
         target: Class or unit that was explained; "predicted" is the class of the unperturbed clip.
         maps: Map of atoms (N, A) of each of at least two modalities. Its sign counts, as in `insertion`.
-        baseline: What an atom becomes that is not kept.
+        baseline: Replacement of an atom that is not kept.
         orders: Random draws of each clip, R, at least 1.
         steps: Steps from no atoms to all, at least 1; the smallest number of atoms at most.
         seed: Seed of the random draws.

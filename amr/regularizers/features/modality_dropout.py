@@ -41,7 +41,7 @@ class ModalityDropout(Regularizer):
 
     Args:
         p: Probability of dropping a modality, in [0, 1).
-        fill: What stands in for a dropped encoding.
+        fill: Replacement of a dropped encoding.
         momentum: Weight of a new batch in the running mean, in (0, 1].
 
     Raises:

@@ -41,7 +41,7 @@ def taught_divergence(first: Tensor, second: Tensor, label: Tensor, kind: Diverg
         first: Modality a's logits, (B, C).
         second: Modality b's logits, (B, C).
         label: Class indices, (B,).
-        kind: Which of the two.
+        kind: One of the two divergences.
     """
     logs = torch.stack([first, second]).log_softmax(2)
     true = logs.gather(2, label.expand(2, -1).unsqueeze(2))[..., 0]  # (2, B)

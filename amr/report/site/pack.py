@@ -23,7 +23,7 @@ def script(key: str, content: Mapping[str, Any]) -> bytes:
     """A script that hands the page what belongs to a key.
 
     Args:
-        key: What the page asks for.
+        key: Key for which the page asks.
         content: Dictionaries, lists, text, numbers, None and arrays. Numbers that are not finite become null outside
             arrays.
     """

@@ -61,7 +61,7 @@ class Source:
     """An analysis.
 
     Args:
-        folder: What `amr analyze --out` named.
+        folder: Folder that `amr analyze --out` named.
         root: Folder of the clips' files, which the user has named. None: the one that the analysis names, if it lies
             within the analysis; another one is not looked into.
         links: Whether links below the root that lead out of it are followed.

@@ -40,7 +40,7 @@ def find_config(given: str | Path, where: str = "--config", folders: Collection[
     in the repository, such as `configs/methods/amr.yaml`, is a name, too, so that documented commands work anywhere.
 
     Args:
-        given: What the user wrote.
+        given: Text that the user wrote.
         where: Beginning of a message.
         folders: Folders in which to look for a name that several configurations have.
 

@@ -22,7 +22,7 @@ class MainOptimizer:
     Args:
         optimizer: Makes the optimizer of parameters or groups.
         scheduler: Makes the schedule of the optimizer; None for a constant rate.
-        interval: What the schedule counts.
+        interval: Unit that the schedule counts.
         groups: Settings by parameter.
     """
 

@@ -121,7 +121,7 @@ def run_length(trainer: Any, interval: Interval) -> int:
 
     Args:
         trainer: Lightning's Trainer, with its data loaded.
-        interval: What to count.
+        interval: Unit to count.
 
     Raises:
         UserError: If the run has no end.

@@ -33,7 +33,7 @@ class Track:
         times: The same in seconds from the file's beginning.
         spans: Seconds that each lasts.
         keys: Whether decoding can begin there.
-        codec: What decodes the packets, until the file is opened again.
+        codec: Decoder of the packets, until the file is opened again.
         timed: Whether the file gives times at all; otherwise frames follow one another evenly.
         moved: Number of times that were damaged.
         head: Times and size of the first packet, as the file has them.
