@@ -7,7 +7,7 @@ from amr.cli.keys.check import data_argument
 from amr.cli.parser import add_checkpoint, given_checkpoint
 from amr.multiviz.analysis.plan import STAGES
 from amr.utils.errors import UserError
-from amr.utils.files import locked
+from amr.utils.files import locked, run_folder
 from amr.utils.names.modules import is_module
 from amr.utils.readers import read_object
 
@@ -21,9 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=int, default=50, help="clips that are explained (50)")
     parser.add_argument("--classes", type=int, default=3, help="classes that each clip is explained for (3)")
     parser.add_argument("--units", type=int, default=8, help="penultimate units that each clip is explained for (8)")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the results; an interrupted one is completed"
-    )
+    about = "folder for the results (analysis, in the run's folder); an interrupted one is completed"
+    parser.add_argument("--out", type=Path, help=about)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="which, and what they need")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of clips and of sampled methods (0)")
     parser.add_argument("--samples", type=int, default=160, help="masks a repeat of LIME, SHAP and DIME (160)")
@@ -44,9 +43,10 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = _given(options)
     from amr.multiviz.analysis.whole import analyze
 
+    folder = options.out or _beside(checkpoint)
     keys = ("data", "split", "clips", "classes", "units", "stages", "seed", "samples", "trust")
-    with locked(options.out, "choose another --out"):
-        out = analyze(checkpoint, options.out, **{key: getattr(options, key) for key in keys})
+    with locked(folder, "choose another --out"):
+        out = analyze(checkpoint, folder, **{key: getattr(options, key) for key in keys})
         add_site(out)
     print(f"{out}: done; docs/multiviz/files.md says what each file holds")
     print(f"{out / 'site' / 'index.html'}: open it in a browser")
@@ -63,6 +63,17 @@ def add_site(analysis: Path) -> None:
 
     root = read_object(analysis / "summary.json")["root"]  # None: there are no media files
     write_site([analysis], analysis / "site", [Path(root)] if root and Path(root).is_dir() else [], follow_links=True)
+
+
+def _beside(checkpoint: Path | str) -> Path:
+    """Where an analysis goes that is given no folder: into that of its run.
+
+    Raises:
+        UserError: The checkpoint is not in a run's folder.
+    """
+    if isinstance(checkpoint, Path) and ((run := run_folder(checkpoint)) / "run.json").is_file():
+        return run / "analysis"
+    raise UserError("--out: must be given, such as analysis: there is no run's folder that it could go into")
 
 
 def _given(options: argparse.Namespace) -> Path | str:

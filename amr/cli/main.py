@@ -15,7 +15,7 @@ from amr.cli.parser import Parser
 from amr.utils.errors import UserError
 from amr.utils.names.configs import did_you_mean
 from amr.utils.names.version import __version__
-from amr.utils.streams import discard_stdout, prepare_streams, problem_of_stdout
+from amr.utils.streams import discard_stdout, plain_warnings, prepare_streams, problem_of_stdout
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
         # For a method of the user's own beside the configuration. Last, so that it hides no package.
         sys.path.append(str(Path.cwd()))
     prepare_streams()
+    plain_warnings()
     try:
         status = _run(sys.argv[1:], alone=True)
         problem = problem_of_stdout()

@@ -7,9 +7,13 @@ is never turned off.
 
 import io
 import os
+import re
 import sys
 import time
+import warnings
+from pathlib import Path
 
+_KEY = re.compile(r"(model|data|trainer|robustness)\.[a-z]")  # how a message begins that names a key
 PROGRESS = "AMR_PROGRESS"
 """The environment variable that turns progress off with 0; worker processes inherit it."""
 
@@ -54,6 +58,23 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def plain_warnings() -> None:
+    """Makes a warning of amr's one line, `amr: what`, without the place in the code that gave it.
+
+    Its messages name the key that they are about; a place in the package says nothing to the user of a command.
+    """
+    usual, package = warnings.formatwarning, str(Path(__file__).parents[1])
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UserWarning) and (filename.startswith(package) or _KEY.match(str(message))):
+            return f"amr: {' '.join(str(message).split())}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
 
 
 def problem_of_stdout(after: OSError | None = None) -> str | None:

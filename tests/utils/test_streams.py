@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import amr
 from amr.cli import main
 from amr.cli.arguments import lacks_shared_memory
-from amr.utils.streams import Progress, note, status
+from amr.utils import streams
+from amr.utils.streams import Progress, note, plain_warnings, status
 from tests.conftest import REPOSITORY
 from tests.faults import environment
 from tests.processes import warm
@@ -184,3 +186,16 @@ def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     amr.progress(False)
     assert lines() == ["skipped 1 of 3 clips"]
     monkeypatch.delenv("AMR_PROGRESS")  # so that monkeypatch puts back what was there
+
+
+def test_a_warning_of_amrs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    plain_warnings()
+    own = str(Path(streams.__file__).parents[1] / "regularizers/harm.py")
+    assert warnings.formatwarning(UserWarning("too\nmuch"), UserWarning, own, 3) == "amr: too much\n"
+    key = UserWarning("model.amr: is an old spelling")
+    assert warnings.formatwarning(key, UserWarning, "parser.py", 3) == "amr: model.amr: is an old spelling\n"
+    assert "parser.py:3: UserWarning: x" in warnings.formatwarning(UserWarning("x"), UserWarning, "parser.py", 3)
+    assert f"{own}:3: " in warnings.formatwarning(
+        DeprecationWarning("x"), DeprecationWarning, own, 3
+    )  # a fault of ours

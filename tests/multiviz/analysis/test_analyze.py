@@ -15,6 +15,7 @@ import yaml
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from amr.attribution import attribution_shares
+from amr.cli import analyze as analyzing
 from amr.cli import main
 from amr.datamodules.loader import ClipDataset
 from amr.evaluation.use import calibration
@@ -22,6 +23,7 @@ from amr.load import load_model
 from amr.multiviz import crossmodal as c
 from amr.multiviz import unimodal as u
 from amr.multiviz.analysis import maps, stages, summary, synergies
+from amr.multiviz.analysis import whole as analysis_module
 from amr.multiviz.analysis.analysis import Analysis, datamodule
 from amr.multiviz.analysis.plan import STAGES, Plan
 from amr.multiviz.base import Unit
@@ -508,6 +510,20 @@ def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:
 def test_bad_input(whole: Path, checkpoint: Path, capsys: Any, arguments: list[str], message: str) -> None:
     assert main([*command(checkpoint, whole), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_a_folder_it_goes_into_the_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(analyzing, "add_site", lambda folder: None)
+    monkeypatch.setattr(analysis_module, "analyze", lambda checkpoint, out, **options: out)
+    run = checkpoint.parents[1]
+    for given in (run, checkpoint):
+        assert main(["analyze", str(given)]) == 0
+        assert f"{run / 'analysis'}: done" in capsys.readouterr().out
+    shutil.copy(checkpoint, tmp_path / "other.ckpt")
+    assert main(["analyze", str(tmp_path / "other.ckpt")]) == 2
+    assert "--out: must be given" in capsys.readouterr().err
 
 
 def test_names_of_files() -> None:
