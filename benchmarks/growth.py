@@ -2,16 +2,21 @@
 
 Each quantity is taken at sizes a factor of 2 apart; the exponent is that of the line through the logarithms of the
 median times of its larger half, where what is the same for every size counts least. Nothing that can be linear should
-be above 1.2. One thread, a few seconds in all. Prints a table and one JSON line.
+be above 1.2. One thread, a minute in all. Prints a table and one JSON line.
 
     python -m benchmarks.growth [--parts 3]
 """
 
 import argparse
+import atexit
 import math
+import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from amr.attribution import attribution_shares, ratio_penalty, shapley_shares
+from amr.datamodules.store.media import Decoded
+from amr.datamodules.store.shards import ClipStore, shard_path, write_shard
 from amr.encoders import as_encoder
 from amr.evaluation.emap import emap
 from amr.fusion import Concat
 from amr.model import FusionModel
-from amr.report.text import differing_settings
+from amr.report.parts.settings import differing_settings
 from benchmarks.common import machine, report
 
 
@@ -72,6 +79,35 @@ def settings(runs: int) -> Callable[[], Any]:
     return lambda: differing_settings(given)
 
 
+def opened(rows: int) -> Callable[[], Any]:
+    """A store of clips with a few samples each is opened, all of its ids looked for, and 1,000 clips read at random."""
+    largest = CASES["a store, rows"][1][-1]
+    if not STORE:
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder)
+        clip = Decoded(np.zeros(16, np.int16), [b"a frame"])
+        for group in range(largest // SHARD):
+            ids = [f"clip{number:08d}" for number in range(group * SHARD, (group + 1) * SHARD)]
+            write_shard(shard_path(folder, group), "key", ((id, clip) for id in ids))
+        STORE.append(folder)
+    part = Path(tempfile.mkdtemp(dir=STORE[0]))
+    for group in range(rows // SHARD):
+        os.link(shard_path(STORE[0], group), shard_path(part, group))
+    ids = [f"clip{number:08d}" for number in range(rows)]
+    drawn = np.random.default_rng(0).integers(rows, size=1000)
+
+    def call() -> None:
+        store = ClipStore(part)
+        assert store.first_missing(ids) is None
+        for number in drawn:
+            store.get(ids[number])
+
+    return call
+
+
+SHARD = 64  # clips, as prepare has them
+STORE: list[Path] = []  # the largest one, once it is written
+
 CASES: dict[str, tuple[Callable[[int], Callable[[], Any]], list[int]]] = {
     "EMAP, affine head, clips N": (projection, [4096, 8192, 16384, 32768]),
     "Shapley shares, modalities M (2 to 16)": (shapley, [2, 4, 8, 16]),
@@ -80,6 +116,7 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], Any]], list[int]]] = {
     "AMR's penalty, width D": (lambda n: penalty(width=n), [1024, 2048, 4096, 8192]),
     "AMR's penalty, clips B": (lambda n: penalty(clips=n), [1024, 2048, 4096, 8192]),
     "compare's settings, runs": (settings, [250, 500, 1000, 2000]),
+    "a store, rows": (opened, [25_600, 51_200, 102_400, 204_800]),
 }
 
 
