@@ -59,7 +59,7 @@ def test_what_moved_and_what_it_cost(report: ModuleType, tmp_path: Path) -> None
     results = results_of(report, tmp_path / "results", lines)
     text = report.moved_sentence(results, "letters")
     moved, cost = Difference.of([s - 0.9 for s in shares]), Difference.of([c - 0.86 for c in costs])
-    assert "of 2 rows with a form of AMR, 1 lower audio's decision share" in text
+    assert "1 of 2 forms of AMR lower audio's decision share" in text
     assert f"AMR (output, encoder, weak) ({moved} points, accuracy {cost} points)" in text
     assert "AMR (gradient)" not in text
 
@@ -72,8 +72,8 @@ def test_the_dial_s_slope_and_the_targets_that_it_reaches(report: ModuleType, tm
         for target in (0.1, 0.5, 0.9):
             lines += measured(f"r{target}", seed, 0.5 + 0.5 * (target - 0.5) + 0.001 * seed, 0.86, "dial")
     text = report.dial_sentence(results_of(report, tmp_path / "results", lines), "letters")
-    assert "by 0.50 [0.50, 0.50] points" in text
-    assert text.endswith("by the interval: 50 %.")
+    assert "rises by 0.50 [0.50, 0.50] points" in text
+    assert text.endswith("(lower end of the interval): 50 %.")
 
 
 def test_the_decision_time_dial_is_met_at_the_same_share(report: ModuleType, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def worst(results: Results, at: tuple[str, str], row: str) -> Numbers:
 def at_same_share(results: Results, at: tuple[str, str], row: str) -> dict[str, Numbers]:
     """A form minus the decision-time dial of the method that it is added to, where both have one decision share.
 
-    The dial weighs the trained method's parts anew, without training; between its positions it is interpolated.
+    The dial gives the trained method's parts other weights, without training; between its positions it is interpolated.
 
     Args:
         results: What was measured.
@@ -266,7 +266,7 @@ def time_table(results: Results) -> str:
             if seconds:
                 numbers = (len(seconds), statistics.median(seconds), max(seconds), sum(seconds) / 60)
                 body.append([DATASETS[dataset], grid, *(f"{number:.0f}" for number in numbers)])
-    head = ["data", "grid", "runs", "CPU seconds a run, median", "at most", "minutes in all"]
+    head = ["data", "grid", "runs", "CPU seconds per run, median", "at most", "minutes in all"]
     return markdown(head, body) if body else "No runs."
 
 
@@ -306,8 +306,8 @@ def moved_sentence(results: Results, dataset: str) -> str:
         for name, (decision, accuracy) in moved.items()
     ]
     return (
-        f"{DATASETS[dataset]}: of {len(found)} rows with a form of AMR, {len(moved)} lower audio's decision share"
-        f" against the method that the form is added to, by their intervals: {listed(texts)}."
+        f"{DATASETS[dataset]}: {len(moved)} of {len(found)} forms of AMR lower audio's decision share, compared with"
+        f" the method that they are added to (95 % interval below 0): {listed(texts)}."
     )
 
 
@@ -333,9 +333,9 @@ def dial_sentence(results: Results, dataset: str) -> str | None:
         if near and cost is not None and cost.low > -MARGIN:
             reached.append(f"{100 * target_of(name):.0f} %")
     return (
-        f"{DATASETS[dataset]}, on multi-loss: one point of audio's target moves its decision share by"
-        f" {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] points; targets that are reached within"
-        f" {100 * NEAR:.0f} points at no more than {100 * MARGIN:.0f} point of accuracy, by the interval:"
+        f"{DATASETS[dataset]}, on multi-loss: when audio's target rises by one point, its decision share rises by"
+        f" {slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] points. Targets that the decision share reaches within"
+        f" {100 * NEAR:.0f} points, at a loss of accuracy below {100 * MARGIN:.0f} point (lower end of the interval):"
         f" {listed(reached)}."
     )
 
@@ -360,12 +360,14 @@ def robust_sentence(results: Results, dataset: str) -> str | None:
         return None
     top = max(known, key=lambda name: known[name])
     best_form = max((name for name in names if name in known), key=lambda name: known[name])
-    rest = listed([f"{title(name)} {spread(means[name].values())}" for name in rivals])
+    rest = listed([f"{title(name)} has {spread(means[name].values())}" for name in rivals])
+    highest = f"{title(top)} has the highest mean ({spread(means[top].values())})"
+    if best_form != top:
+        highest += f", {title(best_form)} the highest of the forms ({spread(means[best_form].values())})"
     return (
-        f"{DATASETS[dataset]}, area under accuracy against severity, of the modality whose corruption costs more: above"
-        f" both {listed([title(name) for name in rivals])} by their intervals: {listed(better)}; the highest mean is"
-        f" that of {title(top)} ({spread(means[top].values())}), of the forms that of {title(best_form)}"
-        f" ({spread(means[best_form].values())}); {rest}."
+        f"{DATASETS[dataset]}, area under accuracy against severity, for the modality whose corruption costs more:"
+        f" forms that are above both {listed([title(name) for name in rivals])} by their intervals: {listed(better)}."
+        f" {highest}; {rest}."
     )
 
 
@@ -385,9 +387,9 @@ def control_sentence(results: Results, dataset: str) -> str | None:
     if not count:
         return None
     return (
-        f"{DATASETS[dataset]}, against the decision-time dial of the method that a form is added to, at the same"
-        f" decision share: of {count} rows, by their intervals in points, above in accuracy"
-        f" {listed(above['accuracy'])}, and in the area of the worse corruption {listed(above['area'])}."
+        f"{DATASETS[dataset]}, {count} forms compared with the decision-time dial of the method that they are added to,"
+        f" at the same decision share: above it in accuracy by their intervals, in points: {listed(above['accuracy'])};"
+        f" in the area of the worse corruption: {listed(above['area'])}."
     )
 
 
@@ -405,9 +407,10 @@ def draw_sentence(results: Results, dataset: str) -> str | None:
         costs = " and ".join(
             str(Difference.of(differences(results, at, name, base(name), ACCURACY))) for at in grids.values()
         )
-        texts.append(f"{title(name)} moves it by {changes}, and accuracy by {costs}")
+        texts.append(f"{title(name)} {changes}, accuracy {costs}")
     return (
-        f"{DATASETS[dataset]}, drawn twice (other seeds second), audio's decision share in points: {'; '.join(texts)}."
+        f"{DATASETS[dataset]}, drawn twice with different seeds, changes of audio's decision share in points:"
+        f" {'; '.join(texts)}."
     )
 
 
@@ -417,11 +420,11 @@ def guard_sentence(results: Results, dataset: str = "colours") -> str | None:
     if not {"naive", "amr", "amr_guard"} <= set(rows_of(results, *at)):
         return None
     changes = [
-        f"{title(name)} changes accuracy by {points(Difference.of(differences(results, at, name, 'naive', ACCURACY)))}"
+        f"{title(name)} {points(Difference.of(differences(results, at, name, 'naive', ACCURACY)))}"
         for name in ("amr", "amr_guard", "amr_weak", "amr_weak_guard")
         if name in rows_of(results, *at)
     ]
-    return f"{DATASETS[dataset]}: {', '.join(changes)}, against naive fusion."
+    return f"{DATASETS[dataset]}, accuracy compared with naive fusion: {listed(changes)}."
 
 
 def answer(results: Results) -> str:
