@@ -434,7 +434,7 @@ def answer(results: Results) -> str:
         *(dial_sentence(results, d) for d in ("letters", "letters-10db")),
         *(robust_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
         *(control_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
-        *(draw_sentence(results, d) for d in ("letters", "letters-10db")),
+        *(draw_sentence(results, d) for d in ("letters", "letters-10db", "colours")),
         guard_sentence(results),
     ]
     lines = [text for text in found if text is not None]
