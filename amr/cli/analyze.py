@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     with locked(folder, "choose another --out"):
         out = analyze(checkpoint, folder, **{key: getattr(options, key) for key in keys})
         add_site(out)
-    print(f"{out}: done; docs/multiviz/files.md says what each file holds")
+    print(f"{out}: done; the page multiviz/files of the documentation says what each file holds")
     print(f"{out / 'site' / 'index.html'}: open it in a browser")
     return 0
 
