@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amr.attribution import shapley_shares
@@ -24,8 +24,9 @@ from amr.multiviz.errors import classify_errors
 from amr.multiviz.unimodal import integrated_gradients, occlusion
 from amr.regularizers import AMR
 from amr.utils.errors import UserError
-from tests import toy
+from tests import test_several_labels, toy
 from tests.datamodules.tensors.columns import write_npz
+from tests.ranks import assert_ranks_equal, fit_on, on_one_and_two_ranks
 from tests.test_several_labels import WORKING, with_method
 from tests.training import assert_equal, fit, weights
 
@@ -121,6 +122,30 @@ def test_weight_zero_is_naive_bit_for_bit_and_a_model_keeps_its_task(tmp_path: P
     fit(amr, data())
     assert_equal(weights(naive), weights(amr))
     assert load_model(save_model(naive, tmp_path / "model.pt"), trust=("tests",)).task == "regression"
+
+
+def trained(world: int, task: str) -> dict[str, Tensor]:
+    if task == "labels":
+        return test_several_labels.trained(world)
+    model = build(amr=AMR(weight=0.5))
+    fit_on(world, model, data(batch_size=8 // world))
+    return weights(model)
+
+
+def test_two_ranks_are_one_process() -> None:
+    """Of several labels, too: the processes are started once for both."""
+    for result in on_one_and_two_ranks(trained, ["regression", "labels"]).values():
+        assert_ranks_equal(result, atol=1e-5)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, half, rest = (build(amr=AMR(weight=0.5)) for _ in range(3))
+    fit(whole, data(), max_epochs=2)
+    fit(half, data(), max_epochs=2, limit_train_batches=3, max_steps=3).save_checkpoint(tmp_path / "half.ckpt")
+    fit(rest, data(), max_epochs=2, ckpt=tmp_path / "half.ckpt")
+    assert_equal(weights(whole), weights(rest))
+    with pytest.raises(AssertionError):
+        assert_equal(weights(whole), weights(half))
 
 
 def test_what_needs_classes_refuses_by_name(tmp_path: Path) -> None:
