@@ -2,9 +2,10 @@
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
 #   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, dial-noise,
-#                                          colours, colours-draw, digits, knob, planted, report
-# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw` and
-# `colours-draw` train the rows of the answer again with other seeds.
+#                                          colours, colours-draw, digits, digits-draw, knob, planted,
+#                                          report
+# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw`,
+# `colours-draw` and `digits-draw` train the rows of the answer again with other seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
@@ -13,6 +14,7 @@ letters=docs/study/letters.yaml snr=--data.init_args.audio.noise_snr_db
 five=(0 1 2 3 4) other=(10 11 12 13 14)
 answer=(naive multi_loss dgl amr dgl.amr_encoder multi_loss.amr_encoder)
 coloured=(naive amr amr_encoder amr_weak multi_loss multi_loss.amr_weak)
+spoken=(naive multi_loss umt amr amr_encoder multi_loss.amr_weak)
 few=(audio video naive multi_loss umt dgl amr amr_guard amr_encoder amr_weak dgl.amr_encoder multi_loss.amr_weak)
 
 grid() {  # data set, grid, data's configuration, what is measured, seeds, then further arguments after --
@@ -50,6 +52,9 @@ part() {
     colours-draw)
       cp $here/main.yaml $here/draw.yaml
       grid colours draw docs/study/colours.yaml all "${other[@]}" -- --only "${coloured[@]}" ;;
+    digits-draw)
+      cp $here/main.yaml $here/draw.yaml
+      grid digits draw docs/study/digits.yaml all "${other[@]}" -- --only "${spoken[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${few[@]}"; done ;;
     planted)
@@ -65,5 +70,5 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits digits-draw knob planted report
 for name in "$@"; do part "$name"; done

@@ -527,6 +527,9 @@ def pieces(results: Results) -> dict[str, str]:
             parts[f"decisions sentences {dataset}"] = sentences(results, dataset)
         if results.rows(dataset, "draw"):
             parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
+            parts[f"decisions draw_main {dataset}"] = main_table(results, dataset, "draw")
+            parts[f"decisions draw_control {dataset}"] = control_table(results, dataset, "draw")
+            parts[f"decisions draw_rivals {dataset}"] = rival_table(results, dataset, "draw")
         for grid in ("ablation", "ablation_draw"):
             if results.rows(dataset, grid):
                 parts[f"decisions {grid} {dataset}"] = ablation_table(results, dataset, grid)
