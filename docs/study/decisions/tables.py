@@ -436,6 +436,11 @@ def answer(results: Results) -> str:
         *(control_sentence(results, d) for d in ("letters", "letters-10db") if results.rows(d, "main")),
         *(draw_sentence(results, d) for d in ("letters", "letters-10db", "colours")),
         guard_sentence(results),
+        *(
+            make(results, "digits")
+            for make in (moved_sentence, control_sentence, draw_sentence)
+            if results.rows("digits", "main")
+        ),
     ]
     lines = [text for text in found if text is not None]
     return "\n".join(f"- {text}" for text in lines) or "No runs."
