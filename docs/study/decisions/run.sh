@@ -2,8 +2,8 @@
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
 #   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, dial-noise,
-#                                          colours, colours-draw, digits, digits-draw, knob, planted,
-#                                          report
+#                                          colours, colours-draw, digits, digits-draw, digits-dial,
+#                                          knob, planted, report
 # RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw`,
 # `colours-draw` and `digits-draw` train the rows of the answer again with other seeds.
 set -euo pipefail
@@ -55,6 +55,9 @@ part() {
     digits-draw)
       cp $here/main.yaml $here/draw.yaml
       grid digits draw docs/study/digits.yaml all "${other[@]}" -- --only "${spoken[@]}" ;;
+    digits-dial)
+      python $here/choose.py dial
+      grid digits dial docs/study/digits.yaml all "${five[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${few[@]}"; done ;;
     planted)
@@ -70,5 +73,5 @@ part() {
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits digits-draw knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits digits-draw digits-dial knob planted report
 for name in "$@"; do part "$name"; done

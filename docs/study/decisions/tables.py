@@ -438,7 +438,7 @@ def answer(results: Results) -> str:
         guard_sentence(results),
         *(
             make(results, "digits")
-            for make in (moved_sentence, control_sentence, draw_sentence)
+            for make in (moved_sentence, control_sentence, draw_sentence, dial_sentence)
             if results.rows("digits", "main")
         ),
     ]
@@ -488,7 +488,7 @@ def error(values: Mapping[int, float]) -> float:
 
 def plot_dial(results: Results) -> Figure | None:
     """Shares, accuracy and corruption areas that the dial reaches, against audio's target."""
-    datasets = [d for d in ("letters", "letters-10db") if targets(results, d)]
+    datasets = [d for d in ("letters", "digits", "letters-10db") if targets(results, d)]
     if not datasets:
         return None
     shown = ((SHARE, DECISION), (ACCURACY, WITHOUT_AUDIO, WITHOUT_VIDEO), (AUC_AUDIO, AUC_VIDEO))
