@@ -64,6 +64,22 @@ def test_what_moved_and_what_it_cost(report: ModuleType, tmp_path: Path) -> None
     assert "AMR (gradient)" not in text
 
 
+def test_what_both_draws_show(report: ModuleType, tmp_path: Path) -> None:
+    """The share falls in both draws, accuracy only in the second; another form's share falls only in the first."""
+    lines = []
+    for grid, first, cost, other in (("main", 0, 0.0, 0.8), ("draw", 10, 0.05, 0.9)):
+        for seed in range(first, first + 3):
+            wobble = 0.001 * (seed - first)
+            lines += measured("naive", seed, 0.9, 0.86, grid)
+            lines += measured("amr", seed, 0.8 + wobble, 0.86 - cost + wobble * (-1) ** seed, grid)
+            lines += measured("amr_weak", seed, other + 0.01 * (-1) ** seed, 0.86, grid)
+    text = report.confirmed_sentence(results_of(report, tmp_path / "results", lines), "letters")
+    share = Difference.of([-0.1, -0.099, -0.098])
+    assert text.endswith(f"in points: AMR (gradient): audio's decision share {share} and {share}.")
+    alone = [line for line in lines if line["grid"] == "main"]
+    assert report.confirmed_sentence(results_of(report, tmp_path / "alone", alone), "letters") is None
+
+
 def test_the_dial_s_slope_and_the_targets_that_it_reaches(report: ModuleType, tmp_path: Path) -> None:
     """Share 0.5 + 0.5 · (target − 0.5): half a point a point; only 50 % is reached within five points, at no cost."""
     lines = []
