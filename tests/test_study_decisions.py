@@ -73,11 +73,11 @@ def test_what_both_draws_show(report: ModuleType, tmp_path: Path) -> None:
             lines += measured("naive", seed, 0.9, 0.86, grid)
             lines += measured("amr", seed, 0.8 + wobble, 0.86 - cost + wobble * (-1) ** seed, grid)
             lines += measured("amr_weak", seed, other + 0.01 * (-1) ** seed, 0.86, grid)
-    text = report.confirmed_sentence(results_of(report, tmp_path / "results", lines), "letters")
+    found = report.confirmed(results_of(report, tmp_path / "results", lines), "letters")
     share = Difference.of([-0.1, -0.099, -0.098])
-    assert text.endswith(f"in points: AMR (gradient): audio's decision share {share} and {share}.")
+    assert found == [["AMR (gradient) minus Naive fusion", "audio's decision share", str(share), str(share)]]
     alone = [line for line in lines if line["grid"] == "main"]
-    assert report.confirmed_sentence(results_of(report, tmp_path / "alone", alone), "letters") is None
+    assert report.confirmed(results_of(report, tmp_path / "alone", alone), "letters") == []
 
 
 def test_the_dial_s_slope_and_the_targets_that_it_reaches(report: ModuleType, tmp_path: Path) -> None:

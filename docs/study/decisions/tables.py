@@ -234,7 +234,7 @@ def ablation_table(results: Results, dataset: str, grid: str = "ablation") -> st
 
 def sentences(results: Results, dataset: str) -> str:
     """What the answer says of the letters, for another data set."""
-    makers = (moved_sentence, robust_sentence, control_sentence, draw_sentence, confirmed_sentence)
+    makers = (moved_sentence, robust_sentence, control_sentence, draw_sentence)
     said = [make(results, dataset) for make in makers]
     if dataset == "colours":
         said.insert(0, guard_sentence(results, dataset))
@@ -414,34 +414,38 @@ def draw_sentence(results: Results, dataset: str) -> str | None:
     )
 
 
-def confirmed_sentence(results: Results, dataset: str) -> str | None:
-    """What a form changes in the method that it is added to, if both draws of seeds show it by their intervals."""
+def confirmed(results: Results, dataset: str) -> list[list[str]]:
+    """What a form changes in the method that it is added to, if both draws of seeds show it by their intervals.
+
+    Returns:
+        Form and method, what changes, and the change in each draw, in points. The share that forms are trained on is
+        left out.
+    """
     grids = grids_of_answer(results, dataset)
-    if len(grids) < 2:
-        return None
-    texts = []
-    for name in (name for name in rows_of(results, dataset, "draw") if is_form(name)):
+    rows: list[list[str]] = []
+    for name in (name for name in rows_of(results, dataset, "draw") if is_form(name) and len(grids) > 1):
         changes: dict[str, list[Difference | None]] = {
             measure.title: [Difference.of(differences(results, at, name, base(name), measure)) for at in grids.values()]
             for measure in MEASURES
-            if measure is not SHARE  # it is what some forms are trained on
+            if measure is not SHARE
         }
-        for what in ("accuracy", "area"):
-            title_of = {"accuracy": "accuracy", "area": "area of the worse corruption"}[what]
-            changes[f"{title_of} minus the decision-time dial's at the same decision share"] = [
+        for what, words in (("accuracy", "accuracy"), ("area", "area of the worse corruption")):
+            changes[f"{words}, minus the decision-time dial's at the same decision share"] = [
                 Difference.of([*at_same_share(results, at, name)[what].values()]) for at in grids.values()
             ]
-        shown = [
-            f"{what} {' and '.join(str(change) for change in both)}"
-            for what, both in changes.items()
-            if all(change is not None and change.low > 0 for change in both)
-            or all(change is not None and change.high < 0 for change in both)
-        ]
-        texts += [f"{title(name)}: {', '.join(shown)}"] if shown else []
-    return (
-        f"{DATASETS[dataset]}, changes that both draws of seeds show by their intervals, in points: "
-        f"{'; '.join(texts) or 'none'}."
-    )
+        for what, both in changes.items():
+            known = [change for change in both if change is not None]
+            if len(known) == len(both) and (all(c.low > 0 for c in known) or all(c.high < 0 for c in known)):
+                rows.append([f"{title(name)} minus {title(base(name))}", what, *map(str, known)])
+    return rows
+
+
+def confirmed_table(results: Results) -> str | None:
+    """Those changes on every data set that was drawn twice."""
+    body = []
+    for dataset in (dataset for dataset in DATASETS if len(grids_of_answer(results, dataset)) > 1):
+        body += [[DATASETS[dataset], *row] for row in confirmed(results, dataset) or [["none"] + ["–"] * 3]]
+    return markdown(["data", "form", "shown by both draws", "first seeds", "other seeds"], body) if body else None
 
 
 def guard_sentence(results: Results, dataset: str = "colours") -> str | None:
@@ -460,12 +464,11 @@ def guard_sentence(results: Results, dataset: str = "colours") -> str | None:
 def answer(results: Results) -> str:
     """What both draws of seeds show, how far the dial turns, and whether a form is more robust than the rivals."""
     found = [
-        *(confirmed_sentence(results, d) for d in ("letters", "letters-10db", "colours", "digits")),
         *(dial_sentence(results, d) for d in ("letters", "letters-10db", "digits")),
         *(robust_sentence(results, d) for d in ("letters", "letters-10db", "digits") if results.rows(d, "main")),
     ]
-    lines = [text for text in found if text is not None]
-    return "\n".join(f"- {text}" for text in lines) or "No runs."
+    lines = "\n".join(f"- {text}" for text in found if text is not None)
+    return "\n\n".join(part for part in (confirmed_table(results), lines) if part) or "No runs."
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
