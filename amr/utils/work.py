@@ -6,6 +6,7 @@ import multiprocessing.resource_tracker
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,7 @@ from amr.utils.streams import status
 T = TypeVar("T")
 Task = tuple[Any, ...]
 
+_GUARD = "worker processes import the script again: put its commands under if __name__ == '__main__':"
 _PATIENCE = 20  # seconds that a cluster's scheduler may take to answer
 _AHEAD = 256  # tasks that a cluster is given at a time: bounds what is held here, whatever the number of tasks
 
@@ -73,10 +75,7 @@ def run_tasks(
                     if not _worker_died(error):
                         raise
                     if not again(task):
-                        raise UserError(
-                            "a worker process was killed (out of memory?); run the same command again: finished parts"
-                            " are kept"
-                        ) from error
+                        raise UserError(_why_it_died()) from error
                     running[pool.submit(function, *task)] = task
     except (KeyboardInterrupt, GeneratorExit):  # at Ctrl-C nobody waits for a shard to be finished
         if isinstance(pool, Processes):
@@ -96,7 +95,15 @@ def check_not_in_worker() -> None:
         UserError: The script has no guard.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as the standard library finds out
-        raise UserError("worker processes import the script again: put its commands under if __name__ == '__main__':")
+        raise UserError(_GUARD)
+
+
+def _why_it_died() -> str:
+    """What to say of a worker that died: a script without a guard is told by its text, memory can only be guessed."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script and Path(script).is_file() and "__main__" not in Path(script).read_text(errors="ignore"):
+        return f"{script}: {_GUARD}"
+    return "a worker process was killed (out of memory?); run the same command again: finished parts are kept"
 
 
 def _worker_died(error: Exception) -> bool:
