@@ -32,7 +32,7 @@ part() {
     trials) python $here/choose.py trials; grid letters trials $letters logged 0 ;;
     onto) python $here/choose.py onto; grid letters onto $letters logged 0 ;;
     letters) python $here/choose.py main; grid letters main $letters all "${five[@]}" ;;
-    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${few[@]}" ;;
+    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${spoken[@]}" ;;
     dial)
       python $here/choose.py dial
       grid letters dial $letters all "${five[@]}" ;;
@@ -59,15 +59,15 @@ part() {
       python $here/choose.py dial
       grid digits dial docs/study/digits.yaml all "${five[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
-    knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${few[@]}"; done ;;
+    knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${spoken[@]}"; done ;;
     planted)
       for task in redundant video_only audio_only; do
         grid synthetic-$task main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$task \
-          --trainer.max_epochs=10 --only "${few[@]}"
+          --trainer.max_epochs=10 --only "${spoken[@]}"
       done
       grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
         --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \
-        --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${few[@]}" ;;
+        --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${spoken[@]}" ;;
     report) python $here/tables.py ;;
     *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
   esac
