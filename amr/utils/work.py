@@ -99,11 +99,12 @@ def check_not_in_worker() -> None:
 
 
 def _why_it_died() -> str:
-    """What to say of a worker that died: a script without a guard is told by its text, memory can only be guessed."""
+    """What to say of a worker that died: memory can only be guessed; a script that has no guard is named, too."""
+    said = "a worker process was killed (out of memory?); run the same command again: finished parts are kept"
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script and Path(script).is_file() and "__main__" not in Path(script).read_text(errors="ignore"):
-        return f"{script}: {_GUARD}"
-    return "a worker process was killed (out of memory?); run the same command again: finished parts are kept"
+        said += f". If {script} was run as a script: {_GUARD}"
+    return said
 
 
 def _worker_died(error: Exception) -> bool:

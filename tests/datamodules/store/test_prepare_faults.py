@@ -399,7 +399,7 @@ def test_a_script_without_a_guard_is_told(clip_folder: Path, tmp_path: Path) -> 
     )
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 1
-    last = run.stderr.strip().splitlines()[-1]  # not that memory may have been short, as for other deaths
+    last = run.stderr.strip().splitlines()[-1]
     assert str(script) in last
     assert last.endswith("put its commands under if __name__ == '__main__':")
 
