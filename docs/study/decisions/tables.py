@@ -429,9 +429,10 @@ def confirmed(results: Results, dataset: str) -> list[list[str]]:
             for measure in MEASURES
             if measure is not SHARE
         }
+        dials = [at_same_share(results, at, name) for at in grids.values()]
         for what, words in (("accuracy", "accuracy"), ("area", "area of the worse corruption")):
             changes[f"{words}, minus the decision-time dial's at the same decision share"] = [
-                Difference.of([*at_same_share(results, at, name)[what].values()]) for at in grids.values()
+                Difference.of([*dial[what].values()]) for dial in dials
             ]
         for what, both in changes.items():
             known = [change for change in both if change is not None]
@@ -557,9 +558,7 @@ def pieces(results: Results) -> dict[str, str]:
             parts[f"decisions sentences {dataset}"] = sentences(results, dataset)
         if results.rows(dataset, "draw"):
             parts[f"decisions draw {dataset}"] = change_table(results, dataset, "draw")
-            parts[f"decisions draw_main {dataset}"] = main_table(results, dataset, "draw")
             parts[f"decisions draw_control {dataset}"] = control_table(results, dataset, "draw")
-            parts[f"decisions draw_rivals {dataset}"] = rival_table(results, dataset, "draw")
         for grid in ("ablation", "ablation_draw"):
             if results.rows(dataset, grid):
                 parts[f"decisions {grid} {dataset}"] = ablation_table(results, dataset, grid)
