@@ -52,9 +52,10 @@ class ClipDataModule(ExplainedClips):
         drop_last: Leave out an epoch's last training batch if it is smaller.
         predict_split: Split over which `predict` runs.
         prepare_workers: Processes that decode; None: one per core.
-        decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes. gpu: on
-            the device, by nvjpeg, from the same random choices; its pixels differ from libjpeg's by a few grey levels.
-            auto: gpu if the Trainer's device is a CUDA one, and cpu otherwise and with in_memory.
+        decode_on: Where the stored JPEG frames are decoded, resized and cropped. cpu: in the loader processes, which
+            hand them to a CUDA device as bytes, to be normalised there. gpu: on the device, by nvjpeg, from the same
+            random choices; its pixels differ from libjpeg's by a few grey levels. auto: gpu if the Trainer's device is
+            a CUDA one, and cpu otherwise and with in_memory.
         in_memory: Keep the clips in each loader process's memory, frames decoded, and transform a batch at a time; for
             small data sets, with num_workers=0. The inputs are the same up to rounding.
         follow_links: Whether to read files through links that lead out of `root`. None: through those that the owner of
@@ -160,7 +161,7 @@ class ClipDataModule(ExplainedClips):
 
     def prepare_data(self) -> None:
         """Lightning's hook: decode what is not in the store yet, once per machine."""
-        self._decodes_late()  # an hour later is too late to refuse
+        self._hands_over()  # an hour later is too late to refuse
         self._prepare()
 
     def _prepare(
@@ -243,18 +244,32 @@ class ClipDataModule(ExplainedClips):
         return dataset
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning's hook: decode the frames that the loader left encoded."""
+        """Lightning's hook: finish the frames that the loader left encoded, or as pixels."""
         batch = finish_video(batch, self.video, self._clip_store)
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
 
-    def _decodes_late(self) -> bool:
-        """Whether frames are decoded on the device, after the transfer, and not in the loader processes."""
+    def _hands_over(self) -> Literal["files", "pixels", "inputs"]:
+        """What loader processes make of frames: files that a GPU decodes, pixels that it normalises, or all of it.
+
+        Pixels are a quarter of the input's bytes, which go from process to process and to the device.
+        """
         cuda = (
             torch.cuda.is_available() and self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         )
         if self.decode_on == "gpu" and not cuda:
             raise UserError("data.decode_on=gpu: must be auto or cpu, for the run is not on a CUDA device")
-        return cuda and self.decode_on != "cpu" and not self.in_memory
+        if not cuda or self.in_memory:
+            return "inputs"
+        return "pixels" if self.decode_on == "cpu" else "files"
+
+    def _of_frames(self) -> tuple[Callable[..., Tensor | ChosenFrames], Tensor | ChosenFrames]:
+        """What makes a loader's part of a clip's frames, and that of a clip without any."""
+        match self._hands_over():
+            case "files":
+                return self.video.choose, ChosenFrames.none()
+            case "pixels":
+                return self.video.pixels, torch.zeros(self.video.shape(), dtype=torch.uint8)
+        return self.video, torch.zeros(self.video.shape())
 
     def usable(self, split: str) -> list[Clip]:
         """The split's clips that can be used, in the listing's order."""
@@ -266,10 +281,10 @@ class ClipDataModule(ExplainedClips):
         """A split's usable clips, in the listing's order; with `train` augmented."""
         clips = self.usable(split)
         rate = self.decode.sample_rate
-        late = self._decodes_late()
+        video, blank = self._of_frames()
         transforms: dict[str, Callable[..., Tensor | ChosenFrames]] = {
             "audio": partial(self.audio, sample_rate=rate),
-            "video": self.video.choose if late else self.video,
+            "video": video,
             TEXT: as_it_is,
         }
         reads = {}
@@ -278,7 +293,7 @@ class ClipDataModule(ExplainedClips):
             reads = {"audio": "spectrogram"}
         blanks = {
             "audio": torch.zeros(self.audio.shape(rate)),
-            "video": ChosenFrames.none() if late else torch.zeros(self.video.shape()),
+            "video": blank,
             **({} if self.texts is None else {TEXT: self.texts.blank}),
         }
         kind: Callable[..., ClipDataset] = ClipDataset

@@ -217,12 +217,17 @@ def _join_frames(clips: list[ChosenFrames], **_: Any) -> ChosenFrames:
 
 
 def finish_video(batch: dict[str, Any], transform: VideoTransform, store: ClipStore) -> dict[str, Any]:
-    """The batch with its chosen frames decoded on its device; as it is if it has none.
+    """The batch with its chosen frames decoded, or its pixels normalised, on its device; as it is if it has neither.
 
     Raises:
         UserError: What the store has of a clip cannot be decoded.
     """
     chosen, device = batch["inputs"].get("video"), batch["label"].device
+    if isinstance(chosen, Tensor) and chosen.dtype == torch.uint8:
+        video = transform.normalised(chosen)
+        if "present" in batch:
+            video[~batch["present"]["video"]] = 0
+        return {**batch, "inputs": {**batch["inputs"], "video": video}}
     if not isinstance(chosen, ChosenFrames):
         return batch
     try:

@@ -305,13 +305,13 @@ def test_clips_with_problems_are_kept(patchy: Path, tmp_path: Path) -> None:
     assert batches(audio_only.val_dataloader())[0]["id"] == ["0", "1", "2", "4"]
 
 
-@pytest.fixture
-def late(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes modules whose frames are decoded after the transfer, as on a GPU, but on the CPU."""
+@pytest.fixture(params=["files", "pixels"])
+def late(make_module: Make, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Make:
+    """Makes modules whose frames are decoded, or normalised, after the transfer, as on a GPU, but on the CPU."""
 
     def make(**kwargs: Any) -> Clips:
         module = make_module(**kwargs)
-        monkeypatch.setattr(module, "_decodes_late", lambda: True)
+        monkeypatch.setattr(module, "_hands_over", lambda: request.param)
         return module
 
     return make
@@ -319,7 +319,8 @@ def late(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def decoded(module: Clips, loader: ClipLoader, epoch: int = 0) -> list[dict[str, Any]]:
     found = batches(loader, epoch)
-    assert all(isinstance(batch["inputs"]["video"], ChosenFrames) for batch in found)
+    for video in (batch["inputs"]["video"] for batch in found):
+        assert isinstance(video, ChosenFrames) or video.dtype == torch.uint8
     return [module.on_after_batch_transfer(batch, 0) for batch in found]
 
 
@@ -345,11 +346,14 @@ def test_late_frames_across_workers_and_ranks(make_module: Make, late: Make) -> 
         assert same(batches(one.train_dataloader()), decoded(other, other.train_dataloader()))
 
 
-def test_late_frames_of_clips_that_lack_them(patchy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["files", "pixels"])
+def test_late_frames_of_clips_that_lack_them(
+    patchy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     module = Clips(patchy, store=tmp_path / "store", num_workers=0, prepare_workers=0, batch_size=2, missing="keep")
     module.prepare_data()
     early = [batches(module.train_dataloader()), batches(module.val_dataloader())]
-    monkeypatch.setattr(module, "_decodes_late", lambda: True)
+    monkeypatch.setattr(module, "_hands_over", lambda: kind)
     for a, b in zip(early, (module.train_dataloader(), module.val_dataloader()), strict=True):
         found = decoded(module, b)
         assert same(a, found)
@@ -378,6 +382,7 @@ def test_late_frames_through_a_trainer_that_resumes(make_module: Make, late: Mak
         assert [s[2] for s in seen] == pytest.approx([s[2] for s in whole.seen[: len(seen)]], rel=1e-6)
 
 
+@pytest.mark.parametrize("late", ["files"], indirect=True)
 def test_pinning_leaves_encoded_frames_alone(late: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # there may be no GPU to pin for
     module = late()
@@ -387,6 +392,14 @@ def test_pinning_leaves_encoded_frames_alone(late: Make, monkeypatch: pytest.Mon
     assert same(*([module.on_after_batch_transfer(b, 0)] for b in (batch, pinned)))
 
 
+@pytest.mark.parametrize("late", ["pixels"], indirect=True)
+def test_pixels_are_a_quarter_of_the_bytes(make_module: Make, late: Make) -> None:
+    early, batch = (batches(make().train_dataloader())[0]["inputs"]["video"] for make in (make_module, late))
+    assert batch.shape == early.shape
+    assert 4 * batch.nbytes == early.nbytes
+
+
+@pytest.mark.parametrize("late", ["files"], indirect=True)
 def test_frames_of_a_batch_are_those_of_its_clips(late: Make) -> None:
     dataset = late().train_dataloader().dataset
     batch = collate_clips([dataset[i] for i in range(3)])
@@ -490,11 +503,12 @@ def test_in_memory_keeps_what_clips_lack(patchy: Path, tmp_path: Path) -> None:
 
 def test_in_memory_is_in_memory_on_a_gpu_too(in_memory: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for options, late in (({"in_memory": False}, True), ({}, False)):
+    on_disk: dict[str, Any] = {"in_memory": False}
+    for options, made in ((on_disk, "files"), ({**on_disk, "decode_on": "cpu"}, "pixels"), ({}, "inputs")):
         module = in_memory(**options)
         device = SimpleNamespace(root_device=torch.device("cuda"))
         monkeypatch.setattr(module, "trainer", SimpleNamespace(strategy=device))
-        assert module._decodes_late() is late
+        assert module._hands_over() == made
     with pytest.raises(UserError, match=r"data.decode_on=gpu: must be auto or cpu with in_memory"):
         in_memory(decode_on="gpu")
 

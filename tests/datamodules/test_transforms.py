@@ -271,6 +271,16 @@ def test_values() -> None:
     assert x[0, :, 0, 0].tolist() == [0, -0.25, -0.25]
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+def test_normalisation_of_every_grey_level(mean: Any, std: Any) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256)
+    wide = [torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (mean, std)]
+    right = (pixels.double() / 255 - wide[0]) / wide[1]
+    found = VideoTransform(mean=mean, std=std).normalised(pixels)
+    assert found.dtype == torch.float32
+    assert float((found - right).abs().max()) < 5e-7
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -113,7 +113,21 @@ class VideoTransform:
         Raises:
             ValueError: A frame cannot be decoded.
         """
-        return self.finish(self.choose(stored, train=train), "cpu")[0]
+        return self.normalised(self.pixels(stored, train=train))
+
+    def pixels(self, stored: Sequence[Any], *, train: bool) -> Tensor:
+        """What a call normalises: (frames, channels, height, width) uint8. Arguments and errors are those of a call."""
+        chosen = self.choose(stored, train=train)
+        return self._look(self._decode(chosen, torch.device("cpu"))[0], chosen.views[0]).to(torch.uint8)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(x / 255 - mean) / std of pixels x (..., channels, height, width) uint8, float32 on their device."""
+        return self._normalise(torch.empty(pixels.shape, device=pixels.device).copy_(pixels))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Normalises pixels as floats (..., channels, height, width), in place: one multiply-add."""
+        factor, offset = _affine(_channels(self.mean), _channels(self.std), str(x.device))
+        return x.mul_(factor).add_(offset)
 
     def choose(self, stored: Sequence[Any], *, train: bool, whole: bool = False) -> ChosenFrames:
         """Draw all that is random: which frames, and what is seen of them. `finish` does the rest, now or later.
@@ -182,8 +196,7 @@ class VideoTransform:
                 places = self._sample(len(frames), train)
                 view = self._views(lambda frames=frames: tuple(frames.shape[-2:]), train)  # type: ignore[misc]
             x[i] = self._look([frames[place] for place in places], view)
-        mean, std = (_of_channels(v) for v in (self.mean, self.std))
-        return x.div_(255).sub_(mean).div_(std)
+        return self._normalise(x)
 
     def finish(
         self,
@@ -205,11 +218,10 @@ class VideoTransform:
             ValueError: A frame cannot be decoded.
         """
         x = torch.empty((len(chosen.views), *self.shape()), device=device)
-        mean, std = (_of_channels(v, str(device)) for v in (self.mean, self.std))
         there = [i for i, sizes in enumerate(chosen.sizes) if sizes]
         for i, frames in zip(there, self._decode(chosen, torch.device(device)), strict=True):
             x[i] = self._look([*corrupt(torch.stack(frames))] if corrupt else frames, chosen.views[i])
-        x.div_(255).sub_(mean).div_(std)
+        self._normalise(x)
         if len(there) < len(x):
             x[[i for i, sizes in enumerate(chosen.sizes) if not sizes]] = 0
         return x
@@ -291,9 +303,10 @@ def _channels(value: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 @lru_cache
-def _of_channels(value: float | tuple[float, ...], device: str = "cpu") -> Tensor:
-    """A number for each channel, (channels or 1, 1, 1)."""
-    return torch.tensor(_channels(value), device=device).view(-1, 1, 1)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: str) -> tuple[Tensor, Tensor]:
+    """Factor and offset of pixels that normalise them, (channels or 1, 1, 1) each, rounded once from float64."""
+    middle, width = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+    return (1 / (255 * width)).float().to(device), (-middle / width).float().to(device)
 
 
 def _stacked(frames: list[Tensor]) -> Tensor:
