@@ -123,7 +123,8 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_prepare_of_another_folder_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not one clip can be used: a script must not go on."""
-    (tmp_path / "list.csv").write_text("id,file,label,split\n1,1.mp4,a,train\n2,2.mp4,b,test\n")
+    # Names that no other test's files have: the message tells of a folder nearby that holds them.
+    (tmp_path / "list.csv").write_text("id,file,label,split\n1,unique-1.mp4,a,train\n2,unique-2.mp4,b,test\n")
     command = ["prepare", "--data", "amr.datamodules.Clips", "--data.csv", str(tmp_path / "list.csv")]
     assert main([*command, "--data.store", str(tmp_path / "store"), "--data.prepare_workers", "0"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
