@@ -9,6 +9,8 @@ be above 1.2. One thread, a minute in all. Prints a table and one JSON line.
 
 import argparse
 import atexit
+import contextlib
+import io
 import math
 import os
 import shutil
@@ -22,15 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from amr.attribution import attribution_shares, ratio_penalty, shapley_shares
+from amr.datamodules import Tensors
 from amr.datamodules.store.media import Decoded
 from amr.datamodules.store.shards import ClipStore, shard_path, write_shard
 from amr.encoders import as_encoder
 from amr.evaluation.emap import emap
-from amr.fusion import Concat
+from amr.fusion import Concat, LowRank
 from amr.model import FusionModel
+from amr.multiviz.analysis.whole import analyze
 from amr.report.parts.settings import differing_settings
 from benchmarks.common import machine, report
 
@@ -105,6 +110,23 @@ def opened(rows: int) -> Callable[[], Any]:
     return call
 
 
+def analysed(split: int = 64, clips: int = 2) -> Callable[[], Any]:
+    """An analysis of so many explained clips of a split, every stage that does not need sparse classifiers."""
+    generator = torch.Generator().manual_seed(0)
+    columns: dict[str, Any] = {m: torch.randn(split + 64, 16, generator=generator).numpy() for m in ("audio", "video")}
+    columns["label"] = np.arange(split + 64) % 3
+    columns["split"] = ["test"] * split + ["train"] * 64
+    data = Tensors(columns, dict.fromkeys(("audio", "video"), "vector"), split="split")
+    encoders = {m: as_encoder(nn.Sequential(nn.Linear(16, 32), nn.Tanh())) for m in ("audio", "video")}
+    model = FusionModel(encoders, LowRank(dict.fromkeys(encoders, 32), 3)).eval()
+
+    def call() -> None:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            analyze(model, folder, data=data, clips=clips, classes=1, samples=40, stages=("errors", "clips"))
+
+    return call
+
+
 SHARD = 64  # clips, as prepare has them
 STORE: list[Path] = []  # the largest one, once it is written
 
@@ -116,6 +138,8 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], Any]], list[int]]] = {
     "AMR's penalty, width D": (lambda n: penalty(width=n), [1024, 2048, 4096, 8192]),
     "AMR's penalty, clips B": (lambda n: penalty(clips=n), [1024, 2048, 4096, 8192]),
     "compare's settings, runs": (settings, [250, 500, 1000, 2000]),
+    "analyze, clips of the split": (lambda n: analysed(split=n), [1024, 2048, 4096, 8192]),
+    "analyze, explained clips": (lambda n: analysed(clips=n), [8, 16, 32, 64]),
     "a store, rows": (opened, [25_600, 51_200, 102_400, 204_800]),
 }
 
@@ -132,6 +156,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=3, help="times that each size is measured, after one more")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of BLAS, whose threads wait for each other in the fits of an analysis
     torch.manual_seed(0)
     result: dict[str, Any] = {"benchmark": "growth", "machine": machine("cpu")}
     for name, (make, sizes) in CASES.items():
