@@ -33,6 +33,10 @@ class Several:
     classes: Tensor
     units: Tensor | None = None
 
+    def __len__(self) -> int:
+        """Number of scores of each clip, K + V."""
+        return self.classes.shape[1] + (0 if self.units is None else self.units.shape[1])
+
 
 Target = Literal["predicted"] | int | Tensor | Unit
 """Explained target: the logit of the predicted class, of one class for all clips or one each (N,), or a unit."""

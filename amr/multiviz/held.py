@@ -13,6 +13,8 @@ from amr.model.protocol import Explained
 from amr.multiviz.base import Fixed, Several, Target, at_least, fixed_target, fixed_targets, target_scores, targets_of
 from amr.utils.errors import UserError
 
+ENCODED, DIFFERENTIATED = 1 << 22, 1 << 20  # numbers of input that a CPU encodes at once, without and with a gradient
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -42,15 +44,26 @@ class Held:
         return self._scored(encode_alone(self.model, self.modality, x), clip)
 
     def leaf_scores(self, leaf: Tensor, clip: Tensor) -> Tensor:
-        """Scores (R,) if leaves (R, ...) replace those of the clips (R,)."""
+        """Scores (R,), or (R, T) of several targets, if leaves (R, ...) replace those of the clips (R,)."""
         if self.layer is None:
             return self.scores(leaf, clip)
         return self._scored(encode_vectors(self.model, self.modality, self.layer, self.x[clip], leaf), clip)
 
-    def gradients(self, leaf: Tensor, clip: Tensor) -> Tensor:
-        """Gradient of each row's score by its own leaf, (R, ...)."""
+    def slopes(self, leaf: Tensor, clip: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+        """Gradient of each row's score by its own leaf (R, ...), times a factor, summed by atom: (R, ...).
+
+        Several targets have one pass forwards and one backwards each: (R, T, ...).
+        """
         leaf = leaf.detach().requires_grad_()
-        return input_gradient(self.leaf_scores(leaf, clip).sum(), leaf)  # rows are independent
+        scores = self.leaf_scores(leaf, clip)
+        sums = scores.sum(0)  # rows are independent
+        if scores.ndim == 1:
+            return self.by_atom(factor * input_gradient(sums, leaf), clip)
+        last = len(sums) - 1
+        each = [
+            self.by_atom(factor * input_gradient(total, leaf, again=t < last), clip) for t, total in enumerate(sums)
+        ]
+        return torch.stack(each, dim=1)
 
     def leaf_baseline(self, baseline: Tensor | float) -> Tensor:
         """The baseline as one leaf, or one per clip: a number or tensor as it is, ids as their embeddings."""
@@ -92,9 +105,10 @@ class Held:
         return values if self.atoms is None else self.atoms.of(clip).sum(values)
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
-        """Zeros of the shape of the values."""
+        """Zeros of the shape of the values: (N, ...), or (N, T, ...) of several targets."""
+        targets = (len(self.target),) if isinstance(self.target, Several) else ()
         shape = self.x.shape[1:] if self.atoms is None else (len(self.atoms),)
-        return self.x.new_zeros(len(self.x), *shape, dtype=dtype)
+        return self.x.new_zeros(len(self.x), *targets, *shape, dtype=dtype)
 
 
 def row_blocks(copies: int, count: int, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,6 +116,16 @@ def row_blocks(copies: int, count: int, batch: int, device: torch.device) -> Ite
     for start in range(0, copies * count, batch):
         rows = torch.arange(start, min(start + batch, copies * count), device=device)
         yield rows // count, rows % count
+
+
+def encoder_rows(x: Tensor, most: int, *, gradient: bool = False) -> int:
+    """Rows of inputs x (N, ...) that are encoded at once: `most`, on a CPU fewer of large ones.
+
+    More would take gigabytes, for a network's activations are many times its input, and no less time.
+    """
+    if x.device.type != "cpu":
+        return most
+    return max(1, min(most, (DIFFERENTIATED if gradient else ENCODED) // max(1, x[0].numel())))
 
 
 def hold(
@@ -123,7 +147,7 @@ def hold(
         modality: The one whose input is free.
         target: Scored class or unit.
         atoms: Pieces of the input.
-        batch: Rows at a time.
+        batch: Rows at a time, at most.
         several: Whether the caller knows what to do with scores (N, T).
         gradient: Whether the score is differentiated; for ids, that is by their embeddings.
 
@@ -138,14 +162,18 @@ def hold(
         raise UserError("inputs: every modality must have the same clips, at least one")
     chunks = []
     with torch.no_grad():
-        for start in range(0, sizes.pop(), batch):
-            chunk = {name: x[start : start + batch].clone() for name, x in inputs.items() if name in model.modalities}
+        together = min(encoder_rows(x, batch) for name, x in inputs.items() if name in model.modalities)
+        for start in range(0, sizes.pop(), together):
+            chunk = {
+                name: x[start : start + together].clone() for name, x in inputs.items() if name in model.modalities
+            }
             chunks.append(model.encode(chunk))
     encodings = {name: torch.cat([chunk[name] for chunk in chunks]) for name in model.modalities}
     x = inputs[modality].detach()
     if atoms is not None:
         check_atoms(atoms, x)
     fixed = fixed_targets(model, encodings, target) if several else fixed_target(model, encodings, target)
+    batch = encoder_rows(x, batch, gradient=gradient)
     if not gradient or x.is_floating_point():
         return Held(model, modality, x, encodings, fixed, atoms, batch, x)
     layer = embedding_layer(model, modality, x)
@@ -200,9 +228,15 @@ def _is_ids(baseline: Tensor | float) -> bool:
     return isinstance(baseline, int) or (isinstance(baseline, Tensor) and not baseline.is_floating_point())
 
 
-def input_gradient(score: Tensor, x: Tensor) -> Tensor:
-    """Gradient of a sum of scores by the input; zeros where they ignore it."""
+def input_gradient(score: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
+    """Gradient of a sum of scores by the input; zeros where they ignore it.
+
+    Args:
+        score: The sum.
+        x: The input.
+        again: Whether another sum of the same pass will be differentiated.
+    """
     if not score.requires_grad:  # the score ignores the input
         return torch.zeros_like(x)
-    (gradients,) = torch.autograd.grad(score, [x], allow_unused=True, materialize_grads=True)
+    (gradients,) = torch.autograd.grad(score, [x], retain_graph=again, allow_unused=True, materialize_grads=True)
     return gradients

@@ -49,6 +49,10 @@ METHODS: dict[str, Callable[..., list[Tensor | None]]] = {
     "lime": values_and_error(u.lime, samples=20, repeats=2),
     "kernel_shap": values_and_error(u.kernel_shap, samples=20, repeats=2),
     "exact kernel_shap": values_and_error(u.kernel_shap, samples=64),
+    "gradient": values_and_error(u.gradient),
+    "gradient_input": values_and_error(u.gradient_input, batch=2),
+    "integrated_gradients": values_and_error(u.integrated_gradients, steps=5, baseline=0.3, batch=4),
+    "gradient_shap": values_and_error(u.gradient_shap, samples=6, baselines=torch.randn(4, 6), noise=0.1, batch=4),
     "ablation": lambda model, x, target: [c.ablation(model, x, target, A, B)],
     "joint_lime": joint_parts(c.joint_lime),
     "joint_shap": joint_parts(c.joint_shap),
@@ -124,8 +128,8 @@ def test_functions_of_one_score_refuse_several() -> None:
     several: Any = Several(torch.zeros(CLIPS, 2, dtype=torch.long))
     plain = u.occlusion(model, x, "a", 0, ATOMS)
     calls: list[Callable[[], object]] = [
-        lambda: u.gradient(model, x, "a", several, ATOMS),
-        lambda: u.integrated_gradients(model, x, "a", several, ATOMS),
+        lambda: u.guided_backprop(model, x, "a", several, ATOMS),
+        lambda: u.grad_cam(model, x, "a", several, ATOMS, layer=model.encoders["a"]),
         lambda: c.second_order(model, x, several, "a", "b"),
         lambda: c.contributions(model, model.encode(x), several),
         lambda: c.modality_shapley(model, model.encode(x), "mean", several),

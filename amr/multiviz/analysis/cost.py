@@ -14,7 +14,7 @@ from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.plan import STAGES
 from amr.multiviz.analysis.sizes import REPEATS, SIMULATED, SYNERGIES, TRUST_CLIPS, joint_samples, masks_of, partners_of
 
-BACKWARD = 3  # a row with its gradient, in rows without
+BACKWARD = 3  # a row with its gradient, in rows without; a further class's gradient from the same pass costs one less
 STEPS = 33  # rows of integrated gradients, and of GradientSHAP
 TIMED = 3  # calls, the fastest of which counts: another process may stop one for longer than it takes
 AGAIN = 8  # how often a method explains a clip whose trust is measured
@@ -27,7 +27,8 @@ def rows_per_clip(analysis: Analysis) -> dict[str, tuple[dict[str, int], int]]:
     own, head = dict.fromkeys(fine, 0), 0
     for m, size in fine.items():
         masks = masks_of(samples, size)
-        own[m] += 1 + size + 2 * REPEATS * masks + BACKWARD * classes * (2 * STEPS + 6)
+        own[m] += 1 + size + 2 * REPEATS * masks + (1 + (BACKWARD - 1) * classes) * (2 * STEPS + 2)
+        own[m] += BACKWARD * classes * 4
         head += own[m]
     alone = (dict(own), head)
     for a, b in combinations(fine, 2):

@@ -105,7 +105,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
     nothing: dict[str, Any] = {"baseline": analysis.baselines(analysis.inputs(positions))[modality]}
 
     def repeated(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
-        """Methods that differentiate: a copy of the clip for each class."""
+        """Methods that watch layers of the network: a copy of the clip for each class."""
 
         def call(model: Explained, x: Mapping[str, Tensor], seed: int) -> u.Importance:
             copies = {m: v.expand(len(target), *v.shape[1:]) if len(v) == 1 else v for m, v in x.items()}
@@ -114,7 +114,7 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
         return call
 
     def shared(method: Callable[..., u.Importance], drawn: bool = False, **options: Any) -> Explain:
-        """Methods that replace pieces: the classes share the rows."""
+        """Methods that replace pieces, or differentiate by the input: the classes share the rows."""
 
         def call(model: Explained, x: Mapping[str, Tensor], seed: int) -> u.Importance:
             given = {**options, **({"seed": seed} if drawn else {})}
@@ -129,12 +129,12 @@ def methods(analysis: Analysis, modality: str, target: Tensor, positions: list[i
     masks = {"samples": masks_of(analysis.samples, len(atoms)), "repeats": REPEATS, **nothing}
     found: dict[str, Explain] = {
         "occlusion": shared(u.occlusion, **nothing),
-        "integrated_gradients": repeated(u.integrated_gradients, **nothing),
-        "gradient_shap": repeated(u.gradient_shap, drawn=True, baselines=analysis.others[modality]),
+        "integrated_gradients": shared(u.integrated_gradients, **nothing),
+        "gradient_shap": shared(u.gradient_shap, drawn=True, baselines=analysis.others[modality]),
         "kernel_shap": shared(u.kernel_shap, drawn=True, **masks),
         "lime": shared(u.lime, drawn=True, **masks),
-        "gradient_input": repeated(u.gradient_input),
-        "gradient": repeated(u.gradient),
+        "gradient_input": shared(u.gradient_input),
+        "gradient": shared(u.gradient),
         # The layer of the model that is passed, which may be a copy with other parameters.
         "grad_cam": lambda other, x, seed: repeated(u.grad_cam, layer=last_convolution(encoder_of(other, modality)))(
             other, x, seed

@@ -15,6 +15,7 @@ from amr.evaluation.head import Baseline, baseline_values, head_rows
 from amr.model import encode_alone, rows_at_once
 from amr.model.protocol import Explained
 from amr.multiviz.base import Fixed, Several, Target, fixed_targets, target_scores, targets_of
+from amr.multiviz.held import encoder_rows
 from amr.multiviz.unimodal.surrogate import efficient_regression, lime_kernel, shapley_kernel, weighted_ridge
 from amr.utils.errors import UserError
 
@@ -208,6 +209,7 @@ def perturbed(
     model: Explained, name: str, x: Tensor, atoms: Atoms, keep: Tensor, baseline: Tensor, space: Space, rows: int
 ) -> Tensor:
     """Encodings (S, ...) of one clip's input x, (*input shape), with the atoms outside keep (S, A) replaced."""
+    rows = encoder_rows(x[None], rows)
     copies = (atoms.replace(x, part, baseline) for part in _split(keep.to(x.device), rows))
     return torch.cat([encode_alone(model, name, copy) if space == "inputs" else copy for copy in copies])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from amr.attribution import undisturbed
 from amr.datamodules.atoms import Atoms
 from amr.model.protocol import Explained
-from amr.multiviz.base import Target, at_least
+from amr.multiviz.base import Several, Target, at_least
 from amr.multiviz.held import hold, of_clips
 from amr.multiviz.unimodal.importance import Importance
 from amr.utils.errors import UserError
@@ -19,7 +19,7 @@ def gradient(
     model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target = "predicted",
+    target: Target | Several = "predicted",
     atoms: Atoms | None = None,
     *,
     batch: int = 64,
@@ -33,7 +33,8 @@ def gradient(
         model: The model.
         inputs: Input of each modality, (N, ...).
         modality: The modality that is explained.
-        target: The score f: a logit or a penultimate unit. "predicted" is the class of the unperturbed clip.
+        target: The score f: a logit or a penultimate unit. "predicted" is the class of the unperturbed clip. `Several`
+            share the pass forwards.
         atoms: Sum the elements' values by atom; None leaves them as they are.
         batch: Rows that the encoder and the head take at once.
 
@@ -45,8 +46,8 @@ def gradient(
             layer), or the atoms are of another shape.
     """
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
-        values = [fixed.by_atom(fixed.gradients(fixed.leaf[clip], clip), clip) for _, clip in fixed.rows(1)]
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True, gradient=True)
+        values = [fixed.slopes(fixed.leaf[clip], clip) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient")
 
 
@@ -54,7 +55,7 @@ def gradient_input(
     model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target = "predicted",
+    target: Target | Several = "predicted",
     atoms: Atoms | None = None,
     *,
     batch: int = 64,
@@ -64,10 +65,8 @@ def gradient_input(
     Arguments, return value and errors are those of `gradient`.
     """
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
-        values = [
-            fixed.by_atom(fixed.leaf[clip] * fixed.gradients(fixed.leaf[clip], clip), clip) for _, clip in fixed.rows(1)
-        ]
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True, gradient=True)
+        values = [fixed.slopes(fixed.leaf[clip], clip, fixed.leaf[clip]) for _, clip in fixed.rows(1)]
         return Importance(torch.cat(values), None, atoms, "gradient_input")
 
 
@@ -75,7 +74,7 @@ def integrated_gradients(
     model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target = "predicted",
+    target: Target | Several = "predicted",
     atoms: Atoms | None = None,
     *,
     baseline: Tensor | float = 0.0,
@@ -107,7 +106,7 @@ def integrated_gradients(
     """
     at_least("integrated_gradients", steps=(steps, 1))
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True, gradient=True)
         start = fixed.leaf_baseline(baseline)
         nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         alphas = torch.as_tensor((1 + nodes) / 2).to(fixed.leaf)
@@ -116,8 +115,8 @@ def integrated_gradients(
         for step, clip in fixed.rows(steps):
             begin = of_clips(start, fixed.leaf, clip)
             path = fixed.leaf[clip] - begin
-            gradients = fixed.gradients(begin + _column(alphas[step], path) * path, clip)
-            total.index_add_(0, clip, fixed.by_atom(_column(parts[step], path) * path * gradients, clip))
+            at = begin + _column(alphas[step], path) * path
+            total.index_add_(0, clip, fixed.slopes(at, clip, _column(parts[step], path) * path))
         return Importance(total, None, atoms, "integrated_gradients")
 
 
@@ -125,7 +124,7 @@ def gradient_shap(
     model: Explained,
     inputs: Mapping[str, Tensor],
     modality: str,
-    target: Target = "predicted",
+    target: Target | Several = "predicted",
     atoms: Atoms | None = None,
     *,
     baselines: Tensor | float = 0.0,
@@ -162,7 +161,7 @@ def gradient_shap(
     if not noise >= 0:
         raise UserError(f"gradient_shap: noise={noise}: must be 0 or more")
     with undisturbed(model):
-        fixed = hold(model, inputs, modality, target, atoms, batch, gradient=True)
+        fixed = hold(model, inputs, modality, target, atoms, batch, several=True, gradient=True)
         shape = fixed.leaf.shape[1:]
         baselines = fixed.leaf_baselines(baselines) if isinstance(baselines, Tensor) else baselines
         if not isinstance(baselines, Tensor):
@@ -182,8 +181,8 @@ def gradient_shap(
             x = fixed.leaf[clip]
             if noise:  # a row at a time: one large draw would depend on the batch
                 x = x + noise * torch.stack([torch.randn(shape, generator=generator) for _ in clip]).to(x)
-            gradients = fixed.gradients(start + _column(alphas[draw, clip], x) * (x - start), clip)
-            values = fixed.by_atom((x - start) * gradients, clip).double()
+            at = start + _column(alphas[draw, clip], x) * (x - start)
+            values = fixed.slopes(at, clip, x - start).double()
             sums.index_add_(0, clip, values)
             squares.index_add_(0, clip, values**2)
         variance = (squares - sums**2 / samples).clamp_min(0) / (samples - 1)
