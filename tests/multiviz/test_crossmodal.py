@@ -305,13 +305,22 @@ def test_dime_of_a_bilinear_head() -> None:
     assert float(found.unimodal.error.max()) < 1e-12
 
 
+def different_masks(repeats: int, samples: int, atoms: int) -> int:
+    """Of those that DIME draws with seed 0: equal ones are encoded once."""
+    masks = torch.rand(repeats, samples, atoms, generator=torch.Generator().manual_seed(0)) < 0.5
+    masks[:, 0] = True
+    return len(torch.unique(masks.flatten(0, 1), dim=0))
+
+
 def test_dime_parts_add_up_and_rows() -> None:
     model, x = smooth(FiLM)
     with torch.no_grad():
         e = model.eval().encode(x)
     with counting(model) as rows:
         found = dime(model, x, e, 1, ("a", flat_atoms((2, 3))), clips=[1, 3], samples=20, repeats=3)
-    assert rows == {"a": 2 * 3 * 20, "b": 0, "head": 2 * 3 * 20 * 4}
+    encoded = different_masks(3, 20, 6)
+    assert encoded < 60, "equal masks are encoded once"
+    assert rows == {"a": 2 * encoded, "b": 0, "head": 2 * 3 * 20 * 4}
     assert found.unimodal.error is not None
     assert (found.unimodal.error > 0).all()
     again = dime(
@@ -322,7 +331,8 @@ def test_dime_parts_add_up_and_rows() -> None:
     model3, e3 = build(LowRank, 3)
     with counting(model3) as rows:
         dime(model3, e3, e3, 1, "b", clips=[0], samples=20, repeats=1, pairings=2)
-    assert rows == {"a": 0, "b": 20, "c": 0, "head": 20 * (6 * 2 + 1)}
+    atoms = e3["b"].shape[1]
+    assert rows == {"a": 0, "b": different_masks(1, 20, atoms), "c": 0, "head": 20 * (6 * 2 + 1)}
 
 
 # Second derivatives
@@ -554,7 +564,12 @@ def test_joint_rows_errors_and_chunks() -> None:
     side = ("a", flat_atoms((2, 3)))
     with counting(model) as rows:
         found = joint_lime(model, x, 0, side, "b", samples=60, repeats=2)
-    assert rows == {"a": 4 * 121, "b": 4 * 121, "head": 4 * 120}
+    keep = torch.rand(2, 60, 11, generator=torch.Generator().manual_seed(0)) < 0.5
+    keep[:, 0] = True
+    parts = torch.split(keep.flatten(0, 1), [6, 5], dim=1)
+    once = [1 + len(torch.unique(part, dim=0)) for part in parts]  # and the clip as it is
+    assert once[1] <= 33, "no more than the sets of five atoms"
+    assert rows == {"a": 4 * once[0], "b": 4 * once[1], "head": 4 * 120}
     again = joint_lime(model, x, 0, side, "b", samples=60, repeats=2, batch=11, encoder_batch=7)
     close(again.pairs.values, found.pairs.values)
     other = joint_lime(model, x, 0, side, "b", samples=60, repeats=2, seed=1)
@@ -564,7 +579,10 @@ def test_joint_rows_errors_and_chunks() -> None:
     assert joint_lime(model, x, 0, side, "b", samples=60, repeats=1).first.error is None
     with counting(model) as rows:
         joint_shap(model, x, 0, side, "b", samples=400, repeats=2)
-    assert rows == {"a": 4 * 781, "b": 4 * 781, "head": 4 * 780}
+    assert rows == {"a": 4 * 65, "b": 4 * 33, "head": 4 * 780}, "every set of six and of five atoms, once"
+    with counting(model) as rows, pytest.raises(UserError, match="do not determine"):
+        joint_shap(model, x, 0, side, "b", samples=42, repeats=1)
+    assert set(rows.values()) == {0}
 
 
 def test_integer_inputs() -> None:

@@ -34,14 +34,14 @@ def rows_per_clip(analysis: Analysis) -> dict[str, tuple[dict[str, int], int]]:
     for a, b in combinations(fine, 2):
         drawn = 2 * REPEATS * joint_samples(samples, coarse[a], coarse[b])
         for m in (a, b):
-            own[m] += fine[m] + 2 * drawn + coarse[m]
+            own[m] += fine[m] + 2 * min(drawn, 1 << coarse[m]) + coarse[m]
         head += (1 + fine[a]) * (1 + fine[b]) + 2 * drawn + (1 + coarse[a]) * (1 + coarse[b])
         head += BACKWARD * classes * (1 + min(fine[a], fine[b]))
     if len(fine) > 1:
         samples, partners = partners_of(analysis)
         for m, size in coarse.items():
             masks = REPEATS * max(samples, size + 2)
-            own[m] += masks
+            own[m] += min(masks, 1 << size)
             head += masks * partners
     return {"U": alone, "clip": (own, head)}
 

@@ -229,10 +229,10 @@ def _interactions(
 
 
 def _determined(method: Callable[..., Any], *arguments: Any, samples: int, **options: Any) -> Any:
-    """Result of a method; if its draws do not determine one, it is repeated with twice as many, up to four times."""
-    for more in (1, 2, 4):
+    """Result of a method; if its draws do not determine one, which it sees before a row is run, it gets more."""
+    for more in (1, 1.25, 1.5, 2, 3, 4):
         with suppress(UserError):
-            return method(*arguments, samples=more * samples, **options)
+            return method(*arguments, samples=round(more * samples / 2) * 2, **options)
     return method(*arguments, samples=8 * samples, **options)
 
 

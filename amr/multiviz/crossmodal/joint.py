@@ -65,7 +65,8 @@ def joint_lime(
 
     The first mask of a repeat keeps all atoms, the others keep each with probability ½. A mask has the weight that
     `lime_kernel` gives to A1 + A2 atoms. The surrogate has the 1 + A1 + A2 + A1·A2 coefficients of `JointExplanation`.
-    S·repeats rows per clip of each of the two encoders and of the head, and one more of each encoder.
+    S·repeats rows per clip of the head and, at most, of each of the two encoders, which get equal masks once; and one
+    more of each encoder.
 
     Args:
         model: The model.
@@ -94,9 +95,10 @@ def joint_lime(
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(repeats, samples, atoms, generator=generator) < 0.5
     keep[:, 0] = True
+    features, weights = _with_pairs(keep, split), lime_kernel(keep, width)
+    weighted_ridge(features, weights, features.new_zeros(repeats, samples, 1), ridge)  # refused before a row is run
     scores = _joint_scores(model, inputs, target, one, two, baseline, keep.flatten(0, 1), space, batch, encoder_batch)
     values = scores.reshape(repeats, samples, -1)
-    features, weights = _with_pairs(keep, split), lime_kernel(keep, width)
     coefficients = weighted_ridge(features, weights, values, ridge)
     r2 = _r2(values, features @ coefficients, weights)
     return _explanation(coefficients, r2, split, scores.shape[1:], inputs[one[0]].device)
@@ -126,7 +128,8 @@ def joint_shap(
 
     If `samples` reaches all 2^n − 2 masks, each is taken once, and the errors are 0. Otherwise every
     repeat has the masks of one atom and of all but one, and the others are drawn by the kernel, each with its
-    complement. 3 + 2n + repeats·(S − 2n) rows per clip of each of the two encoders, or 2^n + 1; one fewer of the head.
+    complement. 2 + 2n + repeats·(S − 2n) rows per clip of the head, or 2^n; of each of the two encoders at most one
+    more, for they get equal masks once.
 
     Args and errors are those of `joint_lime`.
     """
@@ -142,26 +145,18 @@ def joint_shap(
     else:
         once = torch.cat([torch.eye(atoms), 1 - torch.eye(atoms)]).bool()
         drawn, weight = _inner_masks(atoms, (samples - 2 * atoms) // 2, repeats, seed)
-    scores = _joint_scores(
-        model,
-        inputs,
-        target,
-        one,
-        two,
-        baseline,
-        torch.cat([ends, once, drawn.flatten(0, 1)]),
-        space,
-        batch,
-        encoder_batch,
-    )
+    fits = len(drawn)
+    features = _with_pairs(torch.cat([once.expand(fits, -1, -1), drawn], dim=1), split)
+    of_drawn = features.new_full(drawn.shape[:2], weight)
+    weights = torch.cat([shapley_kernel(atoms)[once.sum(1)].expand(fits, -1), of_drawn], dim=1)
+    nothing = features.new_zeros(1)
+    efficient_regression(features, weights, nothing.expand(*weights.shape, 1), nothing)  # refused before a row is run
+    masks = torch.cat([ends, once, drawn.flatten(0, 1)])
+    scores = _joint_scores(model, inputs, target, one, two, baseline, masks, space, batch, encoder_batch)
     shape, scores = scores.shape[1:], scores.flatten(1)  # (N,) or (N, T)
-    empty, whole, fits = scores[0], scores[1], len(drawn)
+    empty, whole = scores[0], scores[1]
     shared, own = scores[2 : 2 + len(once)], scores[2 + len(once) :].reshape(fits, drawn.shape[1], len(empty))
     values = torch.cat([shared.expand(fits, -1, -1), own], dim=1) - empty
-    features = _with_pairs(torch.cat([once.expand(fits, -1, -1), drawn], dim=1), split)
-    weights = torch.cat(
-        [shapley_kernel(atoms)[once.sum(1)].expand(fits, -1), values.new_full(own.shape[:2], weight)], 1
-    )
     coefficients = efficient_regression(features, weights, values, whole - empty)
     r2 = _r2(values, features @ coefficients, weights)
     return _explanation(coefficients, r2, split, shape, inputs[one[0]].device, exact=exact)
@@ -208,10 +203,14 @@ def encode(model: Explained, inputs: Mapping[str, Tensor], space: Space, encoder
 def perturbed(
     model: Explained, name: str, x: Tensor, atoms: Atoms, keep: Tensor, baseline: Tensor, space: Space, rows: int
 ) -> Tensor:
-    """Encodings (S, ...) of one clip's input x, (*input shape), with the atoms outside keep (S, A) replaced."""
+    """Encodings (S, ...) of one clip's input x, (*input shape), with the atoms outside keep (S, A) replaced.
+
+    Equal masks, of which few atoms have many, are encoded once.
+    """
     rows = encoder_rows(x[None], rows)
-    copies = (atoms.replace(x, part, baseline) for part in _split(keep.to(x.device), rows))
-    return torch.cat([encode_alone(model, name, copy) if space == "inputs" else copy for copy in copies])
+    masks, place = torch.unique(keep.to(x.device), dim=0, return_inverse=True)
+    copies = (atoms.replace(x, part, baseline) for part in _split(masks, rows))
+    return torch.cat([encode_alone(model, name, copy) if space == "inputs" else copy for copy in copies])[place]
 
 
 def scorer(model: Explained, fixed: Fixed, clip: int) -> Callable[[dict[str, Tensor]], Tensor]:

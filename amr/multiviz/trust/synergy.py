@@ -89,8 +89,9 @@ def synergy(
     This is 0 for an additive score, positive where the atoms count only together, negative where one stands in for
     the other. k runs over equal parts of each modality's atoms. Atoms of equal importance come in random order.
 
-    With P = min(steps, atoms) + 1 points and S = (1 + R)(P − 1) sets of atoms, a clip costs 2 + S rows of each encoder
-    and 1 + (M + pairs) S of the head; with target "predicted" one more. M counts the maps' modalities.
+    With P = min(steps, atoms) + 1 points and S = (1 + R)(P − 1) sets of atoms, a clip costs at most 2 + S rows of
+    each encoder, which gets equal sets once, and 1 + (M + pairs) S of the head; with target "predicted" one more. M
+    counts the maps' modalities.
 
     Args:
         model: The model.
