@@ -3,7 +3,7 @@
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
 #   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, dial-noise,
 #                                          colours, colours-draw, digits, digits-draw, digits-dial,
-#                                          knob, planted, report
+#                                          knob, planted (redundant, video_only, audio_only, synergistic), report
 # RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw`,
 # `colours-draw` and `digits-draw` train the rows of the answer again with other seeds.
 set -euo pipefail
@@ -22,6 +22,7 @@ grid() {  # data set, grid, data's configuration, what is measured, seeds, then 
   shift 4
   while [ $# -gt 0 ] && [ "$1" != -- ]; do seeds+=("$1"); shift; done
   [ $# -eq 0 ] || shift
+  [ "$grid" != draw ] || cp $here/main.yaml $here/draw.yaml
   amr benchmark --config $here/$grid.yaml --data "$data" --seeds "${seeds[@]}" --out "$runs/$dataset" --jobs "$jobs" \
     --wandb disabled "$@" || [ $? = 1 ]  # a cell that failed stops no other
   python docs/study/measure.py "$dataset" $grid --runs "$runs" --results $here/results --measures "$measures"
@@ -45,29 +46,23 @@ part() {
     dial-noise)
       python $here/choose.py dial
       grid letters-10db dial $letters all "${five[@]}" -- $snr=-10 ;;
-    draw)
-      cp $here/main.yaml $here/draw.yaml
-      grid letters draw $letters all "${other[@]}" -- --only "${answer[@]}" ;;
+    draw) grid letters draw $letters all "${other[@]}" -- --only "${answer[@]}" ;;
     colours) grid colours main docs/study/colours.yaml all "${five[@]}" -- --only "${few[@]}" ;;
-    colours-draw)
-      cp $here/main.yaml $here/draw.yaml
-      grid colours draw docs/study/colours.yaml all "${other[@]}" -- --only "${coloured[@]}" ;;
-    digits-draw)
-      cp $here/main.yaml $here/draw.yaml
-      grid digits draw docs/study/digits.yaml all "${other[@]}" -- --only "${spoken[@]}" ;;
+    colours-draw) grid colours draw docs/study/colours.yaml all "${other[@]}" -- --only "${coloured[@]}" ;;
+    digits-draw) grid digits draw docs/study/digits.yaml all "${other[@]}" -- --only "${spoken[@]}" ;;
     digits-dial)
       python $here/choose.py dial
       grid digits dial docs/study/digits.yaml all "${five[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${spoken[@]}"; done ;;
-    planted)
-      for task in redundant video_only audio_only; do
-        grid synthetic-$task main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$task \
-          --trainer.max_epochs=10 --only "${spoken[@]}"
-      done
+    redundant|video_only|audio_only)
+      grid synthetic-$1 main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$1 \
+        --trainer.max_epochs=10 --only "${spoken[@]}" ;;
+    synergistic)
       grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
         --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \
         --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${spoken[@]}" ;;
+    planted) for task in redundant video_only audio_only synergistic; do part $task; done ;;
     report) python $here/tables.py ;;
     *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
   esac
