@@ -13,7 +13,7 @@ from amr.model.protocol import Explained
 from amr.multiviz.base import Fixed, Several, Target, at_least, fixed_target, fixed_targets, target_scores, targets_of
 from amr.utils.errors import UserError
 
-ENCODED, DIFFERENTIATED = 1 << 22, 1 << 20  # numbers of input that a CPU encodes at once, without and with a gradient
+ENCODED = 1 << 20  # numbers of input that a CPU encodes at once; a quarter of it with a gradient, whose graph is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def encoder_rows(x: Tensor, most: int, *, gradient: bool = False) -> int:
     """
     if x.device.type != "cpu":
         return most
-    return max(1, min(most, (DIFFERENTIATED if gradient else ENCODED) // max(1, x[0].numel())))
+    return max(1, min(most, ENCODED // (4 if gradient else 1) // max(1, x[0].numel())))
 
 
 def hold(
