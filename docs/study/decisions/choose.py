@@ -43,7 +43,7 @@ DIAL = "amr_encoder"  # it can push both modalities, up and down
 STRENGTH = (
     "--model.amr.weight=1"  # the middle one of those that were tried: the strongest costs much accuracy in the trials
 )
-GUARDED = ("amr", "amr_weak")  # forms that are trained with the guard, too
+GUARDED = ("amr", "amr_weak", "amr_encoder")  # forms that are trained with the guard, too
 OFF = "--model.amr.guard=false"
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CHANGES = {  # rows of the ablation: options of the dial's form

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The study's second part: does any form of balance change decisions? Interrupted, it resumes: every part can be run again.
 #   docs/study/decisions/run.sh            every part; docs/results/grid-letters/run.sh tuning first comes before it
-#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, dial-noise,
-#                                          colours, colours-draw, digits, digits-draw, digits-dial,
-#                                          knob, planted (redundant, video_only, audio_only, synergistic), report
-# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw`, `ablation-draw`,
-# `colours-draw` and `digits-draw` train the rows of the answer again with other seeds.
+#   docs/study/decisions/run.sh PART ...   trials, onto, letters, dial, ablation, ablation-draw, draw, noise, noise-draw,
+#                                          dial-noise, colours, colours-draw, digits, digits-draw, digits-dial,
+#                                          knob, planted (redundant, video_only, audio_only, synergistic),
+#                                          redundant-draw, report
+# RUNS and JOBS are environment variables: the folder of the runs, how many at once. `draw` and the parts that end in
+# it train the rows of the answer again with other seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
@@ -34,6 +35,7 @@ part() {
     onto) python $here/choose.py onto; grid letters onto $letters logged 0 ;;
     letters) python $here/choose.py main; grid letters main $letters all "${five[@]}" ;;
     noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${spoken[@]}" ;;
+    noise-draw) grid letters-10db draw $letters all "${other[@]}" -- $snr=-10 --only "${spoken[@]}" ;;
     dial)
       python $here/choose.py dial
       grid letters dial $letters all "${five[@]}" ;;
@@ -58,15 +60,20 @@ part() {
     redundant|video_only|audio_only)
       grid synthetic-$1 main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$1 \
         --trainer.max_epochs=10 --only "${spoken[@]}" ;;
+    redundant-draw)
+      grid synthetic-redundant draw docs/study/synthetic.yaml all "${other[@]}" -- --data.init_args.task=redundant \
+        --trainer.max_epochs=10 --only "${spoken[@]}" ;;
     synergistic)
       grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
         --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \
-        --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 --only "${spoken[@]}" ;;
+        --data.init_args.video_noise=10 --model.fusion.init_args.hidden=64 --trainer.max_epochs=30 \
+        --only "${spoken[@]}" amr_guard amr_encoder_guard ;;
     planted) for task in redundant video_only audio_only synergistic; do part $task; done ;;
     report) python $here/tables.py ;;
     *) echo "no part $1; see the first lines of $0" >&2; exit 2 ;;
   esac
 }
 
-[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise dial-noise colours colours-draw digits digits-draw digits-dial knob planted report
+[ $# -gt 0 ] || set -- trials onto letters dial ablation ablation-draw draw noise noise-draw dial-noise colours \
+  colours-draw digits digits-draw digits-dial knob planted redundant-draw report
 for name in "$@"; do part "$name"; done

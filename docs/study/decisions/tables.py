@@ -54,6 +54,7 @@ TITLES = {
     "amr_shapley": "AMR (Shapley)",
     "amr_head": "AMR (output, head)",
     "amr_encoder": "AMR (output, encoder)",
+    "amr_encoder_guard": "AMR (output, encoder), guarded",
     "amr_weak": "AMR (output, encoder, weak)",
     "amr_weak_guard": "AMR (output, encoder, weak), guarded",
 }
