@@ -213,19 +213,19 @@ class AMR(Regularizer):
 
     def active(self, epoch: int) -> bool:
         """Whether the method acts in this epoch."""
-        return self.weight > 0 and epoch in self.window and self.harm.factor > 0
+        return self.weight > 0 and epoch in self.window and self.harm.allowed > 0
 
     def rate(self, step: Step) -> float:
         """The rate at which the penalty acts: the second optimizer's or, where there is none, the main one's."""
         if self.optimizer_name == "main" or self._in_loss:
             return step.lr
-        return self.harm.factor * self.lr * (step.lr_factor if self.follow_schedule else 1.0)
+        return self.harm.allowed * self.lr * (step.lr_factor if self.follow_schedule else 1.0)
 
     @property
     def strength(self) -> float:
         """The penalty's factor: the weight; where no rate is its own, `guard` lowers this."""
         joined = self.optimizer_name == "main" or self._in_loss
-        return self.weight * self.harm.factor if joined else self.weight
+        return self.weight * self.harm.allowed if joined else self.weight
 
     def target(self, model: FusionModel, epoch: int, shares: Tensor) -> Tensor:
         """Normalised target ratio of an epoch, (M,), in the model's order and the shares' device and type.

@@ -30,6 +30,8 @@ TOO_MUCH = 2.0
 """A target asks for more than a modality knows if it is above so many times the share by evidence."""
 LEAST = 0.125
 """A factor below this is 0."""
+WAIT = 4
+"""Epochs of AMR after which it waits until the training loss is below that of guessing."""
 FLOOR = 0.25
 """The margin is of the reference or, if that is lower, of this part of log C, the loss of guessing."""
 
@@ -156,6 +158,10 @@ class Trend:
             self.best = min(self.best, self.last) if math.isfinite(self.last) else self.best
         self.last = loss
 
+    def reached(self, level: float) -> bool:
+        """Whether some epoch's mean was at most so high, or none is known."""
+        return self.last is None or min(self.best, self.last) <= level
+
     def above(self, margin: float, guess: float, probe: float = math.inf) -> bool:
         """Whether the last is beyond the limit of those before, of guessing, and of a probe's loss."""
         return self.last is not None and not self.last <= self.limit(margin, guess, probe)
@@ -182,6 +188,10 @@ class DoNoHarm:
     encodings that it was made from, by more than γ · max(L, log(C) / 4), or leaves it above (1 + γ) log C (`undone`). A
     few steps can spoil a head for good, which no later factor mends.
 
+    **Wait.** After `WAIT` epochs AMR does not act until the mean main loss of a training epoch has been at most
+    log(C) / (1 + γ). A model that has not begun to learn shows no harm by a rise, and AMR may be what keeps it from it:
+    where only the modalities together tell the class, balance is all that the first epochs find.
+
     **Rule.** L_t is the mean main loss of epoch t on validation or, where there is none, in training. The reference
     L*_t is the lowest of the epochs before, of log C (guessing), and of the loss of a ridge classifier of all encodings
     when evidence was last measured: a model that never got good has no good epoch to be compared with. It is harm if
@@ -197,13 +207,14 @@ class DoNoHarm:
         margin: γ, > 0.
 
     Attributes:
-        factor: Factor of AMR's rate or weight, in [0, 1].
+        factor: Factor of AMR's rate or weight, in [0, 1], where it does not wait.
+        waiting: Whether AMR waits for a training loss below guessing's.
         accuracies: Accuracy of each modality alone, when it was last measured; empty before.
     """
 
     def __init__(self, guard: bool, margin: float) -> None:
         self.guard, self.margin = guard, margin
-        self.factor = 1.0
+        self.factor, self.waiting = 1.0, False
         self.accuracies: dict[str, float] = {}
         self._asked = 0  # measurements in a row in which the target asked for too much
         self._warned = False
@@ -212,6 +223,11 @@ class DoNoHarm:
         self._train, self._val = Trend(), Trend()
         self._sum, self._count = 0.0, 0  # of this epoch's main losses, over clips and ranks
         self._steps, self._undone = 0, 0  # of this epoch; after it they stay for the report
+
+    @property
+    def allowed(self) -> float:
+        """Factor of AMR's rate or weight, in [0, 1]: `factor`, or 0 while it waits."""
+        return 0.0 if self.waiting else self.factor
 
     def observe(self, steps: Sequence[Step]) -> None:
         """Adds the main loss of a step's micro-batches, over all ranks, to the epoch's mean."""
@@ -263,23 +279,31 @@ class DoNoHarm:
         if self._count:
             self._train.add(self._sum / self._count)
         self._sum, self._count = 0.0, 0
+        guess = math.log(state.model.head.num_classes)
+        self._wait(epochs, guess)
         trend = self._train
         if "val/loss" in state or self._val.last is not None:  # once validated, training's loss decides no more
             trend, loss = self._val, gather_objects(float(state.get("val/loss", math.nan)))[0]
             if "val/loss" not in state or loss == trend.last:  # no validation in this epoch
                 return
             trend.add(loss)
-        guess = math.log(state.model.head.num_classes)
         if acting and trend.above(self.margin, guess, self._probe) and not trend.falls(self.margin, guess):
             blamed = self._asked > 0 or not self.accuracies or self._train.above(self.margin, guess)
             if blamed and trend.last is not None:
                 self.factor = lowered(self.factor, trend.last, trend.limit(self.margin, guess, self._probe))
 
+    def _wait(self, epochs: int, guess: float) -> None:
+        """Whether AMR waits, after so many epochs of it; one line says so when it first does."""
+        before, most = self.waiting, guess / (1 + self.margin)
+        self.waiting = epochs >= WAIT and not self._train.reached(most)
+        if self.waiting and not before and rank_and_world()[0] == 0:
+            note(f"amr: waits: after {epochs} epochs no training loss was below {most:.3g}, guessing has {guess:.3g}")
+
     def report(self) -> dict[str, float]:
-        """`evidence/<m>`, accuracy alone; `guard`, the factor; `undone`, the part of steps taken back."""
+        """`evidence/<m>`, accuracy alone; `guard`, the factor, 0 while AMR waits; `undone`, the part of steps taken back."""
         found = {f"evidence/{m}": accuracy for m, accuracy in self.accuracies.items()}
         if self.guard:
-            found["guard"] = self.factor
+            found["guard"] = self.allowed
         return found | ({"undone": self._undone / self._steps} if self._steps else {})
 
     def state(self) -> dict[str, Any]:
