@@ -88,8 +88,8 @@ class AMR(Regularizer):
             the head.
         different_label: With `output`, whether only clips of another class replace a clip's encodings; a clip without
             any such clip in the global batch does not count. None for false.
-        guard: Whether the method is weakened, and in the end stopped, where the main loss rises; see `DoNoHarm`. None
-            for false.
+        guard: Whether the method is weakened, and in the end stopped, where the main loss rises, and waits where
+            nothing is learnt; see `DoNoHarm`. None for false.
         guard_margin: By which part of the lowest mean main loss before it may rise, > 0; None for 0.1.
 
     Raises:

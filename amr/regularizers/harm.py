@@ -31,7 +31,7 @@ TOO_MUCH = 2.0
 LEAST = 0.125
 """A factor below this is 0."""
 WAIT = 4
-"""Epochs of AMR after which it waits until the training loss is below that of guessing."""
+"""Epochs of AMR after which it waits until the loss is below that of guessing."""
 FLOOR = 0.25
 """The margin is of the reference or, if that is lower, of this part of log C, the loss of guessing."""
 
@@ -188,10 +188,6 @@ class DoNoHarm:
     encodings that it was made from, by more than γ · max(L, log(C) / 4), or leaves it above (1 + γ) log C (`undone`). A
     few steps can spoil a head for good, which no later factor mends.
 
-    **Wait.** After `WAIT` epochs AMR does not act until the mean main loss of a training epoch has been at most
-    log(C) / (1 + γ). A model that has not begun to learn shows no harm by a rise, and AMR may be what keeps it from it:
-    where only the modalities together tell the class, balance is all that the first epochs find.
-
     **Rule.** L_t is the mean main loss of epoch t on validation or, where there is none, in training. The reference
     L*_t is the lowest of the epochs before, of log C (guessing), and of the loss of a ridge classifier of all encodings
     when evidence was last measured: a model that never got good has no good epoch to be compared with. It is harm if
@@ -199,6 +195,10 @@ class DoNoHarm:
     asks for more than a modality knows, or the mean main loss in training is beyond its own limit, too. A validation
     loss that rises by itself is overfitting. Where evidence cannot be measured, the rise alone decides. The factor is
     then `lowered`, in the end to 0. It never rises.
+
+    **Wait.** After `WAIT` epochs AMR does not act until some L_t has been at most log(C) / (1 + γ). A model that has
+    not begun to learn shows no harm by a rise, and AMR may be what keeps it from it: where only the modalities together
+    tell the class, balance is all that the first epochs find.
 
     Everything is equal on all ranks, and in `state`.
 
@@ -208,7 +208,7 @@ class DoNoHarm:
 
     Attributes:
         factor: Factor of AMR's rate or weight, in [0, 1], where it does not wait.
-        waiting: Whether AMR waits for a training loss below guessing's.
+        waiting: Whether AMR waits for a loss below guessing's.
         accuracies: Accuracy of each modality alone, when it was last measured; empty before.
     """
 
@@ -279,28 +279,28 @@ class DoNoHarm:
         if self._count:
             self._train.add(self._sum / self._count)
         self._sum, self._count = 0.0, 0
-        guess = math.log(state.model.head.num_classes)
-        self._wait(epochs, guess)
         trend = self._train
         if "val/loss" in state or self._val.last is not None:  # once validated, training's loss decides no more
             trend, loss = self._val, gather_objects(float(state.get("val/loss", math.nan)))[0]
             if "val/loss" not in state or loss == trend.last:  # no validation in this epoch
                 return
             trend.add(loss)
+        guess = math.log(state.model.head.num_classes)
+        self._wait(trend, epochs, guess)
         if acting and trend.above(self.margin, guess, self._probe) and not trend.falls(self.margin, guess):
             blamed = self._asked > 0 or not self.accuracies or self._train.above(self.margin, guess)
             if blamed and trend.last is not None:
                 self.factor = lowered(self.factor, trend.last, trend.limit(self.margin, guess, self._probe))
 
-    def _wait(self, epochs: int, guess: float) -> None:
+    def _wait(self, trend: Trend, epochs: int, guess: float) -> None:
         """Whether AMR waits, after so many epochs of it; one line says so when it first does."""
         before, most = self.waiting, guess / (1 + self.margin)
-        self.waiting = epochs >= WAIT and not self._train.reached(most)
+        self.waiting = epochs >= WAIT and not trend.reached(most)
         if self.waiting and not before and rank_and_world()[0] == 0:
-            note(f"amr: waits: after {epochs} epochs no training loss was below {most:.3g}, guessing has {guess:.3g}")
+            note(f"amr: waits: after {epochs} epochs the loss was never below {most:.3g}, and guessing has {guess:.3g}")
 
     def report(self) -> dict[str, float]:
-        """`evidence/<m>`, accuracy alone; `guard`, the factor, 0 while AMR waits; `undone`, the part of steps taken back."""
+        """`evidence/<m>`, accuracy alone; `guard`, the factor now; `undone`, the part of steps taken back."""
         found = {f"evidence/{m}": accuracy for m, accuracy in self.accuracies.items()}
         if self.guard:
             found["guard"] = self.allowed

@@ -44,6 +44,19 @@ class Noise(Toy):
         return self.loader(False) if self.validated else []
 
 
+class Sums(Noise):
+    """The class is the sum of what the two modalities show, modulo 3: neither tells anything alone."""
+
+    def __init__(self, clips: int = 256, **options: Any) -> None:
+        super().__init__(clips, **options)
+        generator = torch.Generator().manual_seed(2)
+        shown = torch.randint(0, 3, (2, len(self.label)), generator=generator)
+        self.label = shown.sum(0) % 3
+        for name, each in zip(list(self.inputs), shown, strict=True):
+            noise = torch.randn(len(each), 6, generator=generator)
+            self.inputs[name] = nn.functional.one_hot(each, 6) + 0.3 * noise
+
+
 def accuracy(model: Any, data: Noise) -> float:
     """Of the model on the validation clips."""
     batch = data.collate([*range(data.clips, len(data.label))])

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from amr.classifier import FusionClassifier
+from amr.fusion import Concat
 from amr.model.encoded import Encoded
 from amr.regularizers import AMR
 from amr.regularizers.base import EpochState
@@ -33,7 +35,7 @@ from amr.regularizers.harm import (
 )
 from amr.utils.errors import UserError
 from tests.ranks import fit_on, on_one_and_two_ranks
-from tests.regularizers.planted import Noise
+from tests.regularizers.planted import Noise, Sums
 from tests.training import assert_equal, build, fit, weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -144,8 +146,10 @@ def test_a_trend_keeps_the_lowest_of_before_and_says_what_falls() -> None:
     assert trend.above(0.1, guess, 0.3)
 
 
-def judged(losses: list[float], asked: int = 1, train: list[float] | None = None, **options: Any) -> list[float]:
-    """The factor after each epoch of given validation losses."""
+def judged(
+    losses: list[float], asked: int = 1, train: list[float] | None = None, of: str = "factor", **options: Any
+) -> list[float]:
+    """The factor, or what is allowed, after each epoch of given validation losses."""
     model = build().model
     harm = DoNoHarm(True, 0.1)
     harm.__dict__.update({"_asked": asked, "accuracies": {"audio": 0.9, "video": 0.3}, "_blind": True, **options})
@@ -155,7 +159,7 @@ def judged(losses: list[float], asked: int = 1, train: list[float] | None = None
             harm._sum, harm._count = train[epoch], 1
         metrics = {} if math.isinf(loss) else {"val/loss": torch.tensor(loss)}
         harm.judge(EpochState(metrics, model, epoch), lambda: EQUAL, epoch + 1, acting=True)
-        found.append(harm.factor)
+        found.append(getattr(harm, of))
     return found
 
 
@@ -183,6 +187,20 @@ def test_an_epoch_without_validation_changes_nothing_and_training_decides_where_
     assert judged([1.0, 1.2, 1.2, 1.3]) == [1, 0.5, 0.5, 0.25]  # the third is the second's, left in the metrics
     assert judged([1.0, math.inf, 1.2], train=[1.0, 9.0, 9.0]) == [1, 1, 0.5]
     assert judged([math.inf] * 3, train=[1.0, 1.2, 1.3]) == [1, 0.5, 0.25]
+
+
+def test_amr_waits_from_the_fourth_epoch_until_something_has_been_learnt(capfd: pytest.CaptureFixture[str]) -> None:
+    guess, allowed = math.log(3), partial(judged, of="allowed")
+    flat, low = [(1 + epoch / 1000) * guess for epoch in range(6)], guess / 1.1 - 1e-6
+    assert allowed(flat) == [1, 1, 1, 0, 0, 0]
+    said = "amr: waits: after 4 epochs the loss was never below 0.999, and guessing has 1.1"
+    assert capfd.readouterr().err.count(said) == 1
+    assert allowed([*flat[:4], low, flat[5]]) == [1, 1, 1, 0, 1, 1]  # once is enough
+    assert allowed([low, *flat[1:]]) == [1] * 6
+    assert allowed(flat, train=[low] * 6) == [1, 1, 1, 0, 0, 0]  # what is learnt by heart does not count
+    assert allowed([math.inf] * 6, train=flat) == [1, 1, 1, 0, 0, 0]
+    assert allowed([math.inf] * 6, train=[*flat[:4], low, flat[5]]) == [1, 1, 1, 0, 1, 1]
+    assert allowed(flat, guard=False) == [1] * 6
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings
@@ -299,6 +317,21 @@ def test_the_guard_keeps_the_loss_near_naive_fusion_s_where_one_modality_is_nois
     naive, harmed, guarded = loss(None), loss(AMR(lr=5.0)), loss(AMR(lr=5.0, guard=True))
     assert harmed > 1.3 * naive
     assert guarded - naive < 0.6 * (harmed - naive)
+
+
+def test_the_guard_lets_a_model_learn_what_only_both_modalities_tell() -> None:
+    def accuracy(**options: Any) -> float:
+        amr: dict[str, Any] = (
+            {"amr": AMR(attribution="output", gradient="encoder", weight=3.0, **options)} if options else {}
+        )
+        optimizer = partial(SGD, lr=0.05, momentum=0.9)
+        model = build(fusion=partial(Concat, hidden=16), optimizer=optimizer, **amr)
+        return float(fit(model, Sums(), max_epochs=25).callback_metrics["val/acc"])
+
+    naive, free, guarded = accuracy(), accuracy(guard=False), accuracy(guard=True)
+    assert naive > 0.9
+    assert free < 0.6
+    assert guarded > 0.8
 
 
 def test_steps_that_would_destroy_the_head_are_undone_with_momentum_or_without() -> None:
