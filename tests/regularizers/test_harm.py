@@ -195,11 +195,11 @@ def test_amr_waits_from_the_fourth_epoch_until_something_has_been_learnt(capfd: 
     assert allowed(flat) == [1, 1, 1, 0, 0, 0]
     said = "amr: waits: after 4 epochs the loss was never below 0.999, and guessing has 1.1"
     assert capfd.readouterr().err.count(said) == 1
-    assert allowed([*flat[:4], low, flat[5]]) == [1, 1, 1, 0, 1, 1]  # once is enough
-    assert allowed([low, *flat[1:]]) == [1] * 6
+    assert allowed([*flat[:4], low, 1.05 * low]) == [1, 1, 1, 0, 1, 1]  # once is enough
+    assert allowed([low, *[1.05 * low] * 5]) == [1] * 6
     assert allowed(flat, train=[low] * 6) == [1, 1, 1, 0, 0, 0]  # what is learnt by heart does not count
     assert allowed([math.inf] * 6, train=flat) == [1, 1, 1, 0, 0, 0]
-    assert allowed([math.inf] * 6, train=[*flat[:4], low, flat[5]]) == [1, 1, 1, 0, 1, 1]
+    assert allowed([math.inf] * 6, train=[*flat[:4], low, 1.05 * low]) == [1, 1, 1, 0, 1, 1]
     assert allowed(flat, guard=False) == [1] * 6
 
 
