@@ -1,8 +1,10 @@
 """Explanations of clips against captum's on the same model, clips and number of samples, as ratios in one process.
 
 Two small CNNs as for the GRID letters and a low-rank head, eight clips, 16 atoms a modality, both modalities explained
-one after the other, in batches of 64 rows, on one core. captum gets the whole model, and the other modality's input
-beside the explained one, as its manual has it; LIME and KernelSHAP take its clips one by one, for it asks for that.
+one after the other, on one core, 64 rows at once where captum lets one say so and fewer on our side where inputs are
+large. captum gets the whole model, and the other modality's input beside the explained one, as its manual has it; LIME
+and KernelSHAP take its clips one by one, for it asks for that.
+`by_default` is captum as it comes, one perturbation at a time, and `3_classes` explains three classes of every clip.
 `apart` is the largest difference relative to the largest value, of the methods that draw nothing. CPU time; the sides
 take turns. Prints a table and one JSON line.
 
@@ -12,7 +14,7 @@ take turns. Prints a table and one JSON line.
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +24,13 @@ from torch import Tensor
 
 from amr.datamodules.atoms import Atoms
 from amr.model import FusionModel
+from amr.multiviz.base import Several
 from amr.multiviz.trust import infidelity
 from amr.multiviz.unimodal import gradient_shap, integrated_gradients, kernel_shap, lime, occlusion
 from benchmarks.common import machine, quiet, report, spread
 from benchmarks.multiviz import made
 
-SAMPLES, STEPS, DRAWS, SETS, ROWS, TARGET = 128, 32, 32, 64, 64, 3
+SAMPLES, STEPS, DRAWS, SETS, ROWS, TARGET, CLASSES = 128, 32, 32, 64, 64, 3, 3
 Case = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
@@ -41,10 +44,22 @@ def cases(model: FusionModel, inputs: dict[str, Tensor], modality: str, atoms: A
         logits: Tensor = model({modality: explained, other: rest})
         return logits
 
-    def each() -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    def each(method: Any, at_once: int) -> Tensor:
+        found = []
         for i in range(len(x)):
-            shared = {"target": TARGET, "additional_forward_args": (beside[i : i + 1],), "feature_mask": label}
-            yield x[i : i + 1], {**shared, "n_samples": SAMPLES, "perturbations_per_eval": ROWS}
+            given = {"target": TARGET, "additional_forward_args": (beside[i : i + 1],), "feature_mask": label}
+            sampled = {"n_samples": SAMPLES, "perturbations_per_eval": at_once}
+            found.append(method(forward).attribute(x[i : i + 1], **given, **sampled))
+        return torch.cat(found)
+
+    def removed(at_once: int) -> Tensor:
+        method = FeatureAblation(forward)
+        found: Tensor = method.attribute(x, feature_mask=label, perturbations_per_eval=at_once, **options)
+        return found
+
+    def of_classes(method: Any, **more: Any) -> Tensor:
+        given = {"additional_forward_args": (beside,), **more}
+        return torch.stack([method(forward).attribute(x, target=c, **given) for c in range(CLASSES)], dim=1)
 
     def perturb(explained: Tensor) -> tuple[Tensor, Tensor]:
         gone = (torch.rand(len(explained), count) < 0.5)[:, atoms.label]
@@ -54,28 +69,36 @@ def cases(model: FusionModel, inputs: dict[str, Tensor], modality: str, atoms: A
     sampled: dict[str, Any] = {"samples": SAMPLES, "repeats": 1}
     importance = occlusion(model, inputs, modality, TARGET, atoms)
     per_element = importance.values.float()[:, atoms.label]
+    classes = Several(torch.arange(CLASSES).expand(len(x), -1))
+    ours: dict[str, Callable[[], Tensor]] = {
+        "lime": lambda: lime(model, inputs, modality, TARGET, atoms, **sampled).values,
+        "kernel_shap": lambda: kernel_shap(model, inputs, modality, TARGET, atoms, **sampled).values,
+        "occlusion": lambda: occlusion(model, inputs, modality, TARGET, atoms).values,
+    }
+    path: dict[str, Any] = {"n_steps": STEPS, "internal_batch_size": ROWS}
+    random: dict[str, Any] = {"baselines": x, "n_samples": DRAWS}
     return {
-        "lime": (
-            lambda: lime(model, inputs, modality, TARGET, atoms, **sampled).values,
-            lambda: torch.cat([Lime(forward).attribute(clip, **given) for clip, given in each()]),
-        ),
-        "kernel_shap": (
-            lambda: kernel_shap(model, inputs, modality, TARGET, atoms, **sampled).values,
-            lambda: torch.cat([KernelShap(forward).attribute(clip, **given) for clip, given in each()]),
-        ),
-        "occlusion": (
-            lambda: occlusion(model, inputs, modality, TARGET, atoms).values,
-            lambda: FeatureAblation(forward).attribute(
-                x, feature_mask=label, perturbations_per_eval=ROWS // len(x), **options
-            ),
-        ),
+        "lime": (ours["lime"], lambda: each(Lime, ROWS)),
+        "lime_by_default": (ours["lime"], lambda: each(Lime, 1)),
+        "kernel_shap": (ours["kernel_shap"], lambda: each(KernelShap, ROWS)),
+        "kernel_shap_by_default": (ours["kernel_shap"], lambda: each(KernelShap, 1)),
+        "occlusion": (ours["occlusion"], lambda: removed(max(1, ROWS // len(x)))),
+        "occlusion_by_default": (ours["occlusion"], lambda: removed(1)),
         "integrated_gradients": (
             lambda: integrated_gradients(model, inputs, modality, TARGET, atoms, steps=STEPS).values,
-            lambda: IntegratedGradients(forward).attribute(x, n_steps=STEPS, internal_batch_size=ROWS, **options),
+            lambda: IntegratedGradients(forward).attribute(x, **path, **options),
+        ),
+        "integrated_gradients_3_classes": (
+            lambda: integrated_gradients(model, inputs, modality, classes, atoms, steps=STEPS).values,
+            lambda: of_classes(IntegratedGradients, **path),
         ),
         "gradient_shap": (
             lambda: gradient_shap(model, inputs, modality, TARGET, atoms, baselines=x, samples=DRAWS).values,
-            lambda: GradientShap(forward).attribute(x, baselines=x, n_samples=DRAWS, **options),
+            lambda: GradientShap(forward).attribute(x, **random, **options),
+        ),
+        "gradient_shap_3_classes": (
+            lambda: gradient_shap(model, inputs, modality, classes, atoms, baselines=x, samples=DRAWS).values,
+            lambda: of_classes(GradientShap, **random),
         ),
         "infidelity": (
             lambda: infidelity(model, inputs, modality, TARGET, importance, samples=SETS),

@@ -2,7 +2,7 @@
 
 Each quantity is taken at sizes a factor of 2 apart; the exponent is that of the line through the logarithms of the
 median times of its larger half, where what is the same for every size counts least. Nothing that can be linear should
-be above 1.2. One thread, a minute in all. Prints a table and one JSON line.
+be above 1.2. One thread, some minutes in all. Prints a table and one JSON line.
 
     python -m benchmarks.growth [--parts 3]
 """

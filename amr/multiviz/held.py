@@ -1,5 +1,6 @@
 """A score as a function of one modality's input, everything else of the clips held fixed."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Held:
     def slopes(self, leaf: Tensor, clip: Tensor, factor: Tensor | float = 1.0) -> Tensor:
         """Gradient of each row's score by its own leaf (R, ...), times a factor, summed by atom: (R, ...).
 
-        Several targets have one pass forwards and one backwards each: (R, T, ...).
+        Several targets share the forward pass, and have a backward pass each: (R, T, ...).
         """
         leaf = leaf.detach().requires_grad_()
         scores = self.leaf_scores(leaf, clip)
@@ -125,7 +126,7 @@ def encoder_rows(x: Tensor, most: int, *, gradient: bool = False) -> int:
     """
     if x.device.type != "cpu":
         return most
-    return max(1, min(most, ENCODED // (4 if gradient else 1) // max(1, x[0].numel())))
+    return max(1, min(most, ENCODED // (4 if gradient else 1) // max(1, math.prod(x.shape[1:]))))
 
 
 def hold(
@@ -179,6 +180,7 @@ def hold(
     layer = embedding_layer(model, modality, x)
     with torch.no_grad():
         leaf = torch.cat([embed(model, modality, layer, part) for part in torch.split(x, batch)])
+    batch = encoder_rows(leaf, batch, gradient=True)  # vectors are larger than their ids
     return Held(model, modality, x, encodings, fixed, atoms, batch, leaf.detach(), layer)
 
 

@@ -31,7 +31,9 @@ TOO_MUCH = 2.0
 LEAST = 0.125
 """A factor below this is 0."""
 WAIT = 4
-"""Epochs of AMR after which it waits until the loss is below that of guessing."""
+"""Epochs of AMR after which it waits until something has been learnt."""
+LEARNT = 0.98
+"""Something has been learnt if the loss is at most so much of log C, the loss of guessing."""
 FLOOR = 0.25
 """The margin is of the reference or, if that is lower, of this part of log C, the loss of guessing."""
 
@@ -196,7 +198,7 @@ class DoNoHarm:
     loss that rises by itself is overfitting. Where evidence cannot be measured, the rise alone decides. The factor is
     then `lowered`, in the end to 0. It never rises.
 
-    **Wait.** After `WAIT` epochs AMR does not act until some L_t has been at most log(C) / (1 + γ). A model that has
+    **Wait.** After `WAIT` epochs AMR does not act until some L_t has been at most 0.98 log C. A model that has
     not begun to learn shows no harm by a rise, and AMR may be what keeps it from it: where only the modalities together
     tell the class, balance is all that the first epochs find.
 
@@ -286,7 +288,8 @@ class DoNoHarm:
                 return
             trend.add(loss)
         guess = math.log(state.model.head.num_classes)
-        self._wait(trend, epochs, guess)
+        if acting or self.waiting:
+            self._wait(trend, epochs, guess)
         if acting and trend.above(self.margin, guess, self._probe) and not trend.falls(self.margin, guess):
             blamed = self._asked > 0 or not self.accuracies or self._train.above(self.margin, guess)
             if blamed and trend.last is not None:
@@ -294,7 +297,7 @@ class DoNoHarm:
 
     def _wait(self, trend: Trend, epochs: int, guess: float) -> None:
         """Whether AMR waits, after so many epochs of it; one line says so when it first does."""
-        before, most = self.waiting, guess / (1 + self.margin)
+        before, most = self.waiting, LEARNT * guess
         self.waiting = epochs >= WAIT and not trend.reached(most)
         if self.waiting and not before and rank_and_world()[0] == 0:
             note(f"amr: waits: after {epochs} epochs the loss was never below {most:.3g}, and guessing has {guess:.3g}")
@@ -312,8 +315,10 @@ class DoNoHarm:
         return {**own, "_train": vars(self._train).copy(), "_val": vars(self._val).copy()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Takes what `state` gave; without a guard now, not how far it had gone."""
         for key, value in state.items():
+            if key in ("factor", "waiting") and not self.guard:
+                continue
             if key in ("_train", "_val"):
                 vars(getattr(self, key)).update(value)
             else:

@@ -13,6 +13,7 @@ from amr.model import encode_alone, head_of, rows_at_once
 from amr.multiviz.analysis.analysis import Analysis
 from amr.multiviz.analysis.plan import STAGES
 from amr.multiviz.analysis.sizes import REPEATS, SIMULATED, SYNERGIES, TRUST_CLIPS, joint_samples, masks_of, partners_of
+from amr.multiviz.held import encoder_rows
 
 BACKWARD = 3  # a row with its gradient, in rows without; a further class's gradient from the same pass costs one less
 STEPS = 33  # rows of integrated gradients, and of GradientSHAP
@@ -34,8 +35,8 @@ def rows_per_clip(analysis: Analysis) -> dict[str, tuple[dict[str, int], int]]:
     for a, b in combinations(fine, 2):
         drawn = 2 * REPEATS * joint_samples(samples, coarse[a], coarse[b])
         for m in (a, b):
-            own[m] += fine[m] + 2 * min(drawn, 1 << coarse[m]) + coarse[m]
-        head += (1 + fine[a]) * (1 + fine[b]) + 2 * drawn + (1 + coarse[a]) * (1 + coarse[b])
+            own[m] += fine[m] + 2 * min(drawn // 2, 1 << coarse[m]) + coarse[m]
+        head += (1 + fine[a]) * (1 + fine[b]) + drawn + (1 + coarse[a]) * (1 + coarse[b])
         head += BACKWARD * classes * (1 + min(fine[a], fine[b]))
     if len(fine) > 1:
         samples, partners = partners_of(analysis)
@@ -79,13 +80,14 @@ def _seconds_per_row(analysis: Analysis) -> dict[str, float]:
     size = max(1, min(64, rows_at_once(model, 64), len(analysis.chosen)))
     few = analysis.chosen[:size]
     inputs, encodings, head = analysis.inputs(few), analysis.encodings(few), head_of(model)
-    work: dict[str, Callable[[], Any]] = {m: partial(encode_alone, model, m, inputs[m]) for m in model.modalities}
+    rows = {m: min(size, encoder_rows(x, size)) for m, x in inputs.items()}
+    work: dict[str, Callable[[], Any]] = {m: partial(encode_alone, model, m, inputs[m][:n]) for m, n in rows.items()}
     work[""] = partial(head, encodings)
     found = {}
     with undisturbed(model), torch.no_grad():
         for name, call in work.items():
             call()  # what is made on the first call does not count
-            found[name] = min(_seconds(call) for _ in range(TIMED)) / size
+            found[name] = min(_seconds(call) for _ in range(TIMED)) / rows.get(name, size)
     return found
 
 

@@ -178,7 +178,7 @@ def sides(inputs: Mapping[str, Tensor], *given: Side) -> list[tuple[str, Atoms]]
 
 
 def encode(model: Explained, inputs: Mapping[str, Tensor], space: Space, encoder_batch: int) -> dict[str, Tensor]:
-    """Encodings of all modalities, (N, ...), `encoder_batch` rows at a time.
+    """Encodings of all modalities, (N, ...), `encoder_batch` rows at a time at most.
 
     Raises:
         UserError: A modality has no input, or `space` or `encoder_batch` is not allowed.
@@ -195,8 +195,8 @@ def encode(model: Explained, inputs: Mapping[str, Tensor], space: Space, encoder
     if space == "encodings":
         return {name: inputs[name] for name in model.modalities}
     return {
-        name: torch.cat([encode_alone(model, name, x) for x in _split(inputs[name], encoder_batch)])
-        for name in model.modalities
+        name: torch.cat([encode_alone(model, name, x) for x in _split(inputs[name], rows)])
+        for name, rows in ((name, encoder_rows(inputs[name], encoder_batch)) for name in model.modalities)
     }
 
 

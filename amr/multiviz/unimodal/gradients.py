@@ -34,7 +34,7 @@ def gradient(
         inputs: Input of each modality, (N, ...).
         modality: The modality that is explained.
         target: The score f: a logit or a penultimate unit. "predicted" is the class of the unperturbed clip. `Several`
-            share the pass forwards.
+            share the forward pass.
         atoms: Sum the elements' values by atom; None leaves them as they are.
         batch: Rows that the encoder and the head take at once.
 
