@@ -9,7 +9,9 @@ loader processes' cores, is below the step's wall time, loading hides behind it.
 With as many threads as cores, the step's threads and the loader's processes share the cores, which no loader can make
 up for: the default leaves one core to them.
 
-    python -m benchmarks.loader_step [--threads 1] [--workers 2] [--clips 352] [--blocks 8] [--epochs 2]
+With `--in_memory` the clips stay decoded in the training process (`data.in_memory`), which then transforms the batches.
+
+    python -m benchmarks.loader_step [--threads 1] [--workers 2] [--in_memory] [--clips 352] [--blocks 8] [--epochs 2]
 """
 
 import argparse
@@ -72,6 +74,7 @@ def main() -> None:
     spare = max(1, (os.cpu_count() or 2) - 1)
     parser.add_argument("--threads", type=int, default=spare, help="of the training process")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--in_memory", action="store_true", help="data.in_memory, without loader processes")
     parser.add_argument("--clips", type=int, default=352, help="an epoch")
     parser.add_argument("--blocks", type=int, default=8, help="pairs of fits, in memory and with the loader")
     parser.add_argument("--epochs", type=int, default=2, help="counted a fit, after one that is not")
@@ -79,13 +82,13 @@ def main() -> None:
     quiet()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
-        module = clips("grid", options.clips, Path(name), num_workers=0, batch_size=32)
+        module = clips("grid", options.clips, Path(name), num_workers=0, batch_size=32, in_memory=options.in_memory)
         next(iter(module.train_dataloader()))
         start = time.process_time()
         batches = list(module.train_dataloader())
         loading = (time.process_time() - start) / len(batches)
         memory: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-        module.num_workers = options.workers
+        module.num_workers = 0 if options.in_memory else options.workers
         seconds: dict[str, list[tuple[float, float]]] = {"memory": [], "loader": []}
         for block in range(options.blocks):
             for variant in ("memory", "loader") if block % 2 == 0 else ("loader", "memory"):
@@ -99,7 +102,8 @@ def main() -> None:
             "data": "grid" if GRID.is_dir() else "made",
             "machine": machine("cpu"),
             "cores": os.cpu_count(),
-            "workers": options.workers,
+            "workers": module.num_workers,
+            "in_memory": options.in_memory,
             "step_cpu_ms": round(1000 * statistics.median(cpu for _, cpu in seconds["memory"]), 2),
             "loading_cpu_ms": round(1000 * loading, 2),
             "memory_step_ms": round(1000 * statistics.median(wall for wall, _ in seconds["memory"]), 2),
