@@ -1,10 +1,12 @@
 """Seconds a training step with the real loader over seconds with the same tensors in memory.
 
 The small pair of encoders (configs/model/small.yaml) on the GRID letters' settings (configs/data/grid-letters.yaml),
-batch 32, with AMR, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches of
+batch 32, naive fusion, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches of
 its first epoch, kept in a list, take turns. Whole epochs are counted, waits at their beginnings included, after a
 first one. The two CPU times say what a loaded machine's ratio cannot: as long as that of a batch's loading, over all
 loader processes' cores, is below the step's wall time, loading hides behind it. Prints a table and one JSON line.
+
+AMR would measure what each modality knows alone between epochs, which it can only with the loader.
 
 With as many threads as cores, the step's threads and the loader's processes share the cores, which no loader can make
 up for: the default leaves one core to them.
@@ -30,7 +32,6 @@ from torch.utils.data import DataLoader
 from amr.classifier import FusionClassifier
 from amr.encoders import SmallCNN, SmallFrameCNN
 from amr.fusion import Concat
-from amr.regularizers import AMR
 from benchmarks.common import GRID, clips, machine, quiet, report, spread
 
 
@@ -48,7 +49,7 @@ def fit(loader: Any, classes: int, epochs: int) -> tuple[float, float]:
     """Wall and CPU seconds a step of all epochs but the first."""
     pl.seed_everything(0, verbose=False)
     encoders = {"audio": SmallCNN(in_channels=1), "video": SmallFrameCNN(in_channels=1)}
-    model = FusionClassifier(encoders, Concat, classes, optimizer=lambda p: SGD(p, lr=0.1), amr=AMR())
+    model = FusionClassifier(encoders, Concat, classes, optimizer=lambda p: SGD(p, lr=0.1))
     clock = Epochs()
     trainer = pl.Trainer(
         accelerator="cpu",
