@@ -1,8 +1,8 @@
 """Seconds a training step with the real loader over seconds with the same tensors in memory.
 
 The small pair of encoders (configs/model/small.yaml) on the GRID letters' settings (configs/data/grid-letters.yaml),
-batch 32, naive fusion, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches of
-its first epoch, kept in a list, take turns. Whole epochs are counted, waits at their beginnings included, after a
+batch 32, naive fusion, through Lightning's Trainer. A fit over a ClipLoader with 2 processes and one over the batches
+of its first epoch, kept in a list, take turns. Whole epochs are counted, waits at their beginnings included, after a
 first one. The two CPU times say what a loaded machine's ratio cannot: as long as that of a batch's loading, over all
 loader processes' cores, is below the step's wall time, loading hides behind it. Prints a table and one JSON line.
 
