@@ -53,14 +53,21 @@ def executed(folder: Path) -> Mapping[str, Any]:
             cell.metadata = {}
             if cell.cell_type == "code":
                 cell.execution_count = None
-                cell.outputs = [_stored(output) for output in cell.outputs if output.get("name") != "stderr"]
+                cell.outputs = _stored(cell.outputs)
     return notebooks
 
 
-def _stored(output: Any) -> Any:
-    if output.output_type == "execute_result":
-        output.execution_count = None
-    return output
+def _stored(outputs: list[Any]) -> list[Any]:
+    """Outputs without stderr. What was printed before and after a line of it is one again: slow machines have more."""
+    kept: list[Any] = []
+    for output in (output for output in outputs if output.get("name") != "stderr"):
+        if output.output_type == "execute_result":
+            output.execution_count = None
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 # -------------------------------------------------------------------------------- as pages of the documentation

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from mkdocs.config import load_config
 from mkdocs.structure.files import Files
@@ -54,6 +55,21 @@ def test_stored_outputs_are_those_of_an_execution(name: str, executed: Mapping[s
     stored = outputs(notebooks.read(name))
     assert any(kind != "text/plain" for kind, _ in stored)  # a picture or a table
     assert outputs(executed[name]) == stored, "python -m examples.notebooks stores what has changed"
+
+
+def test_what_is_printed_around_a_line_of_progress_is_one_output() -> None:
+    def printed(name: str, text: str) -> Any:
+        return nbformat.v4.new_output("stream", name=name, text=text)  # type: ignore[no-untyped-call]
+
+    drawn = nbformat.v4.new_output("display_data", data={"image/png": ""})  # type: ignore[no-untyped-call]
+    given = [
+        printed("stdout", "a\n"),
+        printed("stderr", "50 %"),
+        printed("stdout", "b\n"),
+        drawn,
+        printed("stdout", "c\n"),
+    ]
+    assert [output.get("text") for output in notebooks._stored(given)] == ["a\nb\n", None, "c\n"]
 
 
 def test_pages_of_the_site(tmp_path: Path) -> None:
