@@ -16,6 +16,7 @@ five=(0 1 2 3 4) other=(10 11 12 13 14)
 answer=(naive multi_loss dgl amr dgl.amr_encoder multi_loss.amr_encoder)
 coloured=(naive amr amr_encoder amr_weak multi_loss multi_loss.amr_weak)
 spoken=(naive multi_loss umt amr amr_encoder multi_loss.amr_weak)
+others=(dgl tcmax g2d mcr)
 few=(audio video naive multi_loss umt dgl amr amr_guard amr_encoder amr_weak dgl.amr_encoder multi_loss.amr_weak)
 
 grid() {  # data set, grid, data's configuration, what is measured, seeds, then further arguments after --
@@ -34,7 +35,7 @@ part() {
     trials) python $here/choose.py trials; grid letters trials $letters logged 0 ;;
     onto) python $here/choose.py onto; grid letters onto $letters logged 0 ;;
     letters) python $here/choose.py main; grid letters main $letters all "${five[@]}" ;;
-    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${spoken[@]}" ;;
+    noise) grid letters-10db main $letters all "${five[@]}" -- $snr=-10 --only "${spoken[@]}" "${others[@]}" ;;
     noise-draw) grid letters-10db draw $letters all "${other[@]}" -- $snr=-10 --only "${spoken[@]}" ;;
     dial)
       python $here/choose.py dial
