@@ -116,7 +116,7 @@ def test_tasks_are_drawn_as_they_are_needed() -> None:
             yield (drawn,)
 
     results = run_tasks(deadly.square, tasks(), workers=1)
-    assert next(results) == 16
+    assert next(results) in (16, 25)  # two are handed out, and both may be done when the first is asked for
     assert drawn < 10
     results.close()
 
