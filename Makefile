@@ -31,7 +31,7 @@ docs: $(READY)  ## site/, which opens from disk
 notebooks: $(READY)  ## executes examples/*.ipynb and stores their outputs
 	$(BIN)/python -m examples.notebooks
 
-BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path site step growth analyze
+BENCHMARKS ?= amr_overhead loader loader_step prepare_rate memory startup ddp multiviz sparse_path site step growth analyze explanations
 
 bench: $(READY)  ## an hour on two cores; BENCHMARKS=loader for one of them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements-bench.lock

@@ -113,15 +113,19 @@ class VideoTransform:
         Raises:
             ValueError: A frame cannot be decoded.
         """
-        return self.normalised(self.pixels(stored, train=train))
+        return self.normalised(self._shown(stored, train))
 
     def pixels(self, stored: Sequence[Any], *, train: bool) -> Tensor:
         """What a call normalises: (frames, channels, height, width) uint8. Arguments and errors are those of a call."""
+        return self._shown(stored, train).to(torch.uint8)
+
+    def _shown(self, stored: Sequence[Any], train: bool) -> Tensor:
+        """Pixels that are seen of a clip, as uint8, or as floats where a shift needed them."""
         chosen = self.choose(stored, train=train)
-        return self._look(self._decode(chosen, torch.device("cpu"))[0], chosen.views[0]).to(torch.uint8)
+        return self._look(self._decode(chosen, torch.device("cpu"))[0], chosen.views[0])
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """(x / 255 - mean) / std of pixels x (..., channels, height, width) uint8, float32 on their device."""
+        """(x / 255 - mean) / std of pixels x (..., channels, height, width) in 0..255, float32 on their device."""
         return self._normalise(torch.empty(pixels.shape, device=pixels.device).copy_(pixels))
 
     def _normalise(self, x: Tensor) -> Tensor:

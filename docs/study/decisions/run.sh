@@ -30,6 +30,13 @@ grid() {  # data set, grid, data's configuration, what is measured, seeds, then 
   python docs/study/measure.py "$dataset" $grid --runs "$runs" --results $here/results --measures "$measures"
 }
 
+planted() {  # task, grid, seeds
+  local task=$1 grid=$2
+  shift 2
+  grid synthetic-$task "$grid" docs/study/synthetic.yaml all "$@" -- --data.init_args.task=$task \
+    --trainer.max_epochs=10 --only "${spoken[@]}"
+}
+
 part() {
   case $1 in
     trials) python $here/choose.py trials; grid letters trials $letters logged 0 ;;
@@ -58,12 +65,8 @@ part() {
       grid digits dial docs/study/digits.yaml all "${five[@]}" ;;
     digits) grid digits main docs/study/digits.yaml all "${five[@]}" -- --only "${few[@]}" ;;
     knob) for db in 5 0; do grid letters-${db}db main $letters all "${five[@]}" -- $snr=-$db --only "${spoken[@]}"; done ;;
-    redundant|video_only|audio_only)
-      grid synthetic-$1 main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=$1 \
-        --trainer.max_epochs=10 --only "${spoken[@]}" ;;
-    redundant-draw)
-      grid synthetic-redundant draw docs/study/synthetic.yaml all "${other[@]}" -- --data.init_args.task=redundant \
-        --trainer.max_epochs=10 --only "${spoken[@]}" ;;
+    redundant|video_only|audio_only) planted $1 main "${five[@]}" ;;
+    redundant-draw) planted redundant draw "${other[@]}" ;;
     synergistic)
       grid synthetic-synergistic main docs/study/synthetic.yaml all "${five[@]}" -- --data.init_args.task=synergistic \
         --data.init_args.classes=3 --data.init_args.clips=1600 --data.init_args.audio_snr_db=10 \

@@ -15,6 +15,7 @@ from amr.fusion.base import Fusion
 from amr.model import FusionModel
 from amr.multiviz.base import Unit
 from amr.multiviz.trust import insertion, synergies, synergy
+from amr.multiviz.trust.synergy import _ranks
 from amr.multiviz.unimodal import Importance, gradient, gradient_input, kernel_shap, occlusion
 from amr.utils.errors import UserError
 from tests import toy
@@ -205,9 +206,14 @@ def test_rows() -> None:
         counter = Counter(model)
         synergies(model, inputs, 1, maps, orders=3, steps=4, batch=9, encoder_batch=7)
         names, size = [*maps[0]], len(inputs["one"])
+        in_order = [m for m in model.modalities if m in names]
+        ranks = _ranks(maps, dict.fromkeys(in_order, flat_atoms(6)), size, 3, 0)
         for m in inputs:
-            least, most = (3, 2 + sets - (sets // 4 - 1)) if m in names else (2, 2)
-            assert size * least <= counter.rows[m] <= size * most
+            encoded = 2 * size  # the clip as it is, and nothing kept
+            for clip in range(size) if m in names else ():
+                chosen = ranks[m][:, clip, None] < (torch.arange(1, 5) * 6 // 4)[:, None]
+                encoded += len(torch.unique(chosen.flatten(0, 1), dim=0))
+            assert counter.rows[m] == encoded
         assert counter.rows["head"] == size * (1 + (len(names) + pairs) * sets)
         assert counter.largest <= 9
     counter = Counter(model)
